@@ -1,0 +1,1 @@
+"""DiMR: Multi-Resolution Diffusion Models (NeurIPS 2024)."""

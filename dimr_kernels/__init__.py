@@ -1,0 +1,16 @@
+"""Fused operators for diffusion models: Triton and CUDA on a GPU, plain PyTorch everywhere else."""
+
+from . import functional
+from .dispatch import BackendError, current_backend, use_backend
+from .nn import GEGLU, GEGLUMLP
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GEGLU",
+    "GEGLUMLP",
+    "BackendError",
+    "current_backend",
+    "functional",
+    "use_backend",
+]

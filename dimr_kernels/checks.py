@@ -1,0 +1,63 @@
+"""Checks of arguments. Each message names the operator and argument, what was found and what is wanted."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_floating(operator: str, **tensors: Tensor | None) -> None:
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{operator}: {name} must be a Tensor, got {type(tensor).__name__}")
+        if not tensor.is_floating_point():
+            raise TypeError(f"{operator}: {name} must have a floating-point dtype, got {tensor.dtype}")
+
+
+def check_shape(operator: str, name: str, tensor: Tensor, wanted: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != tuple(wanted):
+        raise ValueError(f"{operator}: {name} must have shape {list(wanted)}, got {list(tensor.shape)}")
+
+
+def check_rank(operator: str, name: str, tensor: Tensor, rank: int, layout: str) -> None:
+    if tensor.dim() != rank:
+        raise ValueError(f"{operator}: {name} must have {rank} dimensions {layout}, got shape {list(tensor.shape)}")
+
+
+def check_same_device(operator: str, **tensors: Tensor | None) -> None:
+    """All on the first tensor's device."""
+    first_name, first = "", None
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if first is None:
+            first_name, first = name, tensor
+        elif tensor.device != first.device:
+            raise ValueError(f"{operator}: {name} is on {tensor.device}, {first_name} is on {first.device}")
+
+
+def check_same_dtype(operator: str, **tensors: Tensor | None) -> None:
+    """All of the first tensor's dtype."""
+    first_name, dtype = "", None
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if dtype is None:
+            first_name, dtype = name, tensor.dtype
+        elif tensor.dtype != dtype:
+            raise TypeError(f"{operator}: {name} has dtype {tensor.dtype}, {first_name} has {dtype}")
+
+
+def check_choice(operator: str, name: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{operator}: {name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
+
+
+def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """The dtype that autocast would give this tensor's matrix products, or None outside autocast."""
+    device_type = tensor.device.type
+    if tensor.dtype == torch.float64 or not torch.is_autocast_enabled(device_type):
+        return None
+    return torch.get_autocast_dtype(device_type)

@@ -1,0 +1,1 @@
+"""Gated linear unit with GELU: ``gelu(gate) * value``."""

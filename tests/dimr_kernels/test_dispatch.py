@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+
+import dimr_kernels as dk
+from dimr_kernels.dispatch import TRITON_INTERPRETS
+
+
+def test_default_is_auto():
+    assert dk.current_backend() == "auto"
+
+
+def test_blocks_nest_and_end():
+    with dk.use_backend("eager"):
+        with dk.use_backend("triton"):
+            assert dk.current_backend() == "triton"
+        assert dk.current_backend() == "eager"
+    assert dk.current_backend() == "auto"
+
+
+def test_ends_after_an_error():
+    with pytest.raises(KeyError), dk.use_backend("eager"):
+        raise KeyError
+    assert dk.current_backend() == "auto"
+
+
+def test_unknown_name():
+    with pytest.raises(ValueError, match="'cudnn'"):
+        dk.use_backend("cudnn")
+
+
+def test_threads_do_not_see_each_other():
+    seen = []
+    with dk.use_backend("eager"):
+        thread = threading.Thread(target=lambda: seen.append(dk.current_backend()))
+        thread.start()
+        thread.join()
+    assert seen == ["auto"]
+
+
+def test_explicit_choice_without_such_a_form_raises():
+    with dk.use_backend("cuda"), pytest.raises(dk.BackendError, match="geglu.*'cuda'.*'triton'"):
+        dk.functional.geglu(torch.zeros(2, 4))
+
+
+def test_float64_is_never_computed_in_float32():
+    h = torch.randn(2, 4, dtype=torch.float64)
+    assert dk.functional.geglu(h).dtype == torch.float64
+    with dk.use_backend("triton"), pytest.raises(dk.BackendError, match="float64"):
+        dk.functional.geglu(h)
+
+
+@pytest.mark.skipif(not TRITON_INTERPRETS, reason="needs a process that interprets Triton on CPU tensors")
+def test_auto_never_takes_the_interpreter():
+    from unittest import mock
+
+    with mock.patch("dimr_kernels.ops.geglu.triton.forward", side_effect=AssertionError("interpreted")):
+        dk.functional.geglu(torch.zeros(2, 4))
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}
+    )
+
+
+def test_environment_variable():
+    code = "import dimr_kernels as dk; print(dk.current_backend())"
+    assert run_python(code, DIMR_KERNELS_BACKEND="eager").stdout.strip() == "eager"
+    bad = run_python(code, DIMR_KERNELS_BACKEND="fast")
+    assert bad.returncode != 0
+    assert "DIMR_KERNELS_BACKEND" in bad.stderr
+    assert "'fast'" in bad.stderr
+
+
+def test_cpu_tensors_without_the_interpreter():
+    code = "import torch, dimr_kernels as dk\nwith dk.use_backend('triton'): dk.functional.geglu(torch.zeros(2, 4))"
+    done = run_python(code, TRITON_INTERPRET="0")
+    assert "BackendError" in done.stderr
+    assert "CUDA tensors" in done.stderr
+
+
+def test_import_needs_torch_alone():
+    code = (
+        "import sys\n"
+        "for name in ('triton', 'flash_attn', 'diffusers', 'safetensors', 'tqdm', 'numpy.testing'):\n"
+        "    sys.modules[name] = None\n"
+        "import dimr_kernels, torch\n"
+        "dimr_kernels.functional.geglu(torch.zeros(2, 4))"
+    )
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_poison_is_in_force():
+    assert torch.isnan(torch.empty(16)).all()
+    assert torch.isnan(torch.randn(3).new_empty(5)).all()

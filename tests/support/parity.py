@@ -1,0 +1,88 @@
+"""A fused operator against its eager definition in float64, forward and every gradient.
+
+The tolerance: ``error(fused) <= 2 * error(eager in the same dtype) + ULPS * eps * max|reference|``, where the error is
+the largest absolute difference from the float64 result and eps belongs to the compared tensor's dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import dimr_kernels as dk
+
+# Two units in the last place at the largest magnitude: one for the order of float32 sums, one because Triton's
+# interpreter truncates bfloat16 stores where hardware rounds.
+ULPS = 2.0
+
+Inputs = Mapping[str, Any]
+Function = Callable[..., Any]
+
+
+def results_of(function: Function, inputs: Inputs, backend: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Outputs ("out.0", ...) and gradients ("grad.<argument>") for cotangents drawn from one fixed seed.
+
+    ``dtype`` casts every floating input first. Tensors that require a gradient in ``inputs`` get one.
+    """
+    arguments: dict[str, Any] = {}
+    leaves: dict[str, Tensor] = {}
+    for name, value in inputs.items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            requires_grad = value.requires_grad
+            value = value.detach() if dtype is None else value.detach().to(dtype)
+            if requires_grad:
+                leaves[name] = value.requires_grad_()
+        arguments[name] = value
+    with dk.use_backend(backend):
+        outputs = function(**arguments)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    found = {f"out.{i}": out.detach() for i, out in enumerate(outputs)}
+    if leaves:
+        generator = torch.Generator().manual_seed(1)
+        cotangents = [
+            torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.device, out.dtype)
+            for out in outputs
+        ]
+        gradients = torch.autograd.grad(outputs, list(leaves.values()), cotangents)
+        found |= {f"grad.{name}": g for name, g in zip(leaves, gradients, strict=True)}
+    return found
+
+
+def assert_parity(function: Function, inputs: Inputs, backend: str = "triton", ulps: float = ULPS) -> None:
+    """Run ``function(**inputs)`` fused, eager and in float64, and compare all that comes out."""
+    reference = results_of(function, inputs, "eager", torch.float64)
+    eager = results_of(function, inputs, "eager")
+    fused = results_of(function, inputs, backend)
+    for name, truth in reference.items():
+        got = fused[name]
+        assert got.shape == truth.shape, f"{name}: shape {tuple(got.shape)}, wanted {tuple(truth.shape)}"
+        assert got.dtype == eager[name].dtype, f"{name}: {got.dtype}, eager gives {eager[name].dtype}"
+        if truth.numel() == 0:
+            continue
+        assert torch.isfinite(got).all(), f"{name}: {(~torch.isfinite(got)).sum().item()} elements not finite"
+        slack = ulps * torch.finfo(got.dtype).eps * truth.abs().max().item()
+        allowed = 2 * largest_error(eager[name], truth) + slack
+        error = largest_error(got, truth)
+        assert error <= allowed, f"{name}: error {error:.3e}, allowed {allowed:.3e}"
+
+
+def largest_error(value: Tensor, truth: Tensor) -> float:
+    return (value.double() - truth).abs().max().item()
+
+
+def assert_deterministic(function: Function, inputs: Inputs, backend: str = "triton") -> None:
+    """The same bits twice."""
+    first, second = (results_of(function, inputs, backend) for _ in range(2))
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), f"{name}: two runs differ"
+
+
+def strided(x: Tensor) -> Tensor:
+    """The same values with a last stride of 2 and gaps between rows."""
+    wide = torch.zeros(*x.shape[:-1], 2 * x.shape[-1] + 3, dtype=x.dtype, device=x.device)
+    view = wide[..., : 2 * x.shape[-1] : 2]
+    view.copy_(x.detach())
+    return view.requires_grad_(x.requires_grad)
