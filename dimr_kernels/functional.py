@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import checks
-from .dispatch import choose
+from .dispatch import choose, current_backend
+from .ops.attention import eager as attention_eager
 from .ops.geglu import eager as geglu_eager
 from .ops.geglu import op as geglu_op
 
@@ -54,3 +56,12 @@ def geglu(h: Tensor, value: Tensor | None = None, approximate: str = "none", gat
             return geglu_eager.geglu_pair(h, value, approximate)
         out = geglu_op.geglu_pair(_rows(h), _rows(value), approximate)
     return out.reshape(*h.shape[:-1], out.shape[-1])
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto", scale: float | None = None) -> Tensor:
+    """``softmax(q k^T * scale) v`` for ``q, k, v [B, heads, L, head_dim]``; scale None is ``1/sqrt(head_dim)``."""
+    if scale is None:
+        scale = q.shape[-1] ** -0.5
+    if backend == "eager" or current_backend() == "eager":
+        return attention_eager.attention(q, k, v, scale)
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from . import functional as F
+from .ops.shuffle_norm_add.eager import pixel_shuffle_nhwc
 
 
 class GEGLU(nn.Module):
@@ -45,3 +46,30 @@ class GEGLUMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.geglu(x))
+
+
+class PixelShuffleUpsample(nn.Module):
+    """The cascade's way up (DiMR eq. (2)): ``y + TDLN(shuffle(Linear(TDLN(x))))``.
+
+    Args:
+        dim_in: width of ``x``, the lower branch's features.
+        dim_out: width of ``y`` and of the result.
+        upscale_factor: ``r``; the linear layer gives ``r * r * dim_out`` channels in ``(r, r, C)`` order.
+
+    Shape: ``x [B, H, W, dim_in]``, ``y [B, r*H, r*W, dim_out]`` -> ``[B, r*H, r*W, dim_out]``; ``t`` as in
+    :class:`TDLayerNorm`.
+    """
+
+    def __init__(self, dim_in: int, dim_out: int, upscale_factor: int = 2) -> None:
+        super().__init__()
+        self.upscale_factor = upscale_factor
+        self.norm_in = TDLayerNorm(dim_in)
+        self.proj = nn.Linear(dim_in, upscale_factor * upscale_factor * dim_out)
+        self.norm_out = TDLayerNorm(dim_out)
+
+    def forward(self, x: Tensor, y: Tensor, t: Tensor | float | None = None) -> Tensor:
+        h = self.proj(self.norm_in(x, t))
+        return y + self.norm_out(pixel_shuffle_nhwc(h, self.upscale_factor), t)
+
+    def extra_repr(self) -> str:
+        return f"upscale_factor={self.upscale_factor}"
