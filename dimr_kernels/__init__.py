@@ -2,7 +2,7 @@
 
 from . import functional
 from .dispatch import BackendError, current_backend, use_backend
-from .nn import GEGLU, GEGLUMLP, PixelShuffleUpsample
+from .nn import GEGLU, GEGLUMLP, DepthwiseConv2d, PixelShuffleUpsample
 
 __version__ = "0.1.0"
 
@@ -10,6 +10,7 @@ __all__ = [
     "GEGLU",
     "GEGLUMLP",
     "BackendError",
+    "DepthwiseConv2d",
     "PixelShuffleUpsample",
     "current_backend",
     "functional",

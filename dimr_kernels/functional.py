@@ -10,6 +10,7 @@ from torch import Tensor
 from . import checks
 from .dispatch import choose, current_backend
 from .ops.attention import eager as attention_eager
+from .ops.depthwise_conv import eager as depthwise_conv_eager
 from .ops.geglu import eager as geglu_eager
 from .ops.geglu import op as geglu_op
 
@@ -65,3 +66,45 @@ def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto", scale: flo
     if backend == "eager" or current_backend() == "eager":
         return attention_eager.attention(q, k, v, scale)
     return F.scaled_dot_product_attention(q, k, v, scale=scale)
+
+
+def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+    """Depthwise convolution of a channels-last feature map, stride 1, same padding: ``conv(x) + bias + residual``.
+
+    Args:
+        x: ``[B, H, W, C]``.
+        weight: ``[C, 1, K, K]``, torch's layout, K one of 3, 5, 7.
+        bias: ``[C]``, or None.
+        residual: ``[B, H, W, C]`` in ``x``'s dtype, added to the result; it costs nothing where it is ``x`` itself.
+
+    ``weight`` and ``bias`` may have another dtype than ``x``; each gradient has its own tensor's. Sums are float32.
+
+    Returns:
+        ``[B, H, W, C]`` in ``x``'s dtype. Under autocast ``x`` and ``residual`` are cast first, as for torch's
+        convolutions.
+
+    Raises:
+        ValueError, TypeError: an argument's shape, dtype or device does not fit.
+        BackendError: the implementation asked for cannot run (see :func:`dimr_kernels.use_backend`).
+    """
+    operator = "depthwise_conv2d"
+    checks.check_floating(operator, x=x, weight=weight, bias=bias, residual=residual)
+    checks.check_rank(operator, "x", x, 4, "[B, H, W, C]")
+    checks.check_rank(operator, "weight", weight, 4, "[C, 1, K, K]")
+    channels, kernel_size = x.shape[3], weight.shape[3]
+    checks.check_choice(operator, "weight's kernel size", kernel_size, (3, 5, 7))
+    checks.check_shape(operator, "weight", weight, (channels, 1, kernel_size, kernel_size))
+    if 0 in x.shape[1:]:
+        raise ValueError(f"{operator}: x must have positive H, W and C, got shape {list(x.shape)}")
+    if bias is not None:
+        checks.check_shape(operator, "bias", bias, (channels,))
+    if residual is not None:
+        checks.check_shape(operator, "residual", residual, tuple(x.shape))
+    checks.check_same_device(operator, x=x, weight=weight, bias=bias, residual=residual)
+    residual_is_x = residual is x
+    dtype = checks.autocast_dtype(x)
+    if dtype is not None:
+        x = x.to(dtype)
+        residual = x if residual_is_x else None if residual is None else residual.to(dtype)
+    checks.check_same_dtype(operator, x=x, residual=residual)
+    return depthwise_conv_eager.depthwise_conv2d(x, weight, bias, residual)
