@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from . import functional as F
+from .norms import TDLayerNorm
 from .ops.shuffle_norm_add.eager import pixel_shuffle_nhwc
 
 

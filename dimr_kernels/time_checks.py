@@ -1,0 +1,48 @@
+"""Checks of the arguments of time-dependent operators: the timestep, and a pair of parameters with its gate."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from . import checks
+
+
+def as_timesteps(operator: str, t: Tensor | float, x: Tensor) -> Tensor:
+    """``t`` for a batch ``x [B, ...]`` as a tensor ``[B]`` or ``[1]`` on x's device.
+
+    NaN is refused where looking costs no wait for a GPU: numbers and CPU tensors, outside torch.compile.
+    """
+    if not isinstance(t, Tensor):
+        if not isinstance(t, (float, int, torch.SymFloat, torch.SymInt)):
+            raise TypeError(f"{operator}: t must be a Tensor or a float, got {type(t).__name__}")
+        if not torch.compiler.is_compiling() and math.isnan(t):
+            raise ValueError(f"{operator}: t is NaN")
+        return torch.full((1,), t, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+    checks.check_floating(operator, t=t)
+    if t.dim() > 1 or t.numel() not in (1, x.shape[0]):
+        raise ValueError(
+            f"{operator}: t must have shape [B] = [{x.shape[0]}], [1] or [], got {list(t.shape)} for x {list(x.shape)}"
+        )
+    # A subclass may hold no values to look at (fake tensors).
+    readable = t.device.type == "cpu" and type(t) in (Tensor, torch.nn.Parameter)
+    if readable and not torch.compiler.is_compiling() and bool(t.detach().isnan().any()):
+        raise ValueError(f"{operator}: t holds NaN: {t.tolist()}")
+    return t if t.dim() == 1 else t.reshape(1)
+
+
+def check_gated_pair(operator: str, D: int, device: torch.device, **tensors: Tensor | None) -> None:
+    """Two parameters ``[D]``, then their gate's weight and offset, each ``[D]`` or ``[1]``, named as the caller's."""
+    for index, (name, tensor) in enumerate(tensors.items()):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{operator}: {name} must be a Tensor, got {type(tensor).__name__}")
+        if not tensor.is_floating_point():
+            raise TypeError(f"{operator}: {name} must have a floating-point dtype, got {tensor.dtype}")
+        if tensor.device != device:
+            raise ValueError(f"{operator}: {name} is on {tensor.device}, x is on {device}")
+        shape = tuple(tensor.shape)
+        if shape != (D,) and (index < 2 or shape != (1,)):
+            wanted = f"[{D}]" if index < 2 else f"[{D}] (a gate per channel) or [1]"
+            raise ValueError(f"{operator}: {name} must have shape {wanted}, got {list(shape)}")
