@@ -103,13 +103,14 @@ def _why_no_extension(device: torch.device) -> str | None:
 
 
 @torch.compiler.assume_constant_result
-def _capability(device: torch.device) -> tuple[int, int]:
+def capability(device: torch.device) -> tuple[int, int]:
+    """A CUDA device's compute capability, a constant in traced code."""
     return torch.cuda.get_device_capability(device)
 
 
 def _why_no_gpu(device: torch.device) -> str | None:
     if device.type != "cuda":
         return f"it needs a CUDA device, the tensors are on {device.type!r}"
-    if torch.version.hip is None and _capability(device) < OLDEST_CAPABILITY:
-        return f"it needs compute capability 8.0 or newer, {device} has {'.'.join(map(str, _capability(device)))}"
+    if torch.version.hip is None and capability(device) < OLDEST_CAPABILITY:
+        return f"it needs compute capability 8.0 or newer, {device} has {'.'.join(map(str, capability(device)))}"
     return None
