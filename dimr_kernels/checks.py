@@ -58,6 +58,6 @@ def check_choice(operator: str, name: str, value: object, choices: tuple[object,
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     """The dtype that autocast would give this tensor's matrix products, or None outside autocast."""
     device_type = tensor.device.type
-    if tensor.dtype == torch.float64 or not torch.is_autocast_enabled(device_type):
+    if device_type == "meta" or tensor.dtype == torch.float64 or not torch.is_autocast_enabled(device_type):
         return None
     return torch.get_autocast_dtype(device_type)

@@ -1,0 +1,96 @@
+"""The branches of the multi-resolution network: embedding, blocks with long skips, prediction (paper, section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import dimr_kernels as dk
+
+from .blocks import ConvNeXtBlock, TransformerBlock
+from .config import DiMRConfig
+
+
+class PatchEmbedding(nn.Module):
+    """Patches of the input, projected, plus a learned position. ``[B, C, S, S]`` -> ``[B, S/p, S/p, D]``."""
+
+    def __init__(self, in_channels: int, dim: int, patch_size: int, resolution: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Linear(in_channels * patch_size * patch_size, dim)
+        self.position = nn.Parameter(torch.empty(resolution, resolution, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, C, H, W = x.shape
+        p = self.patch_size
+        patches = x.reshape(B, C, H // p, p, W // p, p).permute(0, 2, 4, 1, 3, 5)  # [B, H/p, W/p, C, p, p]
+        return self.proj(patches.flatten(3)) + self.position
+
+
+class NoiseHead(nn.Module):
+    """TD layer norm and a 3x3 convolution: ``[B, H, W, D]`` -> ``[B, C, H, W]``."""
+
+    def __init__(self, dim: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm = dk.TDLayerNorm(dim)
+        self.conv = nn.Conv2d(dim, out_channels, kernel_size=3, padding=1)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.conv(self.norm(x, t).permute(0, 3, 1, 2)).contiguous()
+
+
+class Branch(nn.Module):
+    """What both kinds of branch share."""
+
+    def __init__(self, config: DiMRConfig, index: int, block: type[nn.Module]) -> None:
+        super().__init__()
+        D, count = config.dims[index], config.blocks[index]
+        self.embed = PatchEmbedding(config.in_channels, D, config.patch_sizes[index], config.resolutions[index])
+        self.blocks = nn.ModuleList(block(config, index) for _ in range(count))
+        self.skips = nn.ModuleList(nn.Linear(2 * D, D) for _ in range(count // 2))
+        self.head = NoiseHead(D, config.in_channels)
+
+    def through_blocks(self, h: Tensor, t: Tensor) -> list[Tensor]:
+        """``h [B, ..., D]`` and the output of each block.
+
+        The first half's outputs come back in reverse order as long skips into the second half.
+        """
+        features = [h]
+        half = len(self.skips)
+        for i, block in enumerate(self.blocks):
+            if i > half:
+                skip = features[len(self.blocks) - i]  # what the mirrored block gave
+                h = self.skips[i - half - 1](torch.cat((h, skip), dim=-1))
+            h = block(h, t)
+            features.append(h)
+        return features
+
+
+class TransformerBranch(Branch):
+    """The lowest resolution: tokens, the class first among them."""
+
+    def __init__(self, config: DiMRConfig, index: int) -> None:
+        super().__init__(config, index, TransformerBlock)
+        self.class_embedding = nn.Embedding(config.num_embeddings, config.dims[index])
+        self.resolution = config.resolutions[index]
+
+    def forward(self, x: Tensor, t: Tensor, class_labels: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """``x [B, C, S, S]``, ``t [B] or [1]``, ``class_labels [B]`` -> prediction and features ``[B, h, w, D]``."""
+        tokens = torch.cat((self.class_embedding(class_labels)[:, None], self.embed(x).flatten(1, 2)), dim=1)
+        features = [f[:, 1:].unflatten(1, (self.resolution, -1)) for f in self.through_blocks(tokens, t)]
+        return self.head(features[-1], t), features
+
+
+class ConvNeXtBranch(Branch):
+    """A higher resolution: the input's patches plus the features of the branch below, upsampled."""
+
+    def __init__(self, config: DiMRConfig, index: int) -> None:
+        super().__init__(config, index, ConvNeXtBlock)
+        lower = config.dims[index - 1] * (config.blocks[index - 1] + 1)
+        self.upsample = dk.PixelShuffleUpsample(lower, config.dims[index], upscale_factor=2)
+
+    def forward(self, x: Tensor, t: Tensor, lower: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """``x [B, C, S, S]``, ``t [B] or [1]``, ``lower [B, h/2, w/2, D'] each`` -> prediction and features."""
+        h = self.upsample(torch.cat(lower, dim=-1), self.embed(x), t)
+        features = self.through_blocks(h, t)
+        return self.head(features[-1], t), features

@@ -1,0 +1,81 @@
+"""A model as a folder: ``model.safetensors`` and ``config.json``."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ..config import DiMRConfig
+from ..network import DiMR
+from .errors import CheckpointError, check_keys
+from .reading import read_state_dict
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+
+def save_model(model: DiMR, folder: str | os.PathLike[str]) -> Path:
+    """Write the model's weights, in their own dtypes, and its configuration. Existing files are replaced whole."""
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    text = json.dumps(model.config.to_dict(), indent=2) + "\n"
+    write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path))
+    write_atomically(folder / CONFIG, lambda path: path.write_text(text))
+    return folder
+
+
+def load_model(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> DiMR:
+    """The model that :func:`save_model` wrote, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: the folder or one of its two files is missing.
+        CheckpointError: a file is damaged, or weights and configuration do not fit each other.
+    """
+    folder = Path(folder)
+    config = _read_config(folder / CONFIG)
+    weights = read_state_dict(folder / WEIGHTS)
+    with torch.device("meta"):
+        model = DiMR(config)
+    wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    check_keys({name: tuple(v.shape) for name, v in weights.items()}, wanted, str(folder / WEIGHTS))
+    model.load_state_dict(weights, assign=True)
+    return model.to(device).eval()
+
+
+def _read_config(path: Path) -> DiMRConfig:
+    if not path.is_file():
+        raise FileNotFoundError(f"no configuration at {path}")
+    try:
+        values = json.loads(path.read_text())
+        if not isinstance(values, dict):
+            raise TypeError(f"wanted an object, got {type(values).__name__}")
+        return DiMRConfig.from_dict(values)
+    except (ValueError, TypeError) as error:  # json.JSONDecodeError is a ValueError
+        raise CheckpointError(f"{path} is not a DiMR configuration: {error}") from error
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """``write`` fills a temporary file beside ``path``, which then takes its place in one step."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

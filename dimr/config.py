@@ -1,0 +1,132 @@
+"""What a DiMR is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+NORMS = ("td_layer", "td_rms")
+
+
+@dataclasses.dataclass(frozen=True)
+class DiMRConfig:
+    """Hyperparameters of a DiMR (paper, section 3 and Table 4).
+
+    Branch 0 has the lowest resolution and transformer blocks; the others have ConvNeXt blocks. Branch ``i`` of ``n``
+    works at ``input_size / 2**(n - 1 - i)``.
+
+    Args:
+        in_channels: channels of the image or latent, and of every prediction.
+        input_size: its height and width, a multiple of ``2**(branches - 1)``.
+        dims: width of each branch, lowest resolution first.
+        layers: layers of each branch; ``n`` builds ``2 * (n // 2) + 1`` blocks (half, a middle one, half with skips).
+        num_heads: attention heads of branch 0; divides ``dims[0]``.
+        num_classes: classes that can be asked for, ids 0 .. num_classes - 1.
+        unconditional_class: whether one more id, ``num_classes``, stands for "no class" (needed for guidance).
+        kernel_size: of the depthwise convolutions, odd.
+        mlp_ratio: hidden width of the GeGLU MLPs over the branch's width.
+        norm: "td_layer" or "td_rms", the blocks' norm. Upsampling and output norms are always TD layer norms.
+
+    Raises:
+        ValueError, TypeError: a field that does not fit, by name.
+    """
+
+    in_channels: int = 4
+    input_size: int = 32
+    dims: tuple[int, ...] = (960, 480)
+    layers: tuple[int, ...] = (39, 20)
+    num_heads: int = 16
+    num_classes: int = 1000
+    unconditional_class: bool = True
+    kernel_size: int = 7
+    mlp_ratio: float = 2
+    norm: str = "td_rms"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dims", _positive_integers("dims", self.dims))
+        object.__setattr__(self, "layers", _positive_integers("layers", self.layers))
+        for name in ("in_channels", "input_size", "num_heads", "num_classes", "kernel_size"):
+            _check_positive_integer(name, getattr(self, name))
+        if not isinstance(self.unconditional_class, bool):
+            raise TypeError(f"unconditional_class must be True or False, got {self.unconditional_class!r}")
+        if self.norm not in NORMS:
+            raise ValueError(f"norm must be one of {', '.join(map(repr, NORMS))}; got {self.norm!r}")
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        if len(self.dims) != len(self.layers):
+            raise ValueError(f"layers must have one entry per branch: dims is {self.dims}, layers is {self.layers}")
+        if self.input_size % self.patch_sizes[0]:
+            raise ValueError(
+                f"input_size must be a multiple of {self.patch_sizes[0]} for {self.num_branches} branches, "
+                f"got {self.input_size}"
+            )
+        if self.dims[0] % self.num_heads:
+            raise ValueError(f"num_heads must divide dims[0] = {self.dims[0]}, got {self.num_heads}")
+        if self.kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, got {self.kernel_size}")
+        ratio = self.mlp_ratio
+        if isinstance(ratio, bool) or not isinstance(ratio, (int, float)):
+            raise TypeError(f"mlp_ratio must be a number, got {ratio!r}")
+        if not (math.isfinite(ratio) and all(ratio * D >= 1 and (ratio * D) % 1 == 0 for D in self.dims)):
+            raise ValueError(f"mlp_ratio must give a whole number of hidden channels for dims {self.dims}, got {ratio}")
+
+    @property
+    def num_branches(self) -> int:
+        return len(self.dims)
+
+    @property
+    def patch_sizes(self) -> tuple[int, ...]:
+        """Side of each branch's patches of the input."""
+        return tuple(2 ** (self.num_branches - 1 - i) for i in range(self.num_branches))
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        """Side of each branch's feature maps and prediction."""
+        return tuple(self.input_size // p for p in self.patch_sizes)
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Blocks that each branch has."""
+        return tuple(2 * (n // 2) + 1 for n in self.layers)
+
+    @property
+    def hidden_dims(self) -> tuple[int, ...]:
+        """Hidden width of each branch's MLPs."""
+        return tuple(int(self.mlp_ratio * D) for D in self.dims)
+
+    @property
+    def num_embeddings(self) -> int:
+        """Class ids the model knows, the unconditional one included."""
+        return self.num_classes + int(self.unconditional_class)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DiMRConfig:
+        """The inverse of :meth:`to_dict`; a field that does not exist is an error."""
+        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise ValueError(f"DiMRConfig has no field {', '.join(map(repr, unknown))}")
+        return cls(**values)
+
+
+def _check_positive_integer(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def _positive_integers(name: str, values: object) -> tuple[int, ...]:
+    if not isinstance(values, (tuple, list)):
+        raise TypeError(f"{name} must be a sequence of integers, got {values!r}")
+    if not values:
+        raise ValueError(f"{name} must have at least one entry")
+    for i, value in enumerate(values):
+        _check_positive_integer(f"{name}[{i}]", value)
+    return tuple(values)

@@ -1,0 +1,39 @@
+"""Parameters and multiply-adds, counted without allocating a weight."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import dimr_kernels as dk
+
+from .config import DiMRConfig
+from .network import DiMR
+
+
+def _on_meta(config: DiMRConfig) -> DiMR:
+    with torch.device("meta"):
+        return DiMR(config)
+
+
+def count_parameters(model: nn.Module | DiMRConfig) -> int:
+    """Parameters of a model, or of the model that a configuration describes."""
+    if isinstance(model, DiMRConfig):
+        model = _on_meta(model)
+    return sum(p.numel() for p in model.parameters())
+
+
+def count_macs(model: DiMR | DiMRConfig) -> int:
+    """Multiply-adds of one forward of one image without guidance: matrix products, convolutions, attention.
+
+    The paper's "Gflops" are these. Norms, activations and additions are not counted.
+    """
+    config = model if isinstance(model, DiMRConfig) else model.config
+    meta = _on_meta(config)
+    x = torch.empty(1, config.in_channels, config.input_size, config.input_size, device="meta")
+    labels = torch.zeros(1, dtype=torch.int64, device="meta")
+    # The eager forms are made of torch operators, which the counter knows.
+    with torch.no_grad(), dk.use_backend("eager"), FlopCounterMode(display=False) as counter:
+        meta(x, 500.0, labels)
+    return counter.get_total_flops() // 2

@@ -1,0 +1,46 @@
+"""The training loss (paper, section 3.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def noise_target(noise: Tensor, size: int) -> Tensor:
+    """The noise that a branch of ``size x size`` is to predict: ``[B, C, S, S]`` -> ``[B, C, size, size]``.
+
+    An average pool times its kernel width, so that white noise of unit variance stays that.
+    """
+    if noise.dim() != 4 or noise.shape[-1] != noise.shape[-2] or size < 1 or noise.shape[-1] % size:
+        raise ValueError(f"noise must have shape [B, C, S, S], S a multiple of {size}, got {list(noise.shape)}")
+    width = noise.shape[-1] // size
+    return noise if width == 1 else F.avg_pool2d(noise, width) * width
+
+
+def branch_losses(outputs: Sequence[Tensor], noise: Tensor) -> tuple[Tensor, ...]:
+    """Each branch's mean squared error ``[B]``, float32, before weighting; ``outputs`` as a model returns them."""
+    if not isinstance(outputs, (tuple, list)) or not outputs:
+        raise TypeError("outputs must be a non-empty tuple of predictions, as the model returns it")
+    losses = []
+    for i, out in enumerate(outputs):
+        target = noise_target(noise, out.shape[-1])
+        if out.shape != target.shape:
+            raise ValueError(f"outputs[{i}] must have shape {list(target.shape)} for this noise, got {list(out.shape)}")
+        losses.append((out.float() - target.float()).square().flatten(1).mean(dim=1))
+    return tuple(losses)
+
+
+def multi_scale_loss(outputs: Sequence[Tensor], noise: Tensor) -> Tensor:
+    """Sum over branches of the mean squared error times ``1 / 4**(levels below the finest)``, per sample.
+
+    Args:
+        outputs: predictions ``[B, C, s, s]``, lowest resolution first.
+        noise: ``[B, C, S, S]``, what was added to the clean input.
+
+    Returns:
+        ``[B]`` float32.
+    """
+    losses = branch_losses(outputs, noise)
+    return sum(loss / 4 ** (len(losses) - 1 - i) for i, loss in enumerate(losses))

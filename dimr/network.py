@@ -1,0 +1,61 @@
+"""The multi-resolution network."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .branches import ConvNeXtBranch, TransformerBranch
+from .config import DiMRConfig
+from .initialization import initialize
+from .inputs import as_timestep, check_class_labels, check_image
+
+
+class DiMR(nn.Module):
+    """Predicts the noise in ``x`` at every resolution (paper, section 3).
+
+    The branches run from the lowest resolution, a transformer, to the input's own; each hands its features on to the
+    next. Parameters are float32 at first; :meth:`to` and autocast work as for any module.
+    """
+
+    def __init__(self, config: DiMRConfig) -> None:
+        super().__init__()
+        if not isinstance(config, DiMRConfig):
+            raise TypeError(f"config must be a DiMRConfig, got {type(config).__name__}")
+        self.config = config
+        higher = (ConvNeXtBranch(config, i) for i in range(1, config.num_branches))
+        self.branches = nn.ModuleList([TransformerBranch(config, 0), *higher])
+        initialize(self)
+
+    @property
+    def device(self) -> torch.device:
+        return self.branches[0].embed.position.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.branches[0].embed.position.dtype
+
+    def forward(self, x: Tensor, timestep: Tensor | float, class_labels: Tensor) -> tuple[Tensor, ...]:
+        """Noise predictions, lowest resolution first.
+
+        Args:
+            x: ``[B, C, S, S]`` noised images or latents.
+            timestep: in (0, 1000]; ``[B]``, or ``[1]``, a scalar tensor or a number for the whole batch.
+            class_labels: ``[B]`` int64 or int32; the unconditional class, where there is one, is ``num_classes``.
+
+        Returns:
+            One ``[B, C, s, s]`` per branch, ``s`` from ``config.resolutions``.
+
+        Raises:
+            ValueError, TypeError: an argument's shape, dtype, device or value does not fit. Values are checked on the
+                CPU only (see ``dimr.inputs``).
+        """
+        check_image(self.config, x, self.dtype, self.device)
+        check_class_labels(self.config, class_labels, x.shape[0], self.device)
+        t = as_timestep(timestep, x.shape[0], self.device) / 500 - 1  # what the norms see, in (-1, 1]
+        prediction, features = self.branches[0](x, t, class_labels)
+        predictions = [prediction]
+        for branch in self.branches[1:]:
+            prediction, features = branch(x, t, features)
+            predictions.append(prediction)
+        return tuple(predictions)

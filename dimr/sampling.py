@@ -1,0 +1,116 @@
+"""Images from a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .guidance import Guidance
+from .samplers import Denoise
+from .samplers.diffusers_scheduler import multistep_scheduler, sample_with_scheduler
+from .samplers.dpm_solver import sample_fast
+from .schedule import NoiseSchedule
+
+METHODS = ("dpm-solver-fast", "dpm-solver-multistep")
+
+
+def sample(
+    model: nn.Module,
+    class_labels: Tensor | Sequence[int],
+    noise: Tensor | None = None,
+    steps: int = 50,
+    method: Any = "dpm-solver-fast",
+    guidance: Guidance | None = None,
+    generator: torch.Generator | None = None,
+    schedule: NoiseSchedule | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Draw one image or latent per class label.
+
+    Args:
+        model: a :class:`~dimr.network.DiMR` or anything with its ``config``, ``device``, ``dtype`` and call.
+        class_labels: ``[B]`` class ids.
+        noise: ``[B, C, S, S]`` to start from; None draws it from ``generator`` (on the generator's own device, so that
+            a CPU generator gives the same images on every machine).
+        steps: model calls per image; with guidance each is one forward of 2B.
+        method: "dpm-solver-fast" (single-step, third order), "dpm-solver-multistep" (diffusers, for few steps), or a
+            diffusers scheduler for noise prediction.
+        guidance: None for plain conditional sampling.
+        generator: source of the noise; None is torch's global one.
+        schedule: what the model was trained with.
+        progress: show a progress bar (needs tqdm).
+
+    Returns:
+        ``[B, C, S, S]`` float32 on the model's device.
+
+    Raises:
+        ValueError, TypeError: an argument that does not fit, by name.
+        ImportError: the method or the progress bar needs a library that is not installed.
+    """
+    schedule = schedule or NoiseSchedule()
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be an integer of at least 1, got {steps!r}")
+    labels = torch.as_tensor(class_labels, device=model.device)
+    if labels.dim() != 1:
+        raise ValueError(f"class_labels must have shape [B], got {list(labels.shape)}")
+    if method == "dpm-solver-multistep":
+        method = multistep_scheduler(schedule)
+    elif method != "dpm-solver-fast" and not hasattr(method, "set_timesteps"):
+        raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))} or a scheduler; got {method!r}")
+    x = _start(model, labels.shape[0], noise, generator)
+    with torch.inference_mode(), _progress_bar(progress, steps) as advance:
+        denoise = guided(model, labels, guidance, advance)
+        if method == "dpm-solver-fast":
+            x = sample_fast(denoise, x, schedule, steps)
+        else:
+            x = sample_with_scheduler(denoise, x, method, steps, generator)
+    return x.clone()  # an ordinary tensor: inference tensors cannot enter autograd
+
+
+def guided(model: nn.Module, class_labels: Tensor, guidance: Guidance | None, advance: Any = lambda: None) -> Denoise:
+    """``denoise(x, timestep)``: the finest prediction, float32, guided in one batch of 2B where asked for."""
+    if guidance is not None:
+        if not model.config.unconditional_class:
+            raise ValueError("guidance needs a model with an unconditional class; this one has none")
+        unconditional = torch.full_like(class_labels, model.config.num_classes)
+        both = torch.cat((class_labels, unconditional))
+
+    def denoise(x: Tensor, timestep: float) -> Tensor:
+        x = x.to(model.dtype)
+        if guidance is None:
+            out = model(x, timestep, class_labels)[-1].float()
+        else:
+            pair = model(torch.cat((x, x)), timestep, both)[-1].float()
+            out = guidance.combine(*pair.chunk(2), timestep)
+        advance()
+        return out
+
+    return denoise
+
+
+def _start(model: nn.Module, batch: int, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    config = model.config
+    shape = (batch, config.in_channels, config.input_size, config.input_size)
+    if noise is None:
+        device = model.device if generator is None else generator.device
+        noise = torch.randn(shape, generator=generator, device=device)
+    elif tuple(noise.shape) != shape or not noise.is_floating_point():
+        raise ValueError(f"noise must be floating-point of shape {list(shape)}, got {noise.dtype} {list(noise.shape)}")
+    return noise.to(model.device, torch.float32)
+
+
+@contextmanager
+def _progress_bar(show: bool, steps: int) -> Iterator[Any]:
+    if not show:
+        yield lambda: None
+        return
+    try:
+        from tqdm.auto import tqdm
+    except ImportError as error:
+        raise ImportError("progress=True needs tqdm (pip install tqdm)") from error
+    with tqdm(total=steps, desc="sampling", unit="step") as bar:
+        yield bar.update
