@@ -5,6 +5,8 @@ from .conditioning import time_conditioning
 from .dispatch import BackendError, current_backend, use_backend
 from .nn import GEGLU, GEGLUMLP, DepthwiseConv2d, PixelShuffleUpsample
 from .norms import TDLayerNorm, TDRMSNorm
+from .packing import pad_head_dim, padded_head_dim, unpad_head_dim
+from .self_attention import SelfAttention
 
 __version__ = "0.1.0"
 
@@ -14,10 +16,14 @@ __all__ = [
     "BackendError",
     "DepthwiseConv2d",
     "PixelShuffleUpsample",
+    "SelfAttention",
     "TDLayerNorm",
     "TDRMSNorm",
     "current_backend",
     "functional",
+    "pad_head_dim",
+    "padded_head_dim",
     "time_conditioning",
+    "unpad_head_dim",
     "use_backend",
 ]
