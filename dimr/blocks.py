@@ -14,21 +14,6 @@ def make_norm(kind: str, dim: int) -> nn.Module:
     return {"td_layer": dk.TDLayerNorm, "td_rms": dk.TDRMSNorm}[kind](dim)
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention, no bias towards queries, keys and values. ``[B, L, D]`` -> ``[B, L, D]``."""
-
-    def __init__(self, dim: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.out = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # [B, L, 3, heads, D/heads]
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, L, D/heads]
-        return self.out(dk.functional.attention(q, k, v).transpose(1, 2).flatten(-2))
-
-
 class TransformerBlock(nn.Module):
     """Attention and MLP, each after a norm, each with a residual. ``[B, L, D]`` -> ``[B, L, D]``."""
 
@@ -36,7 +21,7 @@ class TransformerBlock(nn.Module):
         super().__init__()
         D = config.dims[branch]
         self.norm1 = make_norm(config.norm, D)
-        self.attn = SelfAttention(D, config.num_heads)
+        self.attn = dk.SelfAttention(D, config.num_heads)
         self.norm2 = make_norm(config.norm, D)
         self.mlp = dk.GEGLUMLP(D, config.hidden_dims[branch])
 
