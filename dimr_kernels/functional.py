@@ -14,6 +14,7 @@ from .ops.depthwise_conv import eager as depthwise_conv_eager
 from .ops.geglu import eager as geglu_eager
 from .ops.geglu import op as geglu_op
 from .ops.td_norm import eager as td_norm_eager
+from .ops.td_norm import op as td_norm_op
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -249,7 +250,7 @@ def _td_norm(
     if single:
         x, residual = x[None], None if residual is None else residual[None]
     t = time_checks.as_timesteps(operator, t, x)
-    norm = td_norm_eager.td_norm
+    norm = td_norm_op.td_norm if choose(operator, x, "triton") == "triton" else td_norm_eager.td_norm
     y, total = norm(
         x, residual, t, p1, p2, p3, p4, scale_gate_weight, scale_gate_offset, shift_gate_weight, shift_gate_offset,
         eps, rms,

@@ -46,3 +46,8 @@ def check_gated_pair(operator: str, D: int, device: torch.device, **tensors: Ten
         if shape != (D,) and (index < 2 or shape != (1,)):
             wanted = f"[{D}]" if index < 2 else f"[{D}] (a gate per channel) or [1]"
             raise ValueError(f"{operator}: {name} must have shape {wanted}, got {list(shape)}")
+    (weight_name, weight), (offset_name, offset) = list(tensors.items())[2:]
+    if weight.shape != offset.shape:
+        raise ValueError(
+            f"{operator}: {offset_name} must have {weight_name}'s shape {list(weight.shape)}, got {list(offset.shape)}"
+        )

@@ -1,0 +1,105 @@
+"""Registration of the time-dependent norms: ``dimr_kernels::td_norm`` and its backward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..registration import define_gradient, define_op, refuse_double_backward
+
+GATES = (
+    "Tensor p1, Tensor p2, Tensor? p3, Tensor? p4, Tensor scale_gate_weight, Tensor scale_gate_offset, "
+    "Tensor? shift_gate_weight, Tensor? shift_gate_offset"
+)
+
+
+def _by_kind(values: Sequence[Any]) -> tuple[Any, ...]:
+    """The schema's order p1 p2 p3 p4, scale gate, shift gate <-> the kernels': scale's four, shift's four."""
+    p1, p2, p3, p4, scale_weight, scale_offset, shift_weight, shift_offset = values
+    return p1, p2, scale_weight, scale_offset, p3, p4, shift_weight, shift_offset
+
+
+def _by_schema(values: Sequence[Any]) -> tuple[Any, ...]:
+    p1, p2, scale_weight, scale_offset, p3, p4, shift_weight, shift_offset = values
+    return p1, p2, p3, p4, scale_weight, scale_offset, shift_weight, shift_offset
+
+
+def _forward(x: Tensor, residual: Tensor | None, t: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    from . import triton as kernels
+
+    *gates, eps, rms = rest
+    return kernels.forward(x, residual, t, _by_kind(gates), eps, rms)
+
+
+def _fake_forward(x: Tensor, residual: Tensor | None, t: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    if residual is None:
+        total = x.new_empty((0,))
+    else:
+        total = x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, residual.dtype))
+    rows = x.numel() // x.shape[-1]
+    stats = x.new_empty((1 if rest[-1] else 2, rows), dtype=torch.float32)
+    return x.new_empty(x.shape), total, stats
+
+
+def _backward(
+    dy: Tensor, dtotal: Tensor | None, x: Tensor, stats: Tensor, t: Tensor, *rest: Any
+) -> list[Tensor]:  # fmt: skip
+    from . import triton as kernels
+
+    *gates, eps, rms, needs = rest
+    needs = [*needs[:2], *_by_kind(needs[2:])]
+    dx, dt, *dgates = kernels.backward(dy, dtotal, x, stats, t, _by_kind(gates), eps, rms, needs)
+    return [g for g in (dx, dt, *_by_schema(dgates)) if g is not None]
+
+
+def _fake_backward(
+    dy: Tensor, dtotal: Tensor | None, x: Tensor, stats: Tensor, t: Tensor, *rest: Any
+) -> list[Tensor]:  # fmt: skip
+    *gates, _, _, needs = rest
+    return [v.new_empty(v.shape) for v, need in zip((x, t, *gates), needs, strict=True) if need]
+
+
+td_norm = define_op(
+    f"td_norm(Tensor x, Tensor? residual, Tensor t, {GATES}, float eps, bool rms) -> (Tensor, Tensor, Tensor)",
+    kernel=_forward,
+    fake=_fake_forward,
+)
+td_norm_backward = define_op(
+    f"td_norm_backward(Tensor dy, Tensor? dtotal, Tensor x, Tensor stats, Tensor t, {GATES}, float eps, bool rms, "
+    "bool[] needs) -> Tensor[]",
+    kernel=_backward,
+    fake=_fake_backward,
+)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, residual, t, *gates, ctx.eps, ctx.rms = inputs
+    _, total, stats = output
+    ctx.dtypes = (x.dtype, None if residual is None else residual.dtype)
+    ctx.save_for_backward(x if residual is None else total, stats, t, *gates)
+    ctx.set_materialize_grads(False)  # an output that was not used costs nothing
+    ctx.mark_non_differentiable(*(stats, total) if residual is None else (stats,))
+
+
+def _gradient(ctx: Any, dy: Tensor | None, dtotal: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    x_needs, residual_needs, *others = ctx.needs_input_grad[:11]
+    needs = [x_needs or residual_needs, *others]
+    gradients: list[Tensor | None] = [None] * len(needs)
+    if dy is None:
+        gradients[0] = dtotal
+    else:
+        found = iter(td_norm_backward(dy, dtotal, *ctx.saved_tensors, ctx.eps, ctx.rms, needs))
+        gradients = [next(found) if need else None for need in needs]
+    dinput, *rest = gradients
+    dx, dresidual = (
+        dinput.to(dtype) if need and dinput is not None else None
+        for need, dtype in zip((x_needs, residual_needs), ctx.dtypes, strict=True)
+    )
+    return dx, dresidual, *rest, None, None
+
+
+define_gradient(td_norm, setup_context=_save, backward=_gradient)
+refuse_double_backward(td_norm_backward, "td_norm")

@@ -1,0 +1,209 @@
+"""Backward kernels: dx, with the incoming gradient of the sum, and partial sums of dgamma and dbeta in the same pass.
+
+A program stays inside one sample, walks a chunk of its rows, keeps the sums over them in float32 registers and writes
+one partial; ``time_gate`` reduces the partials. No atomics. Rows that do not fit in registers take two passes: their
+two sums first, then the same kernel over blocks of columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..launch import ceil_div, device_guard, next_power_of_2
+from ..row_statistics import factor_of, projection_of
+from ..time_gate.triton import gate_gradients, gate_stride, mixed_at, time_stride
+from .samples import Samples, as_samples, row_strides, walk
+from .triton_forward import WIDEST_IN_REGISTERS, modulation_table
+
+
+@triton.jit
+def _load_statistics(stats_ptr, row, rows, mask, RMS: tl.constexpr):
+    if RMS:
+        mean = tl.zeros([row.shape[0], 1], dtype=tl.float32)
+        scale = tl.load(stats_ptr + row, mask=mask, other=1.0)
+    else:
+        mean = tl.load(stats_ptr + row, mask=mask, other=0.0)
+        scale = tl.load(stats_ptr + rows + row, mask=mask, other=0.0)
+    return mean, scale
+
+
+@triton.jit
+def _bwd_kernel(
+    dy_ptr, dsum_ptr, x_ptr, stats_ptr, row_sums_ptr, dx_ptr, partial_ptr, t_ptr,
+    p1_ptr, p2_ptr, scale_weight_ptr, scale_offset_ptr,
+    N, D, chunks, x_stride_b, x_stride_n, t_stride, rows, R, eps,
+    RMS: tl.constexpr, HAS_SHIFT: tl.constexpr, SCALE_GATE: tl.constexpr,
+    ITERATIONS: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """``row_sums_ptr`` None: the block holds whole rows. ``dx_ptr``, ``partial_ptr`` None: not wanted."""
+    b = (tl.program_id(0) // chunks).to(tl.int64)
+    first_tile = (tl.program_id(0) % chunks).to(tl.int64) * ITERATIONS
+    col = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    in_row = col < D
+    t = tl.load(t_ptr + b * t_stride).to(tl.float32)
+    gamma = mixed_at(t, p1_ptr, p2_ptr, scale_weight_ptr, scale_offset_ptr, col, in_row, SCALE_GATE)
+    dgamma = tl.zeros([ROWS, BLOCK_D], dtype=tl.float32)
+    dbeta = tl.zeros([ROWS, BLOCK_D], dtype=tl.float32)
+    for i in range(ITERATIONS):
+        n = (first_tile + i) * ROWS + tl.arange(0, ROWS)[:, None]
+        in_sample = n < N
+        mask = in_sample & in_row
+        row = b * N + n
+        x = tl.load(x_ptr + b * x_stride_b + n * x_stride_n + col, mask=mask, other=0.0).to(tl.float32)
+        dy = tl.load(dy_ptr + row * D + col, mask=mask, other=0.0).to(tl.float32)
+        mean, scale = _load_statistics(stats_ptr, row, rows, in_sample, RMS)
+        factor = factor_of(scale, eps, RMS)
+        xhat = tl.where(mask, (x - mean) * factor, 0.0)
+        dgamma += dy * xhat
+        dbeta += dy
+        if dx_ptr is not None:
+            wdy = dy * gamma
+            if row_sums_ptr is None:
+                c = projection_of(tl.sum(wdy * xhat, axis=1, keep_dims=True), scale, factor, D, RMS)
+                dx = wdy - c * xhat
+                if not RMS:
+                    dx -= tl.sum(wdy, axis=1, keep_dims=True) / D
+            else:
+                dx = wdy - tl.load(row_sums_ptr + row, mask=in_sample, other=0.0) * xhat
+                if not RMS:
+                    dx -= tl.load(row_sums_ptr + rows + row, mask=in_sample, other=0.0)
+            dx *= factor
+            if dsum_ptr is not None:
+                dx += tl.load(dsum_ptr + row * D + col, mask=mask, other=0.0).to(tl.float32)
+            tl.store(dx_ptr + row * D + col, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+    if partial_ptr is not None:
+        chunk = tl.program_id(0).to(tl.int64)
+        tl.store(partial_ptr + chunk * D + col, tl.sum(dgamma, axis=0, keep_dims=True), mask=in_row)
+        if HAS_SHIFT:
+            tl.store(partial_ptr + (chunk + R) * D + col, tl.sum(dbeta, axis=0, keep_dims=True), mask=in_row)
+
+
+@triton.jit
+def _row_sums_kernel(
+    dy_ptr, x_ptr, stats_ptr, row_sums_ptr, table_ptr,
+    N, D, chunks, x_stride_b, x_stride_n, table_stride, rows, eps,
+    RMS: tl.constexpr, BLOCKS: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The projection on xhat and (not RMS) the mean of ``gamma * dy``: ``[2, rows]``."""
+    b = (tl.program_id(0) // chunks).to(tl.int64)
+    n = (tl.program_id(0) % chunks).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    in_sample = n < N
+    row = b * N + n
+    lane = tl.arange(0, BLOCK_D)[None, :]
+    mean, scale = _load_statistics(stats_ptr, row, rows, in_sample, RMS)
+    factor = factor_of(scale, eps, RMS)
+    along_xhat = tl.zeros([ROWS, BLOCK_D], dtype=tl.float32)
+    plain = tl.zeros([ROWS, BLOCK_D], dtype=tl.float32)
+    for i in range(BLOCKS):
+        col = i * BLOCK_D + lane
+        mask = in_sample & (col < D)
+        x = tl.load(x_ptr + b * x_stride_b + n * x_stride_n + col, mask=mask, other=0.0).to(tl.float32)
+        dy = tl.load(dy_ptr + row * D + col, mask=mask, other=0.0).to(tl.float32)
+        wdy = dy * tl.load(table_ptr + b * table_stride + col, mask=col < D, other=0.0)
+        along_xhat += wdy * (x - mean) * factor
+        plain += wdy
+    c = projection_of(tl.sum(along_xhat, axis=1, keep_dims=True), scale, factor, D, RMS)
+    tl.store(row_sums_ptr + row, c, mask=in_sample)
+    if not RMS:
+        tl.store(row_sums_ptr + rows + row, tl.sum(plain, axis=1, keep_dims=True) / D, mask=in_sample)
+
+
+@dataclass(frozen=True)
+class BackwardConfig:
+    block_d: int
+    rows: int
+    iterations: int
+    """Tiles of rows per program; in the sums of wide rows, blocks of columns per row."""
+    num_warps: int
+
+
+# Not yet timed on a GPU. Fewer elements per thread than forward, since two sums stay in registers beside two inputs;
+# fewer and longer programs, since each writes a partial.
+TILE_ELEMENTS = 2048
+PROGRAMS = 1024
+LONGEST_WALK = 32
+WIDE_BLOCK = 1024
+WIDE_SUMS_BLOCK = 2048
+WIDE_SUMS_ROWS = 2
+
+
+def backward_config(samples: Samples) -> BackwardConfig:
+    """Of the kernel that makes dx; ``block_d`` below the width means that it works on blocks of columns."""
+    wide = samples.D > WIDEST_IN_REGISTERS
+    block_d = WIDE_BLOCK if wide else next_power_of_2(samples.D)
+    blocks = ceil_div(samples.D, block_d)
+    one_block = Samples(samples.B, samples.N, min(samples.D, block_d))
+    rows, iterations = walk(one_block, TILE_ELEMENTS, ceil_div(PROGRAMS, blocks), LONGEST_WALK)
+    return BackwardConfig(block_d, rows, iterations, num_warps=max(4, min(16, block_d // 512)))
+
+
+def row_sums_config(samples: Samples) -> BackwardConfig:
+    rows = min(WIDE_SUMS_ROWS, next_power_of_2(max(samples.N, 1)))
+    return BackwardConfig(WIDE_SUMS_BLOCK, rows, ceil_div(samples.D, WIDE_SUMS_BLOCK), num_warps=8)
+
+
+def backward(
+    dy: Tensor,
+    dtotal: Tensor | None,
+    x: Tensor,
+    stats: Tensor,
+    t: Tensor,
+    gates: tuple[Tensor | None, ...],
+    eps: float,
+    rms: bool,
+    needs: Sequence[bool],
+) -> list[Tensor | None]:
+    """Gradients of the norm's input, of t and of each of ``gates``; None where ``needs`` (in that order) is False.
+
+    ``x`` is what the forward normalized: its input, or the sum with the residual. ``dtotal`` is that sum's gradient.
+    """
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if needs[0] else None
+    dy = dy.contiguous()
+    dtotal = None if dtotal is None or dx is None else dtotal.contiguous()
+    samples, (x,) = as_samples(x, shared=t.shape[0] == 1)
+    config = backward_config(samples)
+    chunks = samples.chunks(config.rows * config.iterations)
+    R = samples.B * chunks
+    kinds = 1 if gates[4] is None else 2
+    partials = None
+    if any(needs[1:]):
+        partials = torch.empty((kinds, R, samples.D), dtype=torch.float32, device=x.device)
+    if samples.rows and (dx is not None or partials is not None):
+        with device_guard(x):
+            _launch(samples, config, chunks, dy, dtotal, x, stats, dx, partials, t, gates, eps, rms)
+    if partials is None:
+        return [dx, *[None] * len(needs[1:])]
+    if samples.rows == 0:
+        partials.zero_()
+    return [dx, *gate_gradients(partials, chunks, t, gates, needs[1:])]
+
+
+def _launch(samples, config, chunks, dy, dtotal, x, stats, dx, partials, t, gates, eps, rms) -> None:
+    D = samples.D
+    wide = config.block_d < D
+    row_sums = _wide_row_sums(samples, dy, x, stats, t, gates, eps, rms) if wide and dx is not None else None
+    _bwd_kernel[(samples.B * chunks, ceil_div(D, config.block_d))](
+        dy, dtotal, x, stats, row_sums, dx, partials, t, *gates[:4], samples.N, D, chunks, *row_strides(x),
+        time_stride(t), samples.rows, samples.B * chunks, eps, RMS=rms, HAS_SHIFT=gates[4] is not None,
+        SCALE_GATE=gate_stride(gates[2], D), ITERATIONS=config.iterations, ROWS=config.rows, BLOCK_D=config.block_d,
+        num_warps=config.num_warps,
+    )  # fmt: skip
+
+
+def _wide_row_sums(samples, dy, x, stats, t, gates, eps, rms) -> Tensor:
+    config = row_sums_config(samples)
+    chunks = samples.chunks(config.rows)
+    table = modulation_table(t, (*gates[:4], None, None, None, None), samples.D)
+    row_sums = torch.empty((1 if rms else 2, samples.rows), dtype=torch.float32, device=x.device)
+    _row_sums_kernel[(samples.B * chunks,)](
+        dy, x, stats, row_sums, table, samples.N, samples.D, chunks, *row_strides(x),
+        0 if t.shape[0] == 1 else table.stride(0), samples.rows, eps, RMS=rms, BLOCKS=config.iterations,
+        ROWS=config.rows, BLOCK_D=config.block_d, num_warps=config.num_warps,
+    )  # fmt: skip
+    return row_sums

@@ -1,0 +1,231 @@
+"""Forward kernels: rows that fit in registers, and rows read in blocks of columns.
+
+A program stays inside one sample and walks a chunk of its rows, so gamma(t) and beta(t) are computed once per program
+and never written. For wide rows they would be read again for every few rows, four floats each; there they are written
+to a table once, which stays in the L2 cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..launch import ceil_div, device_guard, next_power_of_2
+from ..row_statistics import factor_of, reciprocal_deviation, row_statistics
+from ..time_gate.triton import gate_stride, mixed_at, time_stride
+from .samples import Samples, as_samples, row_strides, walk
+
+
+@triton.jit
+def _input(x_ptr, residual_ptr, sum_ptr, x_at, residual_at, sum_at, mask):
+    """x, or x + residual, which is written and used as rounded there: the backward reads it again."""
+    x = tl.load(x_ptr + x_at, mask=mask, other=0.0)
+    if residual_ptr is not None:
+        residual = tl.load(residual_ptr + residual_at, mask=mask, other=0.0)
+        x = (x.to(tl.float32) + residual.to(tl.float32)).to(sum_ptr.dtype.element_ty)
+        tl.store(sum_ptr + sum_at, x, mask=mask)
+    return x.to(tl.float32)
+
+
+@triton.jit
+def _store_statistics(stats_ptr, row, mean, scale, rows, mask, RMS: tl.constexpr):
+    """``stats [2, rows]``: mean and reciprocal deviation; RMS ``[1, rows]``: the root mean square."""
+    if RMS:
+        tl.store(stats_ptr + row, scale, mask=mask)
+    else:
+        tl.store(stats_ptr + row, mean, mask=mask)
+        tl.store(stats_ptr + rows + row, scale, mask=mask)
+
+
+@triton.jit
+def _fwd_kernel(
+    x_ptr, residual_ptr, y_ptr, sum_ptr, stats_ptr, t_ptr,
+    p1_ptr, p2_ptr, scale_weight_ptr, scale_offset_ptr, p3_ptr, p4_ptr, shift_weight_ptr, shift_offset_ptr,
+    N, D, chunks, x_stride_b, x_stride_n, residual_stride_b, residual_stride_n, t_stride, rows, eps,
+    RMS: tl.constexpr, SCALE_GATE: tl.constexpr, SHIFT_GATE: tl.constexpr,
+    ITERATIONS: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    b = (tl.program_id(0) // chunks).to(tl.int64)
+    first_tile = (tl.program_id(0) % chunks).to(tl.int64) * ITERATIONS
+    col = tl.arange(0, BLOCK_D)[None, :]
+    in_row = col < D
+    t = tl.load(t_ptr + b * t_stride).to(tl.float32)
+    gamma = mixed_at(t, p1_ptr, p2_ptr, scale_weight_ptr, scale_offset_ptr, col, in_row, SCALE_GATE)
+    if p3_ptr is not None:
+        beta = mixed_at(t, p3_ptr, p4_ptr, shift_weight_ptr, shift_offset_ptr, col, in_row, SHIFT_GATE)
+    for i in range(ITERATIONS):
+        n = (first_tile + i) * ROWS + tl.arange(0, ROWS)[:, None]
+        mask = (n < N) & in_row
+        row = b * N + n
+        x = _input(
+            x_ptr, residual_ptr, sum_ptr, b * x_stride_b + n * x_stride_n + col,
+            b * residual_stride_b + n * residual_stride_n + col, row * D + col, mask,
+        )  # fmt: skip
+        mean, scale = row_statistics(x, in_row, D, eps, RMS)
+        _store_statistics(stats_ptr, row, mean, scale, rows, n < N, RMS)
+        y = (x - mean) * factor_of(scale, eps, RMS) * gamma
+        if p3_ptr is not None:
+            y += beta
+        tl.store(y_ptr + row * D + col, y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _table_kernel(
+    table_ptr, t_ptr, p1_ptr, p2_ptr, scale_weight_ptr, scale_offset_ptr, p3_ptr, p4_ptr, shift_weight_ptr,
+    shift_offset_ptr, D, blocks, t_stride,
+    SCALE_GATE: tl.constexpr, SHIFT_GATE: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """gamma and beta ``[T, 1 or 2, D]`` float32."""
+    b = (tl.program_id(0) // blocks).to(tl.int64)
+    col = (tl.program_id(0) % blocks) * BLOCK_D + tl.arange(0, BLOCK_D)
+    in_row = col < D
+    t = tl.load(t_ptr + b * t_stride).to(tl.float32)
+    gamma = mixed_at(t, p1_ptr, p2_ptr, scale_weight_ptr, scale_offset_ptr, col, in_row, SCALE_GATE)
+    if p3_ptr is not None:
+        beta = mixed_at(t, p3_ptr, p4_ptr, shift_weight_ptr, shift_offset_ptr, col, in_row, SHIFT_GATE)
+        tl.store(table_ptr + (2 * b) * D + col, gamma, mask=in_row)
+        tl.store(table_ptr + (2 * b + 1) * D + col, beta, mask=in_row)
+    else:
+        tl.store(table_ptr + b * D + col, gamma, mask=in_row)
+
+
+@triton.jit
+def _fwd_wide_kernel(
+    x_ptr, residual_ptr, y_ptr, sum_ptr, stats_ptr, table_ptr,
+    N, D, chunks, x_stride_b, x_stride_n, residual_stride_b, residual_stride_n, table_stride, rows, eps,
+    RMS: tl.constexpr, HAS_SHIFT: tl.constexpr, BLOCKS: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    b = (tl.program_id(0) // chunks).to(tl.int64)
+    n = (tl.program_id(0) % chunks).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    row = b * N + n
+    lane = tl.arange(0, BLOCK_D)[None, :]
+    x_at = b * x_stride_b + n * x_stride_n + lane
+    residual_at = b * residual_stride_b + n * residual_stride_n + lane
+    lane_mean = tl.zeros([ROWS, BLOCK_D], dtype=tl.float32)
+    lane_squares = tl.zeros([ROWS, BLOCK_D], dtype=tl.float32)
+    for i in range(BLOCKS):
+        start = i * BLOCK_D
+        mask = (n < N) & (start + lane < D)
+        x = _input(
+            x_ptr, residual_ptr, sum_ptr, x_at + start, residual_at + start, row * D + start + lane, mask
+        )  # fmt: skip
+        if RMS:
+            lane_squares += x * x
+        else:  # Welford's update in every lane: a large mean does not cancel
+            distance = tl.where(mask, x - lane_mean, 0.0)
+            lane_mean += distance * (1.0 / (i + 1))
+            lane_squares += tl.where(mask, distance * (x - lane_mean), 0.0)
+    if RMS:
+        mean = tl.zeros([ROWS, 1], dtype=tl.float32)
+        scale = tl.sqrt_rn(tl.sum(lane_squares, axis=1, keep_dims=True) / D)
+    else:  # Chan's merge of the lanes; the last block may not reach them all
+        count = tl.where((BLOCKS - 1) * BLOCK_D + lane < D, BLOCKS, BLOCKS - 1).to(tl.float32)
+        mean = tl.sum(count * lane_mean, axis=1, keep_dims=True) / D
+        between = count * (lane_mean - mean) * (lane_mean - mean)
+        scale = reciprocal_deviation(tl.sum(lane_squares + between, axis=1, keep_dims=True), D, eps)
+    _store_statistics(stats_ptr, row, mean, scale, rows, n < N, RMS)
+    factor = factor_of(scale, eps, RMS)
+    if residual_ptr is not None:  # the sum is read back, perhaps by another thread than wrote it
+        tl.debug_barrier()
+    for j in range(BLOCKS):  # backwards: the last columns are still in the cache
+        start = (BLOCKS - 1 - j) * BLOCK_D
+        mask = (n < N) & (start + lane < D)
+        if residual_ptr is None:
+            x = tl.load(x_ptr + x_at + start, mask=mask, other=0.0).to(tl.float32)
+        else:
+            x = tl.load(sum_ptr + row * D + start + lane, mask=mask, other=0.0).to(tl.float32)
+        table_at = b * table_stride + start + lane
+        y = (x - mean) * factor * tl.load(table_ptr + table_at, mask=start + lane < D, other=0.0)
+        if HAS_SHIFT:
+            y += tl.load(table_ptr + table_at + D, mask=start + lane < D, other=0.0)
+        tl.store(y_ptr + row * D + start + lane, y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@dataclass(frozen=True)
+class ForwardConfig:
+    block_d: int
+    rows: int
+    iterations: int
+    """Tiles of rows per program; in the wide form, blocks of columns per row."""
+    num_warps: int
+
+
+# Not yet timed on a GPU. A tile gives each thread 16 to 32 elements: two to four 16-byte loads in flight.
+TILE_ELEMENTS = 4096
+PROGRAMS = 2048
+LONGEST_WALK = 16
+WIDEST_IN_REGISTERS = 8192
+WIDE_BLOCK = 2048
+WIDE_ROWS = 4
+TABLE_BLOCK = 1024
+
+
+def forward_config(samples: Samples) -> ForwardConfig:
+    rows, iterations = walk(samples, TILE_ELEMENTS, PROGRAMS, LONGEST_WALK)
+    block_d = next_power_of_2(samples.D)
+    return ForwardConfig(block_d, rows, iterations, num_warps=max(4, min(16, block_d // 512)))
+
+
+def wide_forward_config(samples: Samples) -> ForwardConfig:
+    rows = min(WIDE_ROWS, next_power_of_2(max(samples.N, 1)))
+    return ForwardConfig(WIDE_BLOCK, rows, ceil_div(samples.D, WIDE_BLOCK), num_warps=16)
+
+
+def forward(
+    x: Tensor, residual: Tensor | None, t: Tensor, gates: tuple[Tensor | None, ...], eps: float, rms: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``x [B, ..., D]``, ``t [T]``, ``gates`` as in ``time_gate.triton.gate_gradients`` -> norm, sum, statistics.
+
+    The sum is an empty tensor where there is no residual.
+    """
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    total_shape, total_dtype = ((0,), x.dtype) if residual is None else (x.shape, sum_dtype(x, residual))
+    total = torch.empty(total_shape, dtype=total_dtype, device=x.device)
+    samples, (x, residual) = as_samples(x, residual, shared=t.shape[0] == 1)
+    stats = torch.empty((1 if rms else 2, samples.rows), dtype=torch.float32, device=x.device)
+    if y.numel():
+        launch = _launch_wide if samples.D > WIDEST_IN_REGISTERS else _launch
+        with device_guard(x):
+            launch(samples, x, residual, y, total, stats, t, gates, eps, rms)
+    return y, total, stats
+
+
+def sum_dtype(x: Tensor, residual: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, residual.dtype)
+
+
+def _launch(samples, x, residual, y, total, stats, t, gates, eps, rms) -> None:
+    config = forward_config(samples)
+    chunks = samples.chunks(config.rows * config.iterations)
+    _fwd_kernel[(samples.B * chunks,)](
+        x, residual, y, total, stats, t, *gates, samples.N, samples.D, chunks, *row_strides(x), *row_strides(residual),
+        time_stride(t), samples.rows, eps, RMS=rms, SCALE_GATE=gate_stride(gates[2], samples.D),
+        SHIFT_GATE=gate_stride(gates[6], samples.D), ITERATIONS=config.iterations, ROWS=config.rows,
+        BLOCK_D=config.block_d, num_warps=config.num_warps,
+    )  # fmt: skip
+
+
+def _launch_wide(samples, x, residual, y, total, stats, t, gates, eps, rms) -> None:
+    config = wide_forward_config(samples)
+    chunks = samples.chunks(config.rows)
+    table = modulation_table(t, gates, samples.D)
+    _fwd_wide_kernel[(samples.B * chunks,)](
+        x, residual, y, total, stats, table, samples.N, samples.D, chunks, *row_strides(x), *row_strides(residual),
+        0 if t.shape[0] == 1 else table.stride(0), samples.rows, eps, RMS=rms, HAS_SHIFT=gates[4] is not None,
+        BLOCKS=config.iterations, ROWS=config.rows, BLOCK_D=config.block_d, num_warps=config.num_warps,
+    )  # fmt: skip
+
+
+def modulation_table(t: Tensor, gates: tuple[Tensor | None, ...], D: int) -> Tensor:
+    """gamma, and beta where there is a shift: ``[T, 1 or 2, D]`` float32."""
+    T, blocks = t.shape[0], ceil_div(D, TABLE_BLOCK)
+    table = torch.empty((T, 1 if gates[4] is None else 2, D), dtype=torch.float32, device=t.device)
+    _table_kernel[(T * blocks,)](
+        table, t, *gates, D, blocks, time_stride(t), SCALE_GATE=gate_stride(gates[2], D),
+        SHIFT_GATE=gate_stride(gates[6], D), BLOCK_D=TABLE_BLOCK,
+    )  # fmt: skip
+    return table

@@ -1,0 +1,171 @@
+"""Triton helpers of the time gate: scale and shift in registers, and the gradients of all that made them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..launch import ceil_div, device_guard, next_power_of_2
+
+
+@triton.jit
+def gate_at(t, weight_ptr, offset_ptr, col, mask, GATE_STRIDE: tl.constexpr):
+    """``w`` and ``sigmoid(w t + o)`` at columns ``col``, float32. GATE_STRIDE: 1 for a gate per channel, 0 for one."""
+    weight = tl.load(weight_ptr + col * GATE_STRIDE, mask=mask, other=0.0).to(tl.float32)
+    offset = tl.load(offset_ptr + col * GATE_STRIDE, mask=mask, other=0.0).to(tl.float32)
+    return weight, tl.sigmoid(weight * t + offset)
+
+
+@triton.jit
+def mixed_at(t, first_ptr, second_ptr, weight_ptr, offset_ptr, col, mask, GATE_STRIDE: tl.constexpr):
+    """``s first + (1 - s) second`` at columns ``col``, float32; two equal parameters give themselves."""
+    _, s = gate_at(t, weight_ptr, offset_ptr, col, mask, GATE_STRIDE)
+    first = tl.load(first_ptr + col, mask=mask, other=0.0).to(tl.float32)
+    second = tl.load(second_ptr + col, mask=mask, other=0.0).to(tl.float32)
+    return second + s * (first - second)
+
+
+@triton.jit
+def _store_column_sums(pointer, values, col, in_row):
+    if pointer is not None:
+        total = tl.sum(values, axis=0, keep_dims=True)  # [1, BLOCK_D]
+        tl.store(pointer + col, total.to(pointer.dtype.element_ty), mask=in_row)
+
+
+@triton.jit
+def _reduce_pair(
+    partial_ptr, t_ptr, first_ptr, second_ptr, weight_ptr, offset_ptr, dfirst_ptr, dsecond_ptr, dweight_ptr,
+    doffset_ptr, dt_ptr, R, D, chunks, t_stride,
+    GATE_STRIDE: tl.constexpr, ITERATIONS: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One block of columns of one pair of parameters: sums over the partials ``[R, D]`` of all samples."""
+    col = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
+    in_row = col < D
+    first = tl.load(first_ptr + col, mask=in_row, other=0.0).to(tl.float32)
+    second = tl.load(second_ptr + col, mask=in_row, other=0.0).to(tl.float32)
+    dfirst = tl.zeros([ROWS, BLOCK_D], dtype=tl.float32)
+    dsecond = tl.zeros([ROWS, BLOCK_D], dtype=tl.float32)
+    dweight = tl.zeros([ROWS, BLOCK_D], dtype=tl.float32)
+    doffset = tl.zeros([ROWS, BLOCK_D], dtype=tl.float32)
+    for i in range(ITERATIONS):
+        row = i * ROWS + tl.arange(0, ROWS)[:, None]
+        t = tl.load(t_ptr + (row // chunks) * t_stride, mask=row < R, other=0.0).to(tl.float32)
+        weight, s = gate_at(t, weight_ptr, offset_ptr, col, in_row, GATE_STRIDE)
+        g = tl.load(partial_ptr + row.to(tl.int64) * D + col, mask=(row < R) & in_row, other=0.0)
+        g_first = s * g
+        g_gate = g_first * (1.0 - s) * (first - second)
+        dfirst += g_first
+        dsecond += g - g_first
+        dweight += t * g_gate
+        doffset += g_gate
+        if dt_ptr is not None:
+            dt = tl.sum(weight * g_gate, axis=1, keep_dims=True)  # [ROWS, 1]
+            tl.store(dt_ptr + tl.program_id(0).to(tl.int64) * R + row, dt, mask=row < R)
+    _store_column_sums(dfirst_ptr, dfirst, col, in_row)
+    _store_column_sums(dsecond_ptr, dsecond, col, in_row)
+    _store_column_sums(dweight_ptr, dweight, col, in_row)
+    _store_column_sums(doffset_ptr, doffset, col, in_row)
+
+
+@triton.jit
+def _reduce_kernel(
+    scale_partial_ptr, shift_partial_ptr, t_ptr,
+    p1_ptr, p2_ptr, scale_weight_ptr, scale_offset_ptr, p3_ptr, p4_ptr, shift_weight_ptr, shift_offset_ptr,
+    dp1_ptr, dp2_ptr, dscale_weight_ptr, dscale_offset_ptr, dp3_ptr, dp4_ptr, dshift_weight_ptr, dshift_offset_ptr,
+    scale_dt_ptr, shift_dt_ptr, R, D, chunks, t_stride,
+    SCALE_GATE: tl.constexpr, SHIFT_GATE: tl.constexpr, ITERATIONS: tl.constexpr, ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    if tl.program_id(1) == 0:
+        _reduce_pair(
+            scale_partial_ptr, t_ptr, p1_ptr, p2_ptr, scale_weight_ptr, scale_offset_ptr, dp1_ptr, dp2_ptr,
+            dscale_weight_ptr, dscale_offset_ptr, scale_dt_ptr, R, D, chunks, t_stride, SCALE_GATE, ITERATIONS, ROWS,
+            BLOCK_D,
+        )  # fmt: skip
+    elif shift_partial_ptr is not None:
+        _reduce_pair(
+            shift_partial_ptr, t_ptr, p3_ptr, p4_ptr, shift_weight_ptr, shift_offset_ptr, dp3_ptr, dp4_ptr,
+            dshift_weight_ptr, dshift_offset_ptr, shift_dt_ptr, R, D, chunks, t_stride, SHIFT_GATE, ITERATIONS, ROWS,
+            BLOCK_D,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ReduceConfig:
+    block_d: int
+    rows: int
+    iterations: int
+    num_warps: int = 4
+
+
+# Partials per tile: 16 per thread beside four sums of as many. Not yet timed on a GPU.
+REDUCE_TILE = 2048
+
+
+def reduce_config(R: int, D: int) -> ReduceConfig:
+    """Narrow blocks where the width is small, since the blocks are all the parallelism there is."""
+    block_d = min(next_power_of_2(D), 32 if D <= 2048 else 128 if D <= 16384 else 256)
+    rows = min(REDUCE_TILE // block_d, next_power_of_2(max(R, 1)))
+    # A power of two, so that a change of the batch seldom compiles another kernel.
+    return ReduceConfig(block_d, rows, next_power_of_2(max(ceil_div(R, rows), 1)))
+
+
+def gate_stride(gate_weight: Tensor | None, D: int) -> int:
+    """1 for a gate per channel ``[D]``, 0 for a scalar one ``[1]``."""
+    return int(gate_weight is not None and gate_weight.shape[0] == D)
+
+
+def gate_gradients(
+    partials: Tensor, chunks: int, t: Tensor, gates: Sequence[Tensor | None], needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients from partial sums of those of gamma and beta; the same bits every time.
+
+    Args:
+        partials: ``[1 or 2, R, D]`` float32, of gamma and (where there is a shift) of beta. Row ``r`` belongs to the
+            timestep ``r // chunks``, or to the only one.
+        t: ``[T]``.
+        gates: p1, p2, scale_gate_weight, scale_gate_offset, p3, p4, shift_gate_weight, shift_gate_offset; the last
+            four None where there is no shift. The gate's weight and offset have the same shape, ``[D]`` or ``[1]``.
+        needs: whether t, then each of ``gates``, wants its gradient.
+
+    Returns:
+        One gradient in its tensor's shape and dtype, or None, for t and each of ``gates``.
+    """
+    kinds, R, D = partials.shape
+    config = reduce_config(R, D)
+    blocks = ceil_div(D, config.block_d)
+    gradients = [
+        torch.empty(D, dtype=v.dtype if v.shape[0] == D else torch.float32, device=v.device) if need else None
+        for v, need in zip(gates, needs[1:], strict=True)
+    ]
+    dt = torch.empty((kinds, blocks, R), dtype=torch.float32, device=t.device) if needs[0] else None
+    dt_of_kind = (None, None) if dt is None else (dt[0], dt[-1])
+    shift_partials = partials[1] if kinds == 2 else None
+    with device_guard(partials):
+        _reduce_kernel[(blocks, kinds)](
+            partials[0], shift_partials, t, *gates, *gradients, *dt_of_kind, R, D, chunks, time_stride(t),
+            SCALE_GATE=gate_stride(gates[2], D), SHIFT_GATE=gate_stride(gates[6], D), ITERATIONS=config.iterations,
+            ROWS=config.rows, BLOCK_D=config.block_d, num_warps=config.num_warps,
+        )  # fmt: skip
+    for i, (v, gradient) in enumerate(zip(gates, gradients, strict=True)):
+        if gradient is not None and v.shape[0] != D:  # a scalar gate collects every channel's
+            gradients[i] = gradient.sum(0, keepdim=True).to(v.dtype)
+    return [_time_gradient(dt, t), *gradients]
+
+
+def _time_gradient(dt: Tensor | None, t: Tensor) -> Tensor | None:
+    """``dt [kinds, blocks, R]`` -> ``[T]``."""
+    if dt is None:
+        return None
+    kinds, blocks, R = dt.shape
+    T = t.shape[0]
+    return dt.view(kinds * blocks, T, R // max(T, 1)).sum((0, 2)).to(t.dtype)
+
+
+def time_stride(t: Tensor) -> int:
+    return 0 if t.shape[0] == 1 else t.stride(0)
