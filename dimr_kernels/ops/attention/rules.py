@@ -45,6 +45,11 @@ def _cudnn_version() -> int:
     return torch.backends.cudnn.version() or 0
 
 
+@torch.compiler.assume_constant_result  # dynamo cannot trace the question
+def _warns_only() -> bool:
+    return torch.is_deterministic_algorithms_warn_only_enabled()
+
+
 def describe(q: Tensor, k: Tensor, v: Tensor) -> Call:
     """``q [B, heads, L, E]``, ``k [B, heads, S, E]``, ``v [B, heads, S, Ev]``."""
     cuda = q.device.type == "cuda"
@@ -58,8 +63,7 @@ def describe(q: Tensor, k: Tensor, v: Tensor) -> Call:
         keys=k.shape[2],
         empty=q.numel() == 0 or k.numel() == 0 or v.numel() == 0,
         needs_grad=torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad),
-        deterministic=torch.are_deterministic_algorithms_enabled()
-        and not torch.is_deterministic_algorithms_warn_only_enabled(),
+        deterministic=torch.are_deterministic_algorithms_enabled() and not _warns_only(),
         capability=capability(q.device) if cuda else (0, 0),
         cudnn=_cudnn_version() if cuda and torch.version.hip is None else 0,
     )

@@ -1,0 +1,299 @@
+from __future__ import annotations
+
+import importlib.machinery
+import sys
+import types
+from dataclasses import replace
+from unittest import mock
+
+import pytest
+import torch
+
+import dimr_kernels as dk
+from dimr_kernels.functional import attention
+from dimr_kernels.ops.attention import flash_attn, run
+from dimr_kernels.ops.attention.rules import RULES, Call, automatic
+from tests.support.parity import assert_parity, results_of, strided
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+SDPA = "torch.nn.functional.scaled_dot_product_attention"
+
+
+def qkv(shape, dtype, device):
+    """q ``[B, heads, L, E]``, and two more keys than queries."""
+    B, H, L, E = shape
+    lengths = {"q": L, "k": L + 2, "v": L + 2}
+    return {
+        name: torch.randn(B, H, length, E, device=device).to(dtype).requires_grad_() for name, length in lengths.items()
+    }
+
+
+def views_of_packed(B, L, H, E, dtype, device):
+    """q, k and v as a model makes them: views of one projection ``[B, L, 3, H, E]``."""
+    return torch.randn(B, L, 3, H, E, device=device).to(dtype).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def test_eager_is_the_definition():
+    q, k, v = (torch.randn(2, 3, 5, 4, dtype=torch.float64) for _ in range(3))
+    expected = torch.einsum("bhls,bhse->bhle", torch.softmax(torch.einsum("bhle,bhse->bhls", q, k) / 2, -1), v)
+    torch.testing.assert_close(attention(q, k, v, backend="eager"), expected)
+    assert not torch.allclose(attention(q, k, v, backend="eager", scale=0.1), expected)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 17, 64), (1, 2, 33, 60), (3, 1, 7, 72), (1, 1, 1, 1), (2, 2, 65, 20)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_auto_matches_eager(shape, dtype, device):
+    assert_parity(attention, qkv(shape, dtype, device), backend="auto", ulps=4)
+
+
+@pytest.mark.parametrize("backend", ["flash", "math"])
+@pytest.mark.parametrize("scale", [None, 60**-0.5])
+def test_named_backends_match_eager(backend, scale, device):
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    inputs = qkv((2, 2, 19, 64), dtype, device)
+    assert_parity(lambda q, k, v: attention(q, k, v, backend, scale), inputs, backend="auto", ulps=4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("backend", ["flash_attn", "flash", "cudnn", "efficient"])
+@pytest.mark.parametrize("head_dim", [64, 72])
+def test_gpu_backends_match_eager(backend, head_dim, device):
+    inputs = qkv((2, 2, 257, head_dim), torch.bfloat16, device)
+    try:
+        results_of(lambda q, k, v: attention(q, k, v, backend), inputs, "auto")
+    except dk.BackendError as problem:
+        pytest.skip(str(problem))
+    assert_parity(lambda q, k, v: attention(q, k, v, backend), inputs, backend="auto", ulps=4)
+
+
+def test_unequal_value_width(device):
+    q, k, v = (torch.randn(2, 2, 5, width, device=device, requires_grad=True) for width in (8, 8, 6))
+    assert_parity(attention, {"q": q, "k": k, "v": v}, backend="auto")
+
+
+def test_views_of_a_packed_projection_are_not_copied(device):
+    views = views_of_packed(2, 9, 3, 16, torch.float32, device)
+    assert not any(view.is_contiguous() for view in views)
+    with mock.patch(SDPA, side_effect=torch.nn.functional.scaled_dot_product_attention) as sdpa:
+        attention(*views)
+    for given, taken in zip(views, sdpa.call_args.args, strict=True):
+        assert taken.data_ptr() == given.data_ptr()
+        assert taken.stride() == given.stride()
+
+
+def test_strided_inputs(device):
+    inputs = {name: strided(x) for name, x in qkv((2, 2, 5, 16), torch.float32, device).items()}
+    assert inputs["q"].stride(-1) == 2
+    assert_parity(attention, inputs, backend="auto")
+    views = views_of_packed(2, 9, 3, 16, torch.float32, device)
+    assert_parity(attention, {n: x.detach().requires_grad_() for n, x in zip("qkv", views, strict=True)}, "auto")
+
+
+@pytest.mark.parametrize("backend", ["auto", "math", "eager"])
+def test_empty_batch(backend, device):
+    q, k, v = (torch.randn(0, 2, 5, 8, device=device, requires_grad=True) for _ in range(3))
+    out = attention(q, k, v, backend)
+    out.sum().backward()
+    assert out.shape == q.grad.shape == (0, 2, 5, 8)
+
+
+@pytest.mark.parametrize("needs", ["q", "k", "v"])
+def test_gradient_of_one_input(needs, device):
+    inputs = qkv((1, 2, 5, 8), torch.float32, device)
+    inputs = {name: x.detach().requires_grad_(name == needs) for name, x in inputs.items()}
+    assert_parity(attention, inputs, backend="auto")
+
+
+@pytest.mark.parametrize(
+    "backend", ["auto", "flash", *(pytest.param(b, marks=pytest.mark.slow) for b in ("math", "eager"))]
+)
+def test_compiles_whole(backend, device):
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    inputs = qkv((2, 2, 9, 16), dtype, device)
+
+    def function(q, k, v):
+        return attention(q, k, v, backend, scale=0.3)
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    expected = results_of(function, inputs, "auto")
+    for name, value in results_of(compiled, inputs, "auto").items():
+        torch.testing.assert_close(value, expected[name])
+
+
+def test_ordered_choice_compiles_whole(device):
+    """What a GPU takes: several backends in an order."""
+    q, k, v = (x.detach() for x in qkv((2, 2, 9, 16), torch.float32, device).values())
+
+    def function(q, k, v):
+        return run._sdpa(q, k, v, 0.3, ["cudnn", "flash", "efficient", "math"])
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(q, k, v), attention(q, k, v, "eager", scale=0.3))
+
+
+def test_described_calls_compile_whole(device):
+    """The rules are traced too."""
+    q, k, v = (x.detach() for x in qkv((2, 2, 9, 16), torch.float32, device).values())
+
+    def function(q, k, v):
+        names = automatic(replace_device(run.describe(q, k, v)))
+        return q + len(names)
+
+    def replace_device(call):
+        return Call("cuda", torch.bfloat16, call.head_dim, call.value_dim, call.batch, call.queries, call.keys)
+
+    torch.testing.assert_close(torch.compile(function, fullgraph=True, backend="eager")(q, k, v), q + 1)
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+def test_autocast(backend, device):
+    inputs = {name: x.detach() for name, x in qkv((2, 2, 5, 16), torch.float32, device).items()}
+    inputs["v"] = inputs["v"].bfloat16()
+    with torch.autocast(device.type, torch.bfloat16):
+        out = attention(**inputs, backend=backend)
+    assert out.dtype == torch.bfloat16
+    rounded = {name: x.bfloat16() for name, x in inputs.items()}
+    torch.testing.assert_close(out, attention(**rounded, backend=backend))
+
+
+def test_use_backend():
+    inputs = {name: x.detach() for name, x in qkv((1, 1, 4, 8), torch.float32, "cpu").items()}
+    with mock.patch(SDPA, side_effect=torch.nn.functional.scaled_dot_product_attention) as sdpa:
+        for name, calls in (("eager", 0), ("auto", 1), ("triton", 2), ("cuda", 3)):
+            with dk.use_backend(name):
+                attention(**inputs)
+            assert sdpa.call_count == calls, name
+        with dk.use_backend("eager"):
+            attention(**inputs, backend="math")  # the nearer choice is binding
+        assert sdpa.call_count == 4
+
+
+@pytest.mark.parametrize("backend", ["flash_attn", "cudnn", "efficient"])
+def test_explicit_choice_that_cannot_run_says_why(backend):
+    q = torch.randn(1, 1, 4, 8)
+    with pytest.raises(dk.BackendError, match=f"attention: backend '{backend}'.*CUDA tensors.*'cpu'"):
+        attention(q, q, q, backend)
+
+
+def test_explicit_choice_that_torch_refuses_is_named():
+    """A limit that the rules do not know."""
+    q, v = torch.randn(1, 1, 4, 8), torch.randn(1, 1, 4, 6)
+    with (
+        mock.patch.dict(RULES, flash=lambda call: None),
+        pytest.warns(UserWarning, match="last dimension"),
+        pytest.raises(dk.BackendError, match=r"'flash'.*torch refuses it"),
+    ):
+        attention(q, q, v, "flash")
+
+
+HOPPER = Call("cuda", torch.bfloat16, 64, 64, 64, 257, 257, capability=(9, 0), cudnn=91900)
+AMPERE = replace(HOPPER, capability=(8, 0))
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        (HOPPER, ["cudnn", "flash", "efficient", "math"]),
+        (AMPERE, ["flash", "efficient", "math"]),
+        (replace(HOPPER, head_dim=72, value_dim=72), ["cudnn", "flash", "efficient", "math"]),
+        (replace(HOPPER, head_dim=60, value_dim=60), ["flash", "math"]),
+        (replace(HOPPER, cudnn=91002), ["flash", "efficient", "math"]),
+        (replace(HOPPER, cudnn=91002, queries=256, keys=256), ["cudnn", "flash", "efficient", "math"]),
+        (replace(HOPPER, deterministic=True), ["flash", "efficient", "math"]),
+        (replace(HOPPER, dtype=torch.float32), ["efficient", "math"]),
+        (replace(HOPPER, dtype=torch.float64), ["math"]),
+        (replace(HOPPER, empty=True), ["math"]),
+        (replace(HOPPER, value_dim=128), ["cudnn", "efficient", "math"]),
+        (replace(AMPERE, capability=(7, 5)), ["math"]),
+        (replace(AMPERE, head_dim=512, value_dim=512), ["efficient", "math"]),
+    ],
+)
+def test_order_of_automatic_choice(call, expected):
+    with mock.patch("dimr_kernels.ops.attention.rules.why_not_installed", return_value="flash-attn is not installed"):
+        assert automatic(call) == expected
+    with mock.patch("dimr_kernels.ops.attention.rules.why_not_installed", return_value=None):
+        takes_it = "flash" in expected and call.head_dim % 8 == 0
+        assert automatic(call) == (["flash_attn"] if takes_it else []) + expected
+
+
+@pytest.mark.parametrize(
+    ("backend", "call", "message"),
+    [
+        ("flash", replace(HOPPER, dtype=torch.float32), "float16, bfloat16, not torch.float32"),
+        ("flash", replace(HOPPER, value_dim=32), "one head dim, queries have 64 and values 32"),
+        ("flash", replace(AMPERE, capability=(8, 6), head_dim=200, value_dim=200, needs_grad=True), "head dim 200"),
+        ("flash", replace(AMPERE, capability=(7, 5)), "8.0 or newer, this GPU has 7.5"),
+        ("cudnn", replace(HOPPER, cudnn=0), "cuDNN 9.0, found none"),
+        ("cudnn", replace(HOPPER, cudnn=91002), "multiples of 128, here 257 and 257"),
+        ("cudnn", replace(HOPPER, head_dim=60, value_dim=60), "multiple of 8 and at most 128, not 60"),
+        ("cudnn", replace(HOPPER, keys=1), "single key"),
+        ("cudnn", replace(HOPPER, batch=65536), "65535, not 65536"),
+        ("cudnn", replace(HOPPER, deterministic=True), "not deterministic"),
+        ("efficient", replace(HOPPER, head_dim=62, value_dim=62, dtype=torch.float32), "multiple of 4"),
+        ("efficient", replace(HOPPER, empty=True), "empty"),
+        ("flash_attn", replace(HOPPER, head_dim=60, value_dim=60), "multiple of 8 and at most 256, not 60"),
+    ],
+)
+def test_rules_give_the_reason(backend, call, message):
+    assert message in RULES[backend](call)
+
+
+def stand_in(*, broken: bool = False) -> types.ModuleType:
+    """flash-attn as far as its interface goes."""
+    module = types.ModuleType("flash_attn")
+    module.__spec__ = importlib.machinery.ModuleSpec("flash_attn", loader=None)
+    if not broken:
+
+        def flash_attn_func(q, k, v, softmax_scale, deterministic):  # [B, L, heads, E]
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+            out = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=softmax_scale)
+            return out.transpose(1, 2)
+
+        module.flash_attn_func = flash_attn_func
+    return module
+
+
+@pytest.fixture
+def forget_import():
+    flash_attn._import_error.cache_clear()
+    yield
+    flash_attn._import_error.cache_clear()
+
+
+def test_flash_attn_is_called_in_its_own_layout(forget_import):
+    inputs = {name: x.detach() for name, x in qkv((2, 3, 5, 8), torch.float32, "cpu").items()}
+    with mock.patch.dict(sys.modules, flash_attn=stand_in()):
+        assert flash_attn.why_not_installed() is None
+        out = flash_attn.attention(**inputs, scale=0.3)
+    torch.testing.assert_close(out, attention(**inputs, backend="eager", scale=0.3))
+
+
+def test_flash_attn_that_does_not_load_is_reported(forget_import):
+    with mock.patch.dict(sys.modules, flash_attn=stand_in(broken=True)):
+        assert "does not load" in flash_attn.why_not_installed()
+
+
+def test_flash_attn_absent_is_reported(forget_import):
+    with mock.patch.dict(sys.modules, flash_attn=None):
+        assert RULES["flash_attn"](HOPPER) == "flash-attn is not installed"
+
+
+def zeros(*shape, dtype=torch.float32):
+    return torch.zeros(shape, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((zeros(2, 4, 8),) * 3, ValueError, r"q must have 4 dimensions \[B, heads, L, head_dim\]"),
+        ((zeros(1, 2, 4, 8), zeros(1, 2, 4, 6), zeros(1, 2, 4, 8)), ValueError, r"k must have shape \[1, 2, 4, 8\]"),
+        ((zeros(1, 2, 4, 8), zeros(1, 2, 5, 8), zeros(1, 2, 4, 8)), ValueError, r"v must have shape \[1, 2, 5, 8\]"),
+        ((zeros(1, 2, 4, 8), zeros(1, 2, 4, 8).half(), zeros(1, 2, 4, 8)), TypeError, r"k has dtype torch\.float16"),
+        ((zeros(1, 2, 4, 8, dtype=torch.int64),) * 3, TypeError, "q must have a floating-point dtype"),
+        ((zeros(1, 2, 4, 0),) * 3, ValueError, "positive head_dim"),
+        ((*(zeros(1, 2, 4, 8),) * 3, "fast"), ValueError, "backend must be one of 'auto'.*got 'fast'"),
+    ],
+)
+def test_bad_input_is_named(arguments, error, message):
+    with pytest.raises(error, match=message):
+        attention(*arguments)
