@@ -49,21 +49,24 @@ class Branch(nn.Module):
         self.blocks = nn.ModuleList(block(config, index) for _ in range(count))
         self.skips = nn.ModuleList(nn.Linear(2 * D, D) for _ in range(count // 2))
         self.head = NoiseHead(D, config.in_channels)
+        self.feeds_another = index + 1 < config.num_branches
 
-    def through_blocks(self, h: Tensor, t: Tensor) -> list[Tensor]:
-        """``h [B, ..., D]`` and the output of each block.
+    def through_blocks(self, h: Tensor, t: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """``h [B, ..., D]`` -> the last block's output, and for a branch above ``h`` and the output of every block.
 
-        The first half's outputs come back in reverse order as long skips into the second half.
+        The outputs of the first half come back in reverse order as long skips into the second.
         """
-        features = [h]
+        features, skips = [h], []
         half = len(self.skips)
         for i, block in enumerate(self.blocks):
             if i > half:
-                skip = features[len(self.blocks) - i]  # what the mirrored block gave
-                h = self.skips[i - half - 1](torch.cat((h, skip), dim=-1))
+                h = self.skips[i - half - 1](torch.cat((h, skips.pop()), dim=-1))
             h = block(h, t)
-            features.append(h)
-        return features
+            if i < half:
+                skips.append(h)
+            if self.feeds_another:
+                features.append(h)
+        return h, features
 
 
 class TransformerBranch(Branch):
@@ -77,8 +80,12 @@ class TransformerBranch(Branch):
     def forward(self, x: Tensor, t: Tensor, class_labels: Tensor) -> tuple[Tensor, list[Tensor]]:
         """``x [B, C, S, S]``, ``t [B] or [1]``, ``class_labels [B]`` -> prediction and features ``[B, h, w, D]``."""
         tokens = torch.cat((self.class_embedding(class_labels)[:, None], self.embed(x).flatten(1, 2)), dim=1)
-        features = [f[:, 1:].unflatten(1, (self.resolution, -1)) for f in self.through_blocks(tokens, t)]
-        return self.head(features[-1], t), features
+        h, features = self.through_blocks(tokens, t)
+        return self.head(self._without_class(h), t), [self._without_class(f) for f in features]
+
+    def _without_class(self, tokens: Tensor) -> Tensor:
+        """``[B, 1 + h*w, D]`` -> ``[B, h, w, D]``, a view."""
+        return tokens[:, 1:].unflatten(1, (self.resolution, self.resolution))
 
 
 class ConvNeXtBranch(Branch):
@@ -92,5 +99,5 @@ class ConvNeXtBranch(Branch):
     def forward(self, x: Tensor, t: Tensor, lower: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """``x [B, C, S, S]``, ``t [B] or [1]``, ``lower [B, h/2, w/2, D'] each`` -> prediction and features."""
         h = self.upsample(torch.cat(lower, dim=-1), self.embed(x), t)
-        features = self.through_blocks(h, t)
-        return self.head(features[-1], t), features
+        h, features = self.through_blocks(h, t)
+        return self.head(h, t), features

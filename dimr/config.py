@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 NORMS = ("td_layer", "td_rms")
+KERNEL_SIZES = (3, 5, 7)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ class DiMRConfig:
         num_heads: attention heads of branch 0; divides ``dims[0]``.
         num_classes: classes that can be asked for, ids 0 .. num_classes - 1.
         unconditional_class: whether one more id, ``num_classes``, stands for "no class" (needed for guidance).
-        kernel_size: of the depthwise convolutions, odd.
+        kernel_size: of the depthwise convolutions; 3, 5 or 7.
         mlp_ratio: hidden width of the GeGLU MLPs over the branch's width.
         norm: "td_layer" or "td_rms", the blocks' norm. Upsampling and output norms are always TD layer norms.
 
@@ -65,8 +66,8 @@ class DiMRConfig:
             )
         if self.dims[0] % self.num_heads:
             raise ValueError(f"num_heads must divide dims[0] = {self.dims[0]}, got {self.num_heads}")
-        if self.kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, got {self.kernel_size}")
+        if self.kernel_size not in KERNEL_SIZES:
+            raise ValueError(f"kernel_size must be one of {', '.join(map(str, KERNEL_SIZES))}; got {self.kernel_size}")
         ratio = self.mlp_ratio
         if isinstance(ratio, bool) or not isinstance(ratio, (int, float)):
             raise TypeError(f"mlp_ratio must be a number, got {ratio!r}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from functools import lru_cache
+from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,57 +15,75 @@ from torch import Tensor
 class NoiseSchedule:
     """Scaled-linear betas: linear in their square roots from ``beta_start`` to ``beta_end``.
 
-    A timestep is a step number, in (0, num_steps]; between steps log(alpha) is interpolated linearly, below step 1 it
-    stays what it is at step 1. ``alpha = sqrt(alpha_bar)``, ``sigma = sqrt(1 - alpha_bar)``,
-    ``lambda = log(alpha / sigma)``.
+    A timestep is a step number, whole or not, in [1, num_steps]; between steps log(alpha) is interpolated linearly.
+    ``alpha = sqrt(alpha_bar)``, ``sigma = sqrt(1 - alpha_bar)``. These four functions take and give Python numbers, in
+    double precision.
     """
 
     beta_start: float = 0.00085
     beta_end: float = 0.012
-    num_steps: int = 1000
+    num_steps: ClassVar[int] = 1000
 
     def __post_init__(self) -> None:
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError(f"wanted 0 < beta_start <= beta_end < 1, got {self.beta_start} and {self.beta_end}")
-        if self.num_steps < 2:
-            raise ValueError(f"num_steps must be at least 2, got {self.num_steps}")
-        betas = np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.num_steps) ** 2
-        log_alphas = 0.5 * np.cumsum(np.log1p(-betas))
-        object.__setattr__(self, "_log_alphas", log_alphas)
-        object.__setattr__(self, "_lambdas", _half_log_snr(log_alphas))
-        object.__setattr__(self, "_steps", np.arange(1, self.num_steps + 1, dtype=np.float64))
 
     def log_alpha(self, timestep: float) -> float:
-        return float(np.interp(timestep, self._steps, self._log_alphas))
+        if not 1 <= timestep <= self.num_steps:
+            raise ValueError(f"timestep must be in [1, {self.num_steps}], got {timestep}")
+        table = _log_alphas(self)
+        below = min(int(timestep), self.num_steps - 1)  # the step at or below, with another one above it
+        return table[below - 1] + (timestep - below) * (table[below] - table[below - 1])
 
     def alpha(self, timestep: float) -> float:
-        return float(np.exp(self.log_alpha(timestep)))
+        return math.exp(self.log_alpha(timestep))
 
     def sigma(self, timestep: float) -> float:
-        return float(np.sqrt(-np.expm1(2 * self.log_alpha(timestep))))
+        return math.sqrt(-math.expm1(2 * self.log_alpha(timestep)))
 
-    def lam(self, timestep: float) -> float:
-        """Half the log signal-to-noise ratio, falling in the timestep."""
-        return float(_half_log_snr(np.asarray(self.log_alpha(timestep))))
+    def half_log_snr(self, timestep: float) -> float:
+        """``lambda = log(alpha / sigma)``; it falls as the timestep rises."""
+        return math.log(self.alpha(timestep) / self.sigma(timestep))
 
     def add_noise(self, x0: Tensor, noise: Tensor, step: Tensor) -> Tensor:
         """``x0, noise [B, ...]`` and whole steps ``[B]`` in 1 .. num_steps -> the noised ``[B, ...]``.
 
         Raises:
-            ValueError: shapes that differ, or (on the CPU) a step out of range.
+            ValueError: shapes or devices that differ, or (where ``step`` is on the CPU) a step out of range.
         """
+        B = x0.shape[0] if x0.dim() else 0
         if noise.shape != x0.shape:
             raise ValueError(f"noise must have x0's shape {list(x0.shape)}, got {list(noise.shape)}")
-        if step.dtype not in (torch.int64, torch.int32) or tuple(step.shape) != (x0.shape[0],):
-            raise ValueError(f"step must be integers of shape [{x0.shape[0]}], got {step.dtype} {list(step.shape)}")
-        if step.device.type == "cpu" and step.numel() and not 1 <= int(step.min()) <= int(step.max()) <= self.num_steps:
+        if step.dtype not in (torch.int64, torch.int32) or tuple(step.shape) != (B,):
+            raise ValueError(f"step must be integers of shape [{B}], got {step.dtype} {list(step.shape)}")
+        for name, tensor in (("noise", noise), ("step", step)):
+            if tensor.device != x0.device:
+                raise ValueError(f"{name} is on {tensor.device}, x0 is on {x0.device}")
+        if step.device.type == "cpu" and B and not 1 <= int(step.min()) <= int(step.max()) <= self.num_steps:
             raise ValueError(f"step must be in [1, {self.num_steps}], got {step.tolist()}")
-        shape = (-1,) + (1,) * (x0.dim() - 1)
-        log_alpha = torch.from_numpy(self._log_alphas).to(x0.device)[step.long() - 1]
-        alpha = log_alpha.exp().to(x0.dtype).reshape(shape)
-        sigma = (-torch.expm1(2 * log_alpha)).sqrt().to(x0.dtype).reshape(shape)
+        alphas, sigmas = _coefficients(self, x0.device)
+        alpha, sigma = (
+            table[step.long() - 1].to(x0.dtype).reshape(B, *[1] * (x0.dim() - 1)) for table in (alphas, sigmas)
+        )
         return alpha * x0 + sigma * noise
 
 
-def _half_log_snr(log_alpha: np.ndarray) -> np.ndarray:
-    return log_alpha - 0.5 * np.log(-np.expm1(2 * log_alpha))
+@lru_cache(maxsize=8)
+def _log_alphas(schedule: NoiseSchedule) -> tuple[float, ...]:
+    """log(alpha) of steps 1 .. num_steps."""
+    start, end, n = math.sqrt(schedule.beta_start), math.sqrt(schedule.beta_end), schedule.num_steps
+    table, total = [], 0.0
+    for i in range(n):
+        beta = (start + (end - start) * i / (n - 1)) ** 2
+        total += 0.5 * math.log1p(-beta)
+        table.append(total)
+    return tuple(table)
+
+
+@lru_cache(maxsize=8)
+def _coefficients(schedule: NoiseSchedule, device: torch.device) -> tuple[Tensor, Tensor]:
+    """alpha and sigma of steps 1 .. num_steps, float32; kept, so that training copies them to the device once."""
+    with torch.inference_mode(False):
+        log_alpha = torch.tensor(_log_alphas(schedule), dtype=torch.float64)
+        alpha, sigma = log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt()
+        return alpha.float().to(device), sigma.float().to(device)

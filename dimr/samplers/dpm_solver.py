@@ -47,12 +47,12 @@ def dpm_solver_step(denoise: Denoise, x: Tensor, schedule: NoiseSchedule, times:
     end = _first_order(x, m, schedule, s, t)
     if not inner:
         return end
-    h = schedule.lam(t) - schedule.lam(s)
-    r1 = (schedule.lam(inner[0]) - schedule.lam(s)) / h
+    h = schedule.half_log_snr(t) - schedule.half_log_snr(s)
+    r1 = (schedule.half_log_snr(inner[0]) - schedule.half_log_snr(s)) / h
     m1 = _clean(denoise, _first_order(x, m, schedule, s, inner[0]), schedule, inner[0])
     if len(inner) == 1:
         return end - (0.5 / r1 * schedule.alpha(t) * math.expm1(-h)) * (m1 - m)
-    r2 = (schedule.lam(inner[1]) - schedule.lam(s)) / h
+    r2 = (schedule.half_log_snr(inner[1]) - schedule.half_log_snr(s)) / h
     slope = r2 / r1 * schedule.alpha(inner[1]) * _phi_2(r2 * h)
     m2 = _clean(denoise, _first_order(x, m, schedule, s, inner[1]) + slope * (m1 - m), schedule, inner[1])
     return end + (1 / r2 * schedule.alpha(t) * _phi_2(h)) * (m2 - m)
@@ -65,7 +65,7 @@ def _clean(denoise: Denoise, x: Tensor, schedule: NoiseSchedule, s: float) -> Te
 
 def _first_order(x: Tensor, m: Tensor, schedule: NoiseSchedule, s: float, t: float) -> Tensor:
     """Exact where ``m`` stays what it is at s."""
-    h = schedule.lam(t) - schedule.lam(s)
+    h = schedule.half_log_snr(t) - schedule.half_log_snr(s)
     return (schedule.sigma(t) / schedule.sigma(s)) * x - (schedule.alpha(t) * math.expm1(-h)) * m
 
 
