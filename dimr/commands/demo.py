@@ -1,0 +1,93 @@
+"""``dimr demo``: train a small model on handwritten digits, sample it, measure it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..demo.folder import DemoFolder
+from ..demo.run import begin, run_demo
+from ..demo.settings import SamplingSettings
+from ..demo.training import resumed_trainer
+from ..training.loop import Trainer
+from . import arguments as kinds
+from .common import CommandError, pick_device, say
+
+HELP = "train a small DiMR on handwritten digits in minutes, sample it and measure the samples"
+# What a run keeps from its beginning.
+FIXED = ("size", "seed", "steps")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    usual = SamplingSettings()
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where everything goes")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--resume", action="store_true", help="go on with the run in DIR")
+    start.add_argument("--overwrite", action="store_true", help="start again though DIR holds a run")
+    parser.add_argument("--seed", type=kinds.seed, help="decides weights, training and samples (default: 0)")
+    parser.add_argument("--size", type=kinds.multiple_of_8, help="of the images, a multiple of 8 (default: 8)")
+    parser.add_argument(
+        "--steps", type=kinds.positive_int, help="of training (default: what the device does in minutes)"
+    )
+    parser.add_argument(
+        "--per-class", type=kinds.positive_int, default=usual.per_class, help="samples to measure (%(default)s)"
+    )
+    parser.add_argument(
+        "--sampling-steps", type=kinds.positive_int, default=usual.steps, help="model calls (%(default)s)"
+    )
+    parser.add_argument(
+        "--guidance", type=kinds.non_negative_float, default=usual.guidance, help="strength (%(default)s)"
+    )
+    kinds.add_device(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    folder = DemoFolder(arguments.output)
+    sampling = SamplingSettings(arguments.per_class, arguments.sampling_steps, arguments.guidance)
+    trainer = _trainer(arguments, folder)
+    report = run_demo(trainer, folder, sampling)
+    if report is None:
+        say(
+            f"stopped after {trainer.step} of {trainer.settings.steps} steps, all saved.\n"
+            f"Go on with: dimr demo --output {folder.root} --resume\n"
+            f"Sample what there is with: dimr sample {folder.checkpoint} --output digits.png"
+        )
+        return 130
+    _say_results(report, folder)
+    return 0 if report["quality"]["passed"] else 1
+
+
+def _trainer(arguments: argparse.Namespace, folder: DemoFolder) -> Trainer:
+    device = pick_device(arguments.device)
+    if arguments.resume:
+        given = [f"--{name}" for name in FIXED if getattr(arguments, name) is not None]
+        if given:
+            raise CommandError(f"{given[0]} was decided when the run began; leave it out with --resume")
+        if not folder.state.is_file():
+            raise CommandError(f"--resume: there is no run in {folder.root} (no {folder.state.name})")
+        return resumed_trainer(folder, device)
+    if folder.state.exists() and not arguments.overwrite:
+        raise CommandError(f"{folder.root} holds a run: add --resume to go on with it or --overwrite to start again")
+    return begin(device, arguments.size or 8, arguments.seed or 0, arguments.steps)
+
+
+def _say_results(report: dict[str, Any], folder: DemoFolder) -> None:
+    quality, seconds = report["quality"], report["seconds"]
+    classifier, diversity = quality["classifier"], quality["diversity"]
+    nearest, deviation = diversity["nearest_training_image"], diversity["pixel_deviation_within_class"]
+    say(
+        f"{quality['accuracy']:.1%} of the samples are recognised as the class asked for "
+        f"(wanted: {quality['wanted_accuracy']:.0%}; the classifier knows "
+        f"{classifier['accuracy_on_unseen_real_digits']:.1%} of real digits it was not fitted on)"
+    )
+    say(
+        f"distance to the nearest training digit {nearest['samples']:.2f} "
+        f"(held-out digits {nearest['held_out_digits']:.2f}), "
+        f"deviation within a class {deviation['samples']:.3f} ({deviation['held_out_digits']:.3f})"
+    )
+    say(f"{sum(seconds.values()):.0f} s: " + ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items()))
+    for path in (folder.samples, folder.losses, folder.report, folder.checkpoint):
+        say(f"  {path}")
+    if not quality["passed"]:
+        say("The samples are NOT good enough: too few are recognised.")

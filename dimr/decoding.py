@@ -1,0 +1,51 @@
+"""Latents to images, with an autoencoder of the ``diffusers`` library."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoints import CheckpointError
+from .optional import require
+
+KINDS = ("AutoencoderKL", "AutoencoderTiny")
+
+
+def load_decoder(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> nn.Module:
+    """The autoencoder that ``save_pretrained`` wrote to ``folder``. Nothing is downloaded.
+
+    Raises:
+        FileNotFoundError: there is no ``config.json``.
+        CheckpointError: it describes something else, or the weights cannot be read.
+        MissingPackageError: diffusers is not installed.
+    """
+    description = Path(folder) / "config.json"
+    if not description.is_file():
+        raise FileNotFoundError(f"no autoencoder at {folder}: there is no {description.name}")
+    try:
+        kind = json.loads(description.read_text()).get("_class_name")
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{description} is not an autoencoder's configuration: {error}") from error
+    if kind not in KINDS:
+        raise CheckpointError(f"{description} describes {kind!r}; wanted {' or '.join(KINDS)}")
+    diffusers = require("diffusers", "demo", "decoding latents")
+    try:
+        decoder = getattr(diffusers, kind).from_pretrained(os.fspath(folder), local_files_only=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise CheckpointError(f"the autoencoder in {folder} cannot be read: {reason}") from error
+    return decoder.to(device).eval()
+
+
+@torch.inference_mode()
+def decode_latents(decoder: nn.Module, latents: Tensor) -> Tensor:
+    """Scaled latents ``[B, C, h, w]`` -> images ``[B, 3, H, W]`` in [-1, 1], one at a time to spare memory."""
+    wanted = decoder.config.latent_channels
+    if latents.dim() != 4 or latents.shape[1] != wanted:
+        raise ValueError(f"latents must have shape [B, {wanted}, h, w], got {list(latents.shape)}")
+    scaled = latents.to(decoder.device, decoder.dtype) / decoder.config.scaling_factor
+    return torch.cat([decoder.decode(z[None]).sample.float().cpu() for z in scaled]).clamp(-1, 1).clone()

@@ -1,0 +1,1 @@
+"""A small DiMR trained on handwritten digits and measured, from nothing to pictures in minutes."""

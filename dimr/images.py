@@ -1,0 +1,74 @@
+"""Pictures from tensors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .files import replacing
+from .optional import require
+
+GAP = 2  # pixels between images
+MARGIN = 12
+FONT_SIZE = 16
+BACKGROUND = (255, 255, 255)
+INK = (40, 40, 40)
+
+
+def to_pixels(images: Tensor) -> Tensor:
+    """``[N, C, H, W]`` in [-1, 1] (clamped) -> uint8 ``[N, H, W, 3]``; C is 1 (grey) or 3."""
+    if images.dim() != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f"images must have shape [N, 1 or 3, H, W], got {list(images.shape)}")
+    pixels = ((images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).expand(-1, -1, -1, 3)
+
+
+def tile(images: Tensor, columns: int, zoom: int = 1) -> Tensor:
+    """Images ``[N, C, H, W]`` row by row on white, each pixel ``zoom`` wide: uint8 ``[height, width, 3]``."""
+    if columns < 1 or zoom < 1 or len(images) == 0:
+        raise ValueError(f"wanted images, columns and zoom of at least 1, got {len(images)}, {columns} and {zoom}")
+    pixels = to_pixels(images).repeat_interleave(zoom, dim=1).repeat_interleave(zoom, dim=2)
+    N, H, W, _ = pixels.shape
+    rows = -(-N // columns)
+    canvas = torch.full((rows * (H + GAP) - GAP, columns * (W + GAP) - GAP, 3), 255, dtype=torch.uint8)
+    for i, image in enumerate(pixels):
+        top, left = (i // columns) * (H + GAP), (i % columns) * (W + GAP)
+        canvas[top : top + H, left : left + W] = image
+    return canvas
+
+
+def save_image(path: str | os.PathLike[str], pixels: Tensor) -> None:
+    """uint8 ``[height, width, 3]`` to the format that the name's ending stands for."""
+    image = require("PIL.Image", "demo", "writing pictures").fromarray(pixels.contiguous().numpy())
+    with replacing(path) as temporary:
+        image.save(temporary)
+
+
+def side_by_side(panels: Sequence[tuple[str, Tensor]], row_labels: Sequence[str]) -> Tensor:
+    """Titled panels of equal height (as from :func:`tile`) with one label to each of their rows."""
+    Image, ImageDraw, ImageFont = (
+        require(f"PIL.{name}", "demo", "drawing pictures") for name in ("Image", "ImageDraw", "ImageFont")
+    )
+    font = ImageFont.load_default(FONT_SIZE)
+    top = MARGIN + 2 * FONT_SIZE
+    left = MARGIN + FONT_SIZE * max(map(len, row_labels))
+    height = panels[0][1].shape[0]
+    width = left + sum(panel.shape[1] + 2 * MARGIN for _, panel in panels)
+    picture = Image.new("RGB", (width, top + height + MARGIN), BACKGROUND)
+    draw = ImageDraw.Draw(picture)
+    for row, label in enumerate(row_labels):
+        draw.text((MARGIN, top + height * (row + 0.5) / len(row_labels)), label, INK, font, anchor="lm")
+    for title, panel in panels:
+        draw.text((left, MARGIN), title, INK, font)
+        picture.paste(Image.fromarray(panel.contiguous().numpy()), (left, top))
+        left += panel.shape[1] + 2 * MARGIN
+    return torch.from_numpy(_as_array(picture))
+
+
+def _as_array(picture):
+    import numpy as np
+
+    return np.array(picture)

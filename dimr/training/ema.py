@@ -1,0 +1,60 @@
+"""Exponential moving average of a model's parameters."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+
+class ExponentialMovingAverage:
+    """``average = d * average + (1 - d) * parameter`` after every step.
+
+    ``d`` rises to ``decay`` as ``(1 + n) / (10 + n)`` in the number of updates, so that the start, when the parameters
+    are far from good, is soon forgotten. Buffers are not averaged: the models here have none that change.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be in [0, 1), got {decay}")
+        self.decay = decay
+        self.updates = 0
+        self._parameters = dict(model.named_parameters())
+        self._averages = {name: p.detach().clone() for name, p in self._parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(list(self._averages.values()), list(self._parameters.values()), 1 - decay)
+        self.updates += 1
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside the block the model has the averages for parameters."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, parameter in self._parameters.items():
+            kept = parameter.detach().clone()
+            parameter.copy_(self._averages[name])
+            self._averages[name].copy_(kept)
+
+    def state_dict(self) -> dict[str, Tensor | int | dict[str, Tensor]]:
+        return {"updates": self.updates, "averages": dict(self._averages)}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict) -> None:
+        averages = state["averages"]
+        if averages.keys() != self._averages.keys():
+            odd = sorted(averages.keys() ^ self._averages.keys())
+            raise ValueError(f"the averages do not fit the model: {', '.join(odd[:5])}")
+        for name, average in self._averages.items():
+            average.copy_(averages[name])
+        self.updates = int(state["updates"])
