@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..registration import define_gradient, define_op, refuse_double_backward
-
-GATES = (
-    "Tensor p1, Tensor p2, Tensor? p3, Tensor? p4, Tensor scale_gate_weight, Tensor scale_gate_offset, "
-    "Tensor? shift_gate_weight, Tensor? shift_gate_offset"
-)
-
-
-def _by_kind(values: Sequence[Any]) -> tuple[Any, ...]:
-    """The schema's order p1 p2 p3 p4, scale gate, shift gate <-> the kernels': scale's four, shift's four."""
-    p1, p2, p3, p4, scale_weight, scale_offset, shift_weight, shift_offset = values
-    return p1, p2, scale_weight, scale_offset, p3, p4, shift_weight, shift_offset
-
-
-def _by_schema(values: Sequence[Any]) -> tuple[Any, ...]:
-    p1, p2, scale_weight, scale_offset, p3, p4, shift_weight, shift_offset = values
-    return p1, p2, p3, p4, scale_weight, scale_offset, shift_weight, shift_offset
+from ..time_gate.arguments import GATES, by_kind, by_schema
 
 
 def _forward(x: Tensor, residual: Tensor | None, t: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     from . import triton as kernels
 
     *gates, eps, rms = rest
-    return kernels.forward(x, residual, t, _by_kind(gates), eps, rms)
+    return kernels.forward(x, residual, t, by_kind(gates), eps, rms)
 
 
 def _fake_forward(x: Tensor, residual: Tensor | None, t: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,9 +34,9 @@ def _backward(
     from . import triton as kernels
 
     *gates, eps, rms, needs = rest
-    needs = [*needs[:2], *_by_kind(needs[2:])]
-    dx, dt, *dgates = kernels.backward(dy, dtotal, x, stats, t, _by_kind(gates), eps, rms, needs)
-    return [g for g in (dx, dt, *_by_schema(dgates)) if g is not None]
+    needs = [*needs[:2], *by_kind(needs[2:])]
+    dx, dt, *dgates = kernels.backward(dy, dtotal, x, stats, t, by_kind(gates), eps, rms, needs)
+    return [g for g in (dx, dt, *by_schema(dgates)) if g is not None]
 
 
 def _fake_backward(
