@@ -13,6 +13,8 @@ from .ops.attention import run as attention_run
 from .ops.depthwise_conv import eager as depthwise_conv_eager
 from .ops.geglu import eager as geglu_eager
 from .ops.geglu import op as geglu_op
+from .ops.pixel_shuffle import eager as pixel_shuffle_eager
+from .ops.pixel_shuffle import op as pixel_shuffle_op
 from .ops.td_norm import eager as td_norm_eager
 from .ops.td_norm import op as td_norm_op
 
@@ -142,6 +144,87 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, resi
         residual = x if residual_is_x else None if residual is None else residual.to(dtype)
     checks.check_same_dtype(operator, x=x, residual=residual)
     return depthwise_conv_eager.depthwise_conv2d(x, weight, bias, residual)
+
+
+def pixel_shuffle_add(x: Tensor, y: Tensor | None, upscale_factor: int, layout: str = "nhwc") -> Tensor:
+    """``y + shuffle(x)``, the sum of a cascade (DiMR eq. (2)); the shuffle is Shi et al. 2016's.
+
+    Args:
+        x: layout "nhwc": ``[B, H, W, r*r*C]`` with channels in ``(r, r, C)`` order; "nchw": ``[B, C*r*r, H, W]`` in
+            torch's ``(C, r, r)`` order, contiguous or channels last in memory.
+        y: "nhwc": ``[B, r*H, r*W, C]``; "nchw": ``[B, C, r*H, r*W]``; None for the shuffle alone.
+        upscale_factor: ``r >= 1``.
+        layout: "nhwc" or "nchw".
+
+    Returns:
+        y's shape, in the dtype that torch's promotion gives ``x`` and ``y``; channels last in memory where ``x`` is.
+        Differentiable any number of times.
+
+    Raises:
+        ValueError, TypeError: an argument's shape, dtype or device does not fit.
+        BackendError: the implementation asked for cannot run (see :func:`dimr_kernels.use_backend`).
+    """
+    operator = "pixel_shuffle_add"
+    r = _check_shuffle(operator, x, "upscale_factor", upscale_factor, layout)
+    nhwc = layout == "nhwc"
+    channels = x.shape[3 if nhwc else 1]
+    if channels % (r * r):
+        raise ValueError(
+            f"{operator}: x must have a multiple of {r * r} channels for upscale_factor {r}, got {channels} in shape "
+            f"{list(x.shape)}, layout {layout!r}"
+        )
+    if y is not None:
+        B, H, W = (x.shape[0], *x.shape[1:3]) if nhwc else (x.shape[0], *x.shape[2:])
+        high = (r * H, r * W)
+        C = channels // (r * r)
+        checks.check_floating(operator, y=y)
+        checks.check_shape(operator, "y", y, (B, *high, C) if nhwc else (B, C, *high))
+        checks.check_same_device(operator, x=x, y=y)
+        dtype = torch.promote_types(x.dtype, y.dtype)
+        x, y = x.to(dtype), y.to(dtype)
+    if choose(operator, x, "cuda") == "eager":
+        return pixel_shuffle_eager.pixel_shuffle_add(x, y, r, layout)
+    return pixel_shuffle_op.pixel_shuffle_add(x, y, r, _memory_layout(x, layout))
+
+
+def pixel_unshuffle(x: Tensor, downscale_factor: int, layout: str = "nhwc") -> Tensor:
+    """The inverse of the shuffle in :func:`pixel_shuffle_add`.
+
+    Args:
+        x: layout "nhwc": ``[B, r*H, r*W, C]``; "nchw": ``[B, C, r*H, r*W]``, contiguous or channels last in memory.
+        downscale_factor: ``r >= 1``.
+        layout: "nhwc" gives ``[B, H, W, r*r*C]`` in ``(r, r, C)`` order, "nchw" gives ``[B, C*r*r, H, W]`` in torch's.
+
+    Raises as :func:`pixel_shuffle_add`.
+    """
+    operator = "pixel_unshuffle"
+    r = _check_shuffle(operator, x, "downscale_factor", downscale_factor, layout)
+    H, W = x.shape[1:3] if layout == "nhwc" else x.shape[2:]
+    if H % r or W % r:
+        raise ValueError(
+            f"{operator}: x must have height and width that are multiples of downscale_factor {r}, got {H} x {W} in "
+            f"shape {list(x.shape)}, layout {layout!r}"
+        )
+    if choose(operator, x, "cuda") == "eager":
+        return pixel_shuffle_eager.pixel_unshuffle(x, r, layout)
+    return pixel_shuffle_op.pixel_unshuffle(x, r, _memory_layout(x, layout))
+
+
+def _check_shuffle(operator: str, x: Tensor, name: str, factor: int, layout: str) -> int:
+    """Check what both directions share, and return the factor."""
+    checks.check_floating(operator, x=x)
+    checks.check_choice(operator, "layout", layout, ("nhwc", "nchw"))
+    checks.check_rank(operator, "x", x, 4, "[B, H, W, C]" if layout == "nhwc" else "[B, C, H, W]")
+    if not isinstance(factor, int) or factor < 1:
+        raise ValueError(f"{operator}: {name} must be an integer of at least 1, got {factor!r}")
+    return factor
+
+
+def _memory_layout(x: Tensor, layout: str) -> str:
+    """ "nchw" splits by the memory that ``x`` has."""
+    if layout == "nhwc" or x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
+        return layout
+    return "channels_last"
 
 
 def td_layer_norm(

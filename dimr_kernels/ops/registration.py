@@ -14,12 +14,16 @@ NAMESPACE = "dimr_kernels"
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
-def define_op(schema: str, *, kernel: Callable[..., Any], fake: Callable[..., Any]) -> torch._ops.OpOverload:
-    """Register ``schema`` ("name(arguments) -> results") and return the callable overload."""
+def define_op(schema: str, *, kernel: Callable[..., Any] | None, fake: Callable[..., Any]) -> torch._ops.OpOverload:
+    """Register ``schema`` ("name(arguments) -> results") and return the callable overload.
+
+    ``kernel`` is None where the compiled extension registers the implementations itself.
+    """
     name = schema.partition("(")[0]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    for key in ("CPU", "CUDA"):
-        _library.impl(name, kernel, key)
+    if kernel is not None:
+        for key in ("CPU", "CUDA"):
+            _library.impl(name, kernel, key)
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
     return getattr(torch.ops.dimr_kernels, name).default
 

@@ -1,0 +1,1 @@
+"""Pixel shuffle with a sum, ``y + shuffle(x)``, and its inverse."""

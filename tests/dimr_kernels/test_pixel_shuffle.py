@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import dimr_kernels as dk
+from dimr_kernels.extension import extension_status
+from dimr_kernels.functional import pixel_shuffle_add, pixel_unshuffle
+from tests.support.parity import assert_deterministic, assert_parity, strided
+
+STATUS = extension_status()
+needs_extension = pytest.mark.skipif(not STATUS.loaded, reason=f"compiled extension: {STATUS.reason}")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+LAYOUTS = ("nhwc", "nchw", "channels_last")
+# (B, C, H, W): odd everywhere, 16-byte runs on every side, one pixel, one channel.
+SHAPES = [(2, 3, 5, 7), (2, 16, 3, 8), (1, 5, 1, 1), (2, 1, 4, 3)]
+
+
+@pytest.fixture(autouse=True)
+def extension_on_this_device(device):
+    if device.type == "cuda" and STATUS.loaded and not STATUS.has_cuda:
+        pytest.skip(f"compiled extension has no CUDA: {STATUS.reason}")
+
+
+def images(shape, r, layout, dtype, device, needs=(True, True)):
+    """``x`` and ``y`` for one of the three layouts."""
+    B, C, H, W = shape
+    x, y = torch.randn(B, C * r * r, H, W, device=device), torch.randn(B, C, H * r, W * r, device=device)
+    if layout == "nhwc":
+        x, y = x.permute(0, 2, 3, 1).contiguous(), y.permute(0, 2, 3, 1).contiguous()
+    elif layout == "channels_last":
+        x, y = (v.contiguous(memory_format=torch.channels_last) for v in (x, y))
+    return {k: v.to(dtype).requires_grad_(need) for k, v, need in zip("xy", (x, y), needs, strict=True)}
+
+
+def public(layout):
+    return "nhwc" if layout == "nhwc" else "nchw"
+
+
+def shuffle_add(r, layout):
+    return lambda x, y: pixel_shuffle_add(x, y, r, layout=public(layout))
+
+
+def test_what_the_shuffle_is():
+    """Channel (i, j, c) of pixel (h, w) goes to channel c of pixel (2h + i, 2w + j)."""
+    x, y = torch.randn(2, 3, 4, 2 * 2 * 5), torch.zeros(2, 6, 8, 5)
+    out = pixel_shuffle_add(x, y, 2)
+    assert torch.equal(out[1, 2 * 2 + 1, 2 * 3 + 0], x[1, 2, 3].view(2, 2, 5)[1, 0])
+    x = torch.randn(2, 5 * 2 * 2, 3, 4)
+    assert torch.equal(pixel_shuffle_add(x, None, 2, layout="nchw"), F.pixel_shuffle(x, 2))
+
+
+@needs_extension
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("r", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_matches_eager(shape, r, layout, dtype, device):
+    assert_parity(shuffle_add(r, layout), images(shape, r, layout, dtype, device), backend="cuda")
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("r", [2, 3])
+def test_unshuffle_inverts_shuffle(dtype, layout, r, device):
+    x = images((2, 16, 3, 8), r, layout, dtype, device)["x"]
+    with dk.use_backend("cuda"):
+        high = pixel_shuffle_add(x, None, r, layout=public(layout))
+        back = pixel_unshuffle(high, r, layout=public(layout))
+    assert torch.equal(back, x)
+    assert back.stride() == x.stride()
+    assert_parity(lambda x: pixel_unshuffle(x, r, layout=public(layout)), {"x": high.detach()}, backend="cuda")
+
+
+@needs_extension
+@pytest.mark.parametrize("needs", [(True, False), (False, True), (False, False)])
+def test_gradients_of_a_subset(needs, device):
+    inputs = images((2, 8, 3, 4), 2, "nhwc", torch.float32, device, needs)
+    assert_parity(shuffle_add(2, "nhwc"), inputs, backend="cuda")
+
+
+@needs_extension
+def test_strided_inputs(device):
+    inputs = {k: strided(v) for k, v in images((2, 8, 3, 4), 2, "nhwc", torch.float32, device).items()}
+    assert not inputs["x"].is_contiguous()
+    assert_parity(shuffle_add(2, "nhwc"), inputs, backend="cuda")
+    mixed = images((2, 8, 3, 4), 2, "nchw", torch.float32, device)
+    mixed["y"] = mixed["y"].detach().to(memory_format=torch.channels_last).requires_grad_()
+    assert_parity(shuffle_add(2, "nchw"), mixed, backend="cuda")
+
+
+@needs_extension
+@pytest.mark.parametrize("offset", [1, 4])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_misaligned_inputs(offset, layout, device):
+    inputs = images((1, 16, 2, 8), 2, layout, torch.bfloat16, device)
+    for name, value in inputs.items():
+        storage = torch.zeros(value.numel() + offset, dtype=value.dtype, device=device)
+        view = storage[offset:].as_strided(value.shape, value.stride(), offset)
+        inputs[name] = view.copy_(value.detach()).requires_grad_()
+    assert_parity(shuffle_add(2, layout), inputs, backend="cuda")
+
+
+@needs_extension
+@pytest.mark.parametrize("shape", [(0, 4, 2, 2), (1, 0, 2, 2), (1, 4, 0, 3)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_empty(shape, layout, device):
+    needs = (layout == "nhwc",) * 2  # torch's own pixel_shuffle has no backward for empty images
+    assert_parity(shuffle_add(2, layout), images(shape, 2, layout, torch.float32, device, needs), backend="cuda")
+
+
+@needs_extension
+def test_large_enough_for_several_threads(device):
+    assert_parity(shuffle_add(2, "nhwc"), images((2, 48, 33, 32), 2, "nhwc", torch.float32, device), backend="cuda")
+    assert_deterministic(shuffle_add(2, "nchw"), images((2, 48, 33, 32), 2, "nchw", torch.bfloat16, device), "cuda")
+
+
+@needs_extension
+def test_output_keeps_the_memory_format(device):
+    inputs = images((2, 4, 3, 5), 2, "channels_last", torch.float32, device)
+    with dk.use_backend("cuda"):
+        assert shuffle_add(2, "channels_last")(**inputs).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("cuda", marks=needs_extension)])
+def test_mixed_dtypes_promote(backend, device):
+    inputs = images((1, 4, 2, 2), 2, "nhwc", torch.float32, device)
+    x, y = inputs["x"].detach().bfloat16().requires_grad_(), inputs["y"]
+    with dk.use_backend(backend):
+        out = pixel_shuffle_add(x, y, 2)
+        dx, dy = torch.autograd.grad(out.sum(), (x, y))
+    assert (out.dtype, dx.dtype, dy.dtype) == (torch.float32, torch.bfloat16, torch.float32)
+
+
+@needs_extension
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_opcheck(layout, device):
+    x, y = images((2, 4, 3, 5), 2, layout, torch.float32, device).values()
+    ops = torch.ops.dimr_kernels
+    torch.library.opcheck(ops.pixel_shuffle_add.default, (x, y, 2, layout))
+    torch.library.opcheck(ops.pixel_shuffle_add.default, (x, None, 2, layout))
+    torch.library.opcheck(ops.pixel_unshuffle.default, (y, 1, layout))
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("cuda", marks=needs_extension)])
+def test_compiles_whole(backend, device):
+    inputs = images((2, 4, 3, 5), 2, "nhwc", torch.float32, device)
+    leaves = tuple(inputs.values())
+
+    def loss(x, y):
+        return (pixel_shuffle_add(x, y, 2) ** 2).sum() + pixel_unshuffle(y, 2).square().sum()
+
+    with dk.use_backend(backend):
+        expected = torch.autograd.grad(loss(**inputs), leaves)
+        found = torch.autograd.grad(torch.compile(loss, fullgraph=True)(**inputs), leaves)
+    torch.testing.assert_close(found, expected)
+
+
+@needs_extension
+def test_double_backward(device):
+    x, y = images((1, 2, 2, 3), 2, "nhwc", torch.float32, device).values()
+    found = []
+    for backend in ("eager", "cuda"):
+        with dk.use_backend(backend):
+            (dx,) = torch.autograd.grad((pixel_shuffle_add(x, y, 2) ** 3).sum(), x, create_graph=True)
+            found.append(torch.autograd.grad((dx**2).sum(), (x, y)))
+    torch.testing.assert_close(found[1], found[0])
+
+
+def test_float64_takes_the_definition(device):
+    inputs = images((1, 2, 2, 3), 2, "nhwc", torch.float64, device)
+    assert shuffle_add(2, "nhwc")(**inputs).dtype == torch.float64
+    with dk.use_backend("cuda"), pytest.raises(dk.BackendError, match="float64"):
+        shuffle_add(2, "nhwc")(**inputs)
+
+
+X, Y = torch.zeros(1, 2, 3, 8), torch.zeros(1, 4, 6, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"x": torch.zeros(2, 3, 8)}, ValueError, r"x must have 4 dimensions \[B, H, W, C\].*\[2, 3, 8\]"),
+        ({"x": torch.zeros(1, 2, 3, 6)}, ValueError, "x must have a multiple of 4 channels.*got 6"),
+        ({"x": torch.zeros(1, 2, 3, 8), "layout": "nchw"}, ValueError, "x must have a multiple of 4 channels.*got 2"),
+        ({"y": torch.zeros(1, 4, 6, 3)}, ValueError, r"y must have shape \[1, 4, 6, 2\], got \[1, 4, 6, 3\]"),
+        ({"y": torch.zeros(4, 6, 2)}, ValueError, "y must have shape"),
+        ({"y": torch.zeros(1, 4, 6, 2, dtype=torch.int32)}, TypeError, "y must have a floating-point dtype.*int32"),
+        ({"y": torch.zeros(1, 4, 6, 2, device="meta")}, ValueError, "y is on meta"),
+        ({"upscale_factor": 0}, ValueError, "upscale_factor must be an integer of at least 1, got 0"),
+        ({"upscale_factor": 2.0}, ValueError, "upscale_factor.*2.0"),
+        ({"layout": "NHWC"}, ValueError, "layout must be one of 'nhwc', 'nchw'; got 'NHWC'"),
+    ],
+)
+def test_bad_input_is_named(arguments, error, message):
+    with pytest.raises(error, match=f"pixel_shuffle_add: {message}"):
+        pixel_shuffle_add(**{"x": X, "y": Y, "upscale_factor": 2, **arguments})
+
+
+def test_bad_input_of_unshuffle_is_named():
+    with pytest.raises(ValueError, match=r"pixel_unshuffle: x must have height and width.*3, got 4 x 6"):
+        pixel_unshuffle(Y, 3)
+    with pytest.raises(ValueError, match="downscale_factor must be an integer"):
+        pixel_unshuffle(Y, -1)
+
+
+@needs_extension
+def test_the_operator_guards_its_memory(device):
+    """Called past the checks of functional.py."""
+    x, y = X.to(device), Y.to(device)
+    for arguments in ((x, y[:, :2], 2, "nhwc"), (x, y.half(), 2, "nhwc"), (x, y, 3, "nhwc"), (x, y, 2, "hwc")):
+        with pytest.raises(RuntimeError):
+            torch.ops.dimr_kernels.pixel_shuffle_add(*arguments)
+    with pytest.raises(RuntimeError):
+        torch.ops.dimr_kernels.pixel_unshuffle(y, 4, "nhwc")
