@@ -11,6 +11,7 @@ from . import checks, time_checks
 from .dispatch import choose, current_backend
 from .ops.attention import run as attention_run
 from .ops.depthwise_conv import eager as depthwise_conv_eager
+from .ops.depthwise_conv import op as depthwise_conv_op
 from .ops.geglu import eager as geglu_eager
 from .ops.geglu import op as geglu_op
 from .ops.pixel_shuffle import eager as pixel_shuffle_eager
@@ -143,7 +144,9 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, resi
         x = x.to(dtype)
         residual = x if residual_is_x else None if residual is None else residual.to(dtype)
     checks.check_same_dtype(operator, x=x, residual=residual)
-    return depthwise_conv_eager.depthwise_conv2d(x, weight, bias, residual)
+    if choose(operator, x, "triton") == "eager":
+        return depthwise_conv_eager.depthwise_conv2d(x, weight, bias, residual)
+    return depthwise_conv_op.depthwise_conv2d(x, weight, bias, None if residual_is_x else residual, residual_is_x)
 
 
 def pixel_shuffle_add(x: Tensor, y: Tensor | None, upscale_factor: int, layout: str = "nhwc") -> Tensor:

@@ -1,0 +1,359 @@
+"""Triton kernels of the depthwise convolution: forward and input gradient (one kernel), weight and bias gradient.
+
+A program owns ``GROUPS`` groups of ``COLS`` neighbouring columns times ``BLOCK_C`` channels and walks down the rows of
+an image. K*K taps (or tap gradients) live in registers, so a thread has room for two channels (four where K is 3) and
+an access is that wide: 4 bytes of bfloat16 at K = 7. A warp still covers whole 32-byte sectors.
+
+With K = 7 the kernels are bound by the issue of instructions, 49 of them fused multiply-adds per output. Therefore the
+rows rotate by rebinding tuples (no copies), the distance between columns is a constant (it becomes part of each
+instruction's address; as a variable it costs 6 more instructions per output) and the next row is loaded ahead.
+``tl.fma`` is spelled out because newer Triton does not contract ``a * b + c`` by itself.
+"""
+
+# ruff: noqa: RUF005  (Triton has no unpacking: ``(*row, x)`` does not compile)
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..launch import TRITON_TYPES, KernelCase, ceil_div, device_guard
+
+# Sizes that only steer loops and masks: compiling again for each of their values would gain nothing.
+SIZES = ("B", "H", "W", "chunk", "units_per_split", "partials")
+
+
+@triton.jit
+def _repeated(value, N: tl.constexpr):
+    out = ()
+    for _ in tl.static_range(N):
+        out = out + (value,)
+    return out
+
+
+@triton.jit
+def _load_row(ptrs, col, mask, W, COL_STRIDE: tl.constexpr, FIRST: tl.constexpr, N: tl.constexpr):
+    """Columns ``col + FIRST`` .. ``col + FIRST + N - 1`` as N tiles [GROUPS, BLOCK_C], zero outside the image."""
+    row = ()
+    for j in tl.static_range(N):
+        # Unsigned, a negative column is a huge one: one comparison does for both edges.
+        inside = (col + (FIRST + j)).to(tl.uint32) < W.to(tl.uint32)
+        row = row + (tl.load(ptrs + (FIRST + j) * COL_STRIDE, mask=inside & mask, other=0.0).to(tl.float32),)
+    return row
+
+
+@triton.jit
+def _store_row(ptrs, row, col, mask, W, COL_STRIDE: tl.constexpr, N: tl.constexpr):
+    for j in tl.static_range(N):
+        tl.store(ptrs + j * COL_STRIDE, row[j].to(ptrs.dtype.element_ty), mask=(col + j < W) & mask)
+
+
+@triton.jit
+def _first_sums(bias, residual_ptr, offset, col, mask, W, COL_STRIDE: tl.constexpr, N: tl.constexpr):
+    """What the sums of one output row start from: bias, and the residual where there is one."""
+    if residual_ptr is not None:
+        row = _load_row(residual_ptr + offset, col, mask, W, COL_STRIDE, 0, N)
+        sums = ()
+        for j in tl.static_range(N):
+            sums = sums + (row[j] + bias,)
+        return sums
+    else:
+        return _repeated(bias, N)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def _fwd_kernel(
+    x_ptr, taps_ptr, bias_ptr, residual_ptr, out_ptr, H, W, C, chunk, x_image, x_row, residual_image, residual_row,
+    X_COL: tl.constexpr, RESIDUAL_COL: tl.constexpr, K: tl.constexpr, FLIP: tl.constexpr, ADD_INPUT: tl.constexpr,
+    COLS: tl.constexpr, GROUPS: tl.constexpr, BLOCK_C: tl.constexpr, OUT_COL: tl.constexpr,
+):  # fmt: skip
+    """Output rows [top, bottom) of one image. ``sums`` holds K rows of partial sums, the next one to store first."""
+    R: tl.constexpr = K // 2
+    TAPS: tl.constexpr = K * K
+    c_blocks, tiles, chunks = tl.cdiv(C, BLOCK_C), tl.cdiv(W, GROUPS * COLS), tl.cdiv(H, chunk)
+    pid = tl.program_id(0)
+    c = pid % c_blocks * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    col = (pid // c_blocks % tiles * GROUPS + tl.arange(0, GROUPS)[:, None]) * COLS
+    pid = pid // (c_blocks * tiles)
+    top = pid % chunks * chunk
+    bottom = tl.minimum(top + chunk, H)
+    b = (pid // chunks).to(tl.int64)
+    first = tl.maximum(top - R, 0)
+    last = tl.minimum(bottom + R, H)
+    in_c = c < C
+
+    whole = tl.zeros((GROUPS, BLOCK_C), tl.int32) + c  # a tile of its own per thread: loaded in place, not exchanged
+    taps = ()
+    for k in tl.static_range(TAPS):
+        tap = tl.load(taps_ptr + (TAPS - 1 - k if FLIP else k) * C + whole, mask=whole < C, other=0.0).to(tl.float32)
+        taps = taps + (tap + 1.0 if ADD_INPUT and k == TAPS // 2 else tap,)
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + whole, mask=whole < C, other=0.0).to(tl.float32)
+    else:
+        bias = tl.zeros((GROUPS, BLOCK_C), tl.float32)
+
+    wide_col = col.to(tl.int64)
+    x_ptrs = x_ptr + b * x_image + first.to(tl.int64) * x_row + wide_col * X_COL + c
+    out_row = W.to(tl.int64) * OUT_COL
+    out_ptrs = out_ptr + (b * H + first - R) * out_row + wide_col * OUT_COL + c
+    residual_offset = b * residual_image + (first - R).to(tl.int64) * residual_row + wide_col * RESIDUAL_COL + c
+    sums = ()
+    for s in tl.static_range(K):
+        r = first - R + s
+        sums = sums + _first_sums(
+            bias, residual_ptr, residual_offset, col, in_c & (r >= top) & (r < bottom), W, RESIDUAL_COL, COLS
+        )
+        residual_offset += residual_row
+    ahead = _load_row(x_ptrs, col, in_c, W, X_COL, -R, COLS + K - 1)
+    for h in range(first, last):
+        row = ahead
+        x_ptrs += x_row
+        ahead = _load_row(x_ptrs, col, in_c & (h + 1 < last), W, X_COL, -R, COLS + K - 1)
+        done = ()
+        for s in tl.static_range(K):  # output row h - R + s sees input row h through tap row K - 1 - s
+            for j in tl.static_range(COLS):
+                total = sums[s * COLS + j]
+                for kw in tl.static_range(K):
+                    total = tl.fma(row[j + kw], taps[(K - 1 - s) * K + kw], total)
+                done = done + (total,)
+        _store_row(out_ptrs, done, col, in_c & (h - R >= top), W, OUT_COL, COLS)
+        sums = done[COLS:] + _first_sums(
+            bias, residual_ptr, residual_offset, col, in_c & (h + R + 1 < bottom), W, RESIDUAL_COL, COLS
+        )
+        out_ptrs += out_row
+        residual_offset += residual_row
+    for s in tl.static_range(R):  # complete too: below the last input row there are only zeros
+        r = last - R + s
+        _store_row(out_ptrs, sums[s * COLS :], col, in_c & (r >= top) & (r < bottom), W, OUT_COL, COLS)
+        out_ptrs += out_row
+
+
+@triton.jit(do_not_specialize=SIZES)
+def _weight_kernel(
+    x_ptr, grad_ptr, partial_ptr, B, H, W, C, chunk, units_per_split, x_image, x_row, grad_image, grad_row,
+    X_COL: tl.constexpr, GRAD_COL: tl.constexpr, K: tl.constexpr, COLS: tl.constexpr, GROUPS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Tap and bias gradients over some columns of some units (``chunk`` rows of one image) -> partial [., K*K+1, C].
+
+    ``ring`` holds the K rows of the output's gradient around the input row h, the uppermost first.
+    """
+    R: tl.constexpr = K // 2
+    TAPS: tl.constexpr = K * K
+    c_blocks, tiles, chunks = tl.cdiv(C, BLOCK_C), tl.cdiv(W, GROUPS * COLS), tl.cdiv(H, chunk)
+    pid = tl.program_id(0)
+    part = pid // c_blocks
+    split = part // tiles
+    c = pid % c_blocks * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    col = (part % tiles * GROUPS + tl.arange(0, GROUPS)[:, None]) * COLS
+    in_c = c < C
+    x_cols, grad_cols = col.to(tl.int64) * X_COL + c, col.to(tl.int64) * GRAD_COL + c
+    dbias = tl.zeros((GROUPS, BLOCK_C), tl.float32)
+    dtaps = _repeated(dbias, TAPS)
+    for unit in range(split * units_per_split, tl.minimum((split + 1) * units_per_split, B * chunks)):
+        b = (unit // chunks).to(tl.int64)
+        top = unit % chunks * chunk
+        bottom = tl.minimum(top + chunk, H)
+        x_ptrs = x_ptr + b * x_image + top.to(tl.int64) * x_row + x_cols
+        grad_ptrs = grad_ptr + b * grad_image + (top - R).to(tl.int64) * grad_row + grad_cols
+        ring = ()
+        for s in tl.static_range(2 * R):
+            r = top - R + s
+            ring = ring + _load_row(grad_ptrs, col, in_c & (r >= 0) & (r < H), W, GRAD_COL, 0, COLS)
+            grad_ptrs += grad_row
+        x_ahead = _load_row(x_ptrs, col, in_c, W, X_COL, -R, COLS + K - 1)
+        grad_ahead = _load_row(grad_ptrs, col, in_c & (top + R < H), W, GRAD_COL, 0, COLS)
+        for h in range(top, bottom):
+            row = x_ahead
+            ring = ring + grad_ahead
+            x_ptrs += x_row
+            grad_ptrs += grad_row
+            x_ahead = _load_row(x_ptrs, col, in_c & (h + 1 < bottom), W, X_COL, -R, COLS + K - 1)
+            grad_ahead = _load_row(grad_ptrs, col, in_c & (h + 1 + R < H), W, GRAD_COL, 0, COLS)
+            sums = ()
+            for kh in tl.static_range(K):  # tap row kh brought input row h to output row h - kh + R
+                for kw in tl.static_range(K):
+                    total = dtaps[kh * K + kw]
+                    for j in tl.static_range(COLS):
+                        total = tl.fma(row[j + kw], ring[(K - 1 - kh) * COLS + j], total)
+                    sums = sums + (total,)
+            dtaps = sums
+            for j in tl.static_range(COLS):
+                dbias += ring[R * COLS + j]
+            ring = ring[COLS:]
+    partial_ptrs = partial_ptr + part.to(tl.int64) * (TAPS + 1) * C + c
+    for k in tl.static_range(TAPS):
+        tl.store(partial_ptrs + k * C, tl.sum(dtaps[k], 0)[None, :], mask=in_c)
+    tl.store(partial_ptrs + TAPS * C, tl.sum(dbias, 0)[None, :], mask=in_c)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def _sum_partials_kernel(
+    partial_ptr, dweight_ptr, dbias_ptr, C, partials, TAPS: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr
+):
+    """partial [partials, TAPS + 1, C] -> dweight [C, TAPS] and dbias [C], always added in the same order."""
+    k = tl.program_id(0)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    total = tl.zeros((ROWS, BLOCK_C), tl.float32)
+    for first in range(0, partials, ROWS):
+        p = first + tl.arange(0, ROWS)[:, None]
+        offset = (p.to(tl.int64) * (TAPS + 1) + k) * C + c
+        total += tl.load(partial_ptr + offset, mask=(p < partials) & (c < C), other=0.0)
+    total = tl.sum(total, 0)[None, :]
+    if k < TAPS:
+        tl.store(dweight_ptr + c * TAPS + k, total.to(dweight_ptr.dtype.element_ty), mask=c < C)
+    else:
+        tl.store(dbias_ptr + c, total.to(dbias_ptr.dtype.element_ty), mask=c < C)
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    cols: int
+    groups: int
+    block_c: int
+    num_warps: int
+
+    @property
+    def tile_width(self) -> int:
+        return self.cols * self.groups
+
+
+# Not yet timed on a GPU, chosen by the compiled code: the most columns per thread that fit the registers.
+BLOCK_C = 32
+SUM_ROWS, SUM_BLOCK_C = 8, 128
+# About what one large GPU keeps resident at these register counts; fewer programs than that leave it idle.
+RESIDENT_WARPS = 1024
+SHORTEST_CHUNK = 4
+
+
+def forward_config(K: int, W: int) -> LaunchConfig:
+    if K == 3:
+        return LaunchConfig(4, 4, BLOCK_C, num_warps=1)
+    return LaunchConfig(4, 4, BLOCK_C, num_warps=2) if W > 8 else LaunchConfig(4, 2, BLOCK_C, num_warps=1)
+
+
+def weight_config(K: int) -> LaunchConfig:
+    """One warp: the sum over its threads then needs no shared memory."""
+    return LaunchConfig(2, 4, BLOCK_C, num_warps=1) if K == 3 else LaunchConfig(4, 2, BLOCK_C, num_warps=1)
+
+
+def _rows_per_program(H: int, warps_per_row_range: int) -> int:
+    """All of H, or less where that many warps would not fill the GPU. A chunk reads K - 1 rows of its neighbours."""
+    return max(min(SHORTEST_CHUNK, H), ceil_div(H, ceil_div(RESIDENT_WARPS, warps_per_row_range)))
+
+
+def _dense_channels(x: Tensor) -> Tensor:
+    return x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous()
+
+
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, add_input: bool, flip: bool = False
+) -> Tensor:
+    """``x [B, H, W, C]`` (strided is fine), ``weight [C, 1, K, K]`` -> ``[B, H, W, C]``.
+
+    ``add_input`` adds x to the result; ``flip`` turns the taps around, which makes it the gradient for the input.
+    """
+    B, H, W, C = x.shape
+    K = weight.shape[3]
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if out.numel() == 0:
+        return out
+    x = _dense_channels(x)
+    residual = None if residual is None else _dense_channels(residual)
+    residual_strides = (0, 0, 0) if residual is None else residual.stride()[:3]
+    # [K*K, C]: a small copy, or none where the weight is stored with its channels last.
+    taps = weight.reshape(C, K * K).t().contiguous()
+    config = forward_config(K, W)
+    programs = ceil_div(C, config.block_c) * ceil_div(W, config.tile_width) * B
+    chunk = _rows_per_program(H, programs * config.num_warps)
+    with device_guard(x):
+        _fwd_kernel[(programs * ceil_div(H, chunk),)](
+            x, taps, bias if bias is None else bias.contiguous(), residual, out, H, W, C, chunk,
+            x.stride(0), x.stride(1), residual_strides[0], residual_strides[1],
+            X_COL=x.stride(2), RESIDUAL_COL=residual_strides[2], K=K, FLIP=flip, ADD_INPUT=add_input,
+            COLS=config.cols, GROUPS=config.groups, BLOCK_C=config.block_c, OUT_COL=C, num_warps=config.num_warps,
+        )  # fmt: skip
+    return out
+
+
+def weight_gradient(
+    grad: Tensor, x: Tensor, K: int, weight_dtype: torch.dtype, bias_dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """``grad, x [B, H, W, C]`` -> gradients for weight ``[C, 1, K, K]`` and bias ``[C]``; no atomics."""
+    B, H, W, C = x.shape
+    dweight = torch.empty((C, 1, K, K), dtype=weight_dtype, device=x.device)
+    dbias = torch.empty((C,), dtype=bias_dtype, device=x.device)
+    if B == 0:
+        return dweight.zero_(), dbias.zero_()
+    x, grad = _dense_channels(x), _dense_channels(grad)
+    config = weight_config(K)
+    c_blocks, tiles = ceil_div(C, config.block_c), ceil_div(W, config.tile_width)
+    splits = ceil_div(RESIDENT_WARPS, c_blocks * tiles * config.num_warps)
+    chunk = max(min(2 * SHORTEST_CHUNK, H), ceil_div(H, ceil_div(4 * splits, B)))  # four units a split: even shares
+    units = B * ceil_div(H, chunk)
+    units_per_split = ceil_div(units, splits)
+    parts = ceil_div(units, units_per_split) * tiles
+    partial = torch.empty((parts, K * K + 1, C), dtype=torch.float32, device=x.device)
+    with device_guard(x):
+        _weight_kernel[(c_blocks * parts,)](
+            x, grad, partial, B, H, W, C, chunk, units_per_split, x.stride(0), x.stride(1), grad.stride(0),
+            grad.stride(1), X_COL=x.stride(2), GRAD_COL=grad.stride(2), K=K, COLS=config.cols,
+            GROUPS=config.groups, BLOCK_C=config.block_c, num_warps=config.num_warps,
+        )  # fmt: skip
+        _sum_partials_kernel[(K * K + 1, ceil_div(C, SUM_BLOCK_C))](
+            partial, dweight, dbias, C, parts, TAPS=K * K, ROWS=SUM_ROWS, BLOCK_C=SUM_BLOCK_C, num_warps=4
+        )
+    return dweight, dbias
+
+
+def cases() -> Iterator[KernelCase]:
+    """What the models' ConvNeXt branches compile (K = 7; the width only changes constants), and the smaller kernels."""
+    bf16, fp32 = torch.bfloat16, torch.float32
+    for K, dtype, residual in ((7, bf16, False), (7, bf16, True), (7, fp32, False), (5, bf16, False), (3, bf16, False)):
+        yield _forward_case(K, dtype, residual, C=480)
+    for K, dtype in ((7, bf16), (7, fp32), (5, bf16), (3, bf16)):
+        yield _weight_case(K, dtype, C=480)
+
+
+def _tiling(config: LaunchConfig) -> dict[str, int]:
+    return {"COLS": config.cols, "GROUPS": config.groups, "BLOCK_C": config.block_c}
+
+
+def _forward_case(K: int, dtype: torch.dtype, residual: bool, C: int) -> KernelCase:
+    config = forward_config(K, 32)
+    constants = {"X_COL": C, "RESIDUAL_COL": C, "OUT_COL": C, "K": K, "FLIP": False, "ADD_INPUT": not residual}
+    absent = {} if residual else {"residual_ptr": None}
+    x, parameter = f"*{TRITON_TYPES[dtype]}", "*fp32"
+    pointers = {"x_ptr": x, "taps_ptr": parameter, "bias_ptr": parameter, "residual_ptr": x, "out_ptr": x}
+    return _case(
+        f"depthwise_conv_fwd[K={K},{TRITON_TYPES[dtype]}{',residual' if residual else ''}]",
+        _fwd_kernel, pointers, constants | absent | _tiling(config), config,
+    )  # fmt: skip
+
+
+def _weight_case(K: int, dtype: torch.dtype, C: int) -> KernelCase:
+    config = weight_config(K)
+    x = f"*{TRITON_TYPES[dtype]}"
+    return _case(
+        f"depthwise_conv_weight[K={K},{TRITON_TYPES[dtype]}]", _weight_kernel,
+        {"x_ptr": x, "grad_ptr": x, "partial_ptr": "*fp32"},
+        {"X_COL": C, "GRAD_COL": C, "K": K} | _tiling(config), config,
+    )  # fmt: skip
+
+
+def _case(name: str, kernel, pointers: dict[str, str], constants: dict, config: LaunchConfig) -> KernelCase:
+    run_time = [n for n in kernel.arg_names if n not in constants]
+    return KernelCase(
+        name=name,
+        kernel=kernel,
+        signature={n: pointers.get(n, "i32") for n in run_time},
+        constants=constants,
+        num_warps=config.num_warps,
+        aligned=frozenset(run_time) - set(SIZES),
+        outputs_per_program=config.tile_width * config.block_c,
+    )
