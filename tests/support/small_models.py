@@ -1,0 +1,33 @@
+"""Models small enough to run in milliseconds, with weights that are nowhere at a special value."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import dimr
+
+TINY = dimr.DiMRConfig(
+    in_channels=3, input_size=8, dims=(16, 12, 8), layers=(3, 2, 2), num_heads=2, num_classes=5, kernel_size=3
+)
+
+
+def perturbed_model(config: dimr.DiMRConfig = TINY, seed: int = 0) -> dimr.DiMR:
+    """Every parameter moved by noise, so that no output, gate or gradient is zero by construction."""
+    model = dimr.DiMR(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def inputs(config: dimr.DiMRConfig = TINY, batch: int = 2, seed: int = 1) -> dict[str, Tensor]:
+    """``x [B, C, S, S]``, ``timestep [B]`` and ``class_labels [B]``."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (batch, config.in_channels, config.input_size, config.input_size)
+    return {
+        "x": torch.randn(shape, generator=generator),
+        "timestep": 1000 * (1 - torch.rand(batch, generator=generator)),
+        "class_labels": torch.randint(0, config.num_embeddings, (batch,), generator=generator),
+    }
