@@ -20,9 +20,9 @@ from pathlib import Path
 
 from .ops.launch import KernelCase
 
-OPERATORS = ("geglu",)
+OPERATORS = ("depthwise_conv", "geglu")
 ARCHITECTURES = (80, 90)
-_ACCESS = re.compile(r"\b(LDG|STG|LDL|STL)(?:\.[A-Z0-9]+)*")
+_INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class CompiledKernel:
     stores: dict[str, int]
     opcodes: dict[str, int]
     """First word of each instruction -> how often it occurs."""
+    instructions_per_output: float | None
+    """Issued by one lane per turn of the longest innermost loop, per element; None without ``outputs_per_turn``."""
     compile_seconds: float
 
     @property
@@ -74,9 +76,22 @@ def compile_case(case: KernelCase, architecture: int) -> CompiledKernel:
     )
     seconds = time.perf_counter() - start
     registers, spill = _resources(compiled.asm["cubin"])
-    opcodes, loads, stores = _instructions(compiled.asm["cubin"])
+    code = _run_on_cubin(compiled.asm["cubin"], _tool("nvdisasm"), "-c")
+    opcodes, loads, stores = _instructions(code)
+    per_output = None
+    if case.outputs_per_turn:
+        per_output = round(_longest_loop(code) * 32 * case.num_warps / case.outputs_per_turn, 2)
     return CompiledKernel(
-        case.name, architecture, registers, spill, compiled.metadata.shared, loads, stores, opcodes, round(seconds, 3)
+        name=case.name,
+        architecture=architecture,
+        registers=registers,
+        spill_bytes=spill,
+        shared_bytes=compiled.metadata.shared,
+        loads=loads,
+        stores=stores,
+        opcodes=opcodes,
+        instructions_per_output=per_output,
+        compile_seconds=round(seconds, 3),
     )
 
 
@@ -100,11 +115,11 @@ def _resources(cubin: bytes) -> tuple[int, int]:
     return int(usage["REG"]), int(usage["STACK"]) + int(usage["LOCAL"])
 
 
-def _instructions(cubin: bytes) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+def _instructions(code: str) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
     opcodes: Counter[str] = Counter()
     accesses: dict[str, Counter[str]] = {"LDG": Counter(), "STG": Counter(), "LDL": Counter(), "STL": Counter()}
-    for line in _run_on_cubin(cubin, _tool("nvdisasm"), "-c").splitlines():
-        match = re.search(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", line)
+    for line in code.splitlines():
+        match = _INSTRUCTION.search(line)
         if match is None:
             continue
         instruction = match.group(1)
@@ -113,6 +128,23 @@ def _instructions(cubin: bytes) -> tuple[dict[str, int], dict[str, int], dict[st
         if opcode in accesses:
             accesses[opcode][str(_access_bytes(instruction))] += 1
     return dict(opcodes), dict(accesses["LDG"]), dict(accesses["STG"])
+
+
+def _longest_loop(code: str) -> int:
+    """Instructions between a label and the branch back to it, the longest among loops that hold no other loop."""
+    count = 0
+    labels: dict[str, int] = {}
+    loops: list[tuple[int, int]] = []
+    for line in code.splitlines():
+        if label := re.match(r"\s*(\.L_\w+):", line):
+            labels[label.group(1)] = count
+        elif instruction := _INSTRUCTION.search(line):
+            count += 1
+            target = re.search(r"\bBRA\b.*?(\.L_\w+)", line) if instruction.group(1).startswith("BRA") else None
+            if target is not None and target.group(1) in labels:
+                loops.append((labels[target.group(1)], count))
+    innermost = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
+    return max((end - start for start, end in innermost), default=0)
 
 
 def _access_bytes(instruction: str) -> int:

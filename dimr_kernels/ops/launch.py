@@ -46,3 +46,5 @@ class KernelCase:
     """Arguments known to be multiples of 16 (bytes, for pointers), which allows 16-byte accesses."""
     outputs_per_program: int = 0
     """Elements that one program writes; 0 where the figure means nothing."""
+    outputs_per_turn: int = 0
+    """Elements that one program finishes per turn of its longest loop; 0 where the figure means nothing."""

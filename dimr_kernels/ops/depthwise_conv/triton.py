@@ -355,5 +355,5 @@ def _case(name: str, kernel, pointers: dict[str, str], constants: dict, config: 
         constants=constants,
         num_warps=config.num_warps,
         aligned=frozenset(run_time) - set(SIZES),
-        outputs_per_program=config.tile_width * config.block_c,
+        outputs_per_turn=config.tile_width * config.block_c,
     )
