@@ -10,6 +10,7 @@ from ..demo.folder import DemoFolder
 from ..demo.run import begin, run_demo
 from ..demo.settings import SamplingSettings
 from ..demo.training import resumed_trainer
+from ..optional import require
 from ..training.loop import Trainer
 from . import arguments as kinds
 from .common import CommandError, pick_device, say
@@ -17,6 +18,7 @@ from .common import CommandError, pick_device, say
 HELP = "train a small DiMR on handwritten digits in minutes, sample it and measure the samples"
 # What a run keeps from its beginning.
 FIXED = ("size", "seed", "steps")
+PACKAGES = ("sklearn", "matplotlib", "PIL", "safetensors", "tqdm")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    for package in PACKAGES:  # now, not after minutes of training
+        require(package, "demo", "the demo")
     folder = DemoFolder(arguments.output)
     sampling = SamplingSettings(arguments.per_class, arguments.sampling_steps, arguments.guidance)
     trainer = _trainer(arguments, folder)
