@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .guidance import Guidance
+from .optional import require
 from .samplers import Denoise
 from .samplers.diffusers_scheduler import multistep_scheduler, sample_with_scheduler
 from .samplers.dpm_solver import sample_fast
@@ -108,9 +109,6 @@ def _progress_bar(show: bool, steps: int) -> Iterator[Any]:
     if not show:
         yield lambda: None
         return
-    try:
-        from tqdm.auto import tqdm
-    except ImportError as error:
-        raise ImportError("progress=True needs tqdm (pip install tqdm)") from error
+    tqdm = require("tqdm", "demo", "a progress bar").tqdm
     with tqdm(total=steps, desc="sampling", unit="step") as bar:
         yield bar.update

@@ -8,9 +8,13 @@ from pathlib import Path
 import torch
 
 from ..config import DiMRConfig
+from ..files import replacing
 from .errors import CheckpointError
-from .folder import load_model, save_model, write_atomically
+from .folder import load_model, save_model
 from .official import load_official_checkpoint, to_official_state_dict
+from .reading import require_safetensors
+
+SUFFIXES = (".pth", ".pt", ".safetensors")
 
 
 def convert_to_folder(
@@ -25,13 +29,11 @@ def convert_to_published(folder: str | os.PathLike[str], target: str | os.PathLi
 
     There and back changes no tensor, but for the rounding of ``(w - 1) + 1`` to float32 in the gates' weights.
     """
-    from safetensors.torch import save_file
-
     target = Path(target)
-    writers = {".pth": torch.save, ".pt": torch.save, ".safetensors": save_file}
-    if target.suffix not in writers:
-        raise CheckpointError(f"{target} must end in {', '.join(writers)}")
+    if target.suffix not in SUFFIXES:
+        raise CheckpointError(f"{target} must end in {', '.join(SUFFIXES)}")
+    write = require_safetensors().torch.save_file if target.suffix == ".safetensors" else torch.save
     state = to_official_state_dict(load_model(folder))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, lambda path: writers[target.suffix](state, path))
+    with replacing(target) as temporary:
+        write(state, temporary)
     return target

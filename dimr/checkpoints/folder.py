@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from ..config import DiMRConfig
+from ..files import replacing, write_json
 from ..network import DiMR
 from .errors import CheckpointError, check_keys
-from .reading import read_state_dict
+from .reading import read_state_dict, require_safetensors
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -21,14 +20,12 @@ CONFIG = "config.json"
 
 def save_model(model: DiMR, folder: str | os.PathLike[str]) -> Path:
     """Write the model's weights, in their own dtypes, and its configuration. Existing files are replaced whole."""
-    from safetensors.torch import save_file
-
+    safetensors = require_safetensors()
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
-    text = json.dumps(model.config.to_dict(), indent=2) + "\n"
-    write_atomically(folder / WEIGHTS, lambda path: save_file(tensors, path))
-    write_atomically(folder / CONFIG, lambda path: path.write_text(text))
+    with replacing(folder / WEIGHTS) as temporary:
+        safetensors.torch.save_file(tensors, temporary)
+    write_json(folder / CONFIG, model.config.to_dict())
     return folder
 
 
@@ -60,22 +57,3 @@ def _read_config(path: Path) -> DiMRConfig:
         return DiMRConfig.from_dict(values)
     except (ValueError, TypeError) as error:  # json.JSONDecodeError is a ValueError
         raise CheckpointError(f"{path} is not a DiMR configuration: {error}") from error
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """``write`` fills a temporary file beside ``path``, which then takes its place in one step."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -6,10 +6,12 @@ import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from ..optional import require
 from .errors import CheckpointError
 
 
@@ -27,13 +29,17 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def require_safetensors() -> ModuleType:
+    """The package with its ``torch`` module."""
+    require("safetensors.torch", "demo", "a .safetensors checkpoint")
+    return require("safetensors", "demo", "a .safetensors checkpoint")
 
+
+def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
+    safetensors = require_safetensors()
     try:
-        return load_file(path)
-    except (SafetensorError, ValueError, KeyError) as error:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
 
 

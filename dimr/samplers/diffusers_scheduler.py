@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..optional import require
 from ..schedule import NoiseSchedule
 from . import Denoise
 
@@ -17,13 +18,8 @@ def multistep_scheduler(schedule: NoiseSchedule) -> Any:
     The steps are uniform in lambda. Uniform in time, the last few would each halve the noise several times over: on
     Gaussian data 10 steps are then off by 35%, uniform in lambda by 1%.
     """
-    try:
-        from diffusers import DPMSolverMultistepScheduler
-    except ImportError as error:
-        raise ImportError(
-            "method 'dpm-solver-multistep' needs diffusers (pip install diffusers); 'dpm-solver-fast' does without"
-        ) from error
-    return DPMSolverMultistepScheduler(
+    diffusers = require("diffusers", "demo", "method 'dpm-solver-multistep'")
+    return diffusers.DPMSolverMultistepScheduler(
         num_train_timesteps=schedule.num_steps,
         beta_start=schedule.beta_start,
         beta_end=schedule.beta_end,

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import builtins
+import sys
 
 import pytest
 import torch
@@ -72,7 +72,7 @@ def test_guidance_is_one_batch_of_both(model, guidance):
 def test_low_precision_model_keeps_the_state_in_float32(model):
     lowered = perturbed_model().bfloat16().eval()
     noise = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    found, wanted = (dimr.sample(m, LABELS, noise=noise, steps=3) for m in (lowered, model))
+    found, wanted = (dimr.sample(m, LABELS, noise=noise, steps=1) for m in (lowered, model))
     assert found.dtype == torch.float32
     assert (found - wanted).norm() / wanted.norm() < 0.1
 
@@ -123,13 +123,6 @@ def test_guidance_needs_an_unconditional_class():
     ("package", "arguments"), [("diffusers", {"method": "dpm-solver-multistep"}), ("tqdm", {"progress": True})]
 )
 def test_missing_package_is_named(model, monkeypatch, package, arguments):
-    real = builtins.__import__
-
-    def without(name, *rest, **kwargs):
-        if name.partition(".")[0] == package:
-            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
-        return real(name, *rest, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=f"needs {package}"):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=f"needs {package}.*pip install"):
         dimr.sample(model, LABELS, steps=1, **arguments)

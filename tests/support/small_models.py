@@ -14,11 +14,11 @@ TINY = dimr.DiMRConfig(
 
 def perturbed_model(config: dimr.DiMRConfig = TINY, seed: int = 0) -> dimr.DiMR:
     """Every parameter moved by noise, so that no output, gate or gradient is zero by construction."""
-    model = dimr.DiMR(config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        model = dimr.DiMR(config)
         for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+            parameter.add_(0.2 * torch.randn(parameter.shape))
     return model
 
 
