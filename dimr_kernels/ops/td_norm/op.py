@@ -65,7 +65,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     ctx.dtypes = (x.dtype, None if residual is None else residual.dtype)
     ctx.save_for_backward(x if residual is None else total, stats, t, *gates)
     ctx.set_materialize_grads(False)  # an output that was not used costs nothing
-    ctx.mark_non_differentiable(*(stats, total) if residual is None else (stats,))
+    sum_is_constant = residual is None or not any(ctx.needs_input_grad[:2])
+    ctx.mark_non_differentiable(*(stats, total) if sum_is_constant else (stats,))
 
 
 def _gradient(ctx: Any, dy: Tensor | None, dtotal: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:

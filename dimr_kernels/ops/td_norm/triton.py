@@ -2,7 +2,113 @@
 
 from __future__ import annotations
 
-from .triton_backward import backward
-from .triton_forward import forward, sum_dtype
+from collections.abc import Iterator
+from typing import Any
 
-__all__ = ["backward", "forward", "sum_dtype"]
+import torch
+
+from ..launch import TRITON_TYPES, KernelCase
+from ..time_gate import triton as time_gate
+from . import triton_backward, triton_forward
+from .samples import Samples
+from .triton_backward import backward
+from .triton_forward import forward
+
+__all__ = ["backward", "cases", "forward"]
+
+WIDTHS = (192, 240, 384, 480, 576, 768, 960, 1152)
+CASCADE_WIDTH = 38400
+SHIFT_POINTERS = ("p3_ptr", "p4_ptr", "shift_weight_ptr", "shift_offset_ptr")
+
+
+def cases() -> Iterator[KernelCase]:
+    """The configurations that the model's widths compile, for analysis without a GPU."""
+    for D in WIDTHS:
+        samples = Samples(B=64, N=1024, D=D)
+        yield _forward_case(samples, torch.bfloat16, rms=True, residual=True)
+        yield _backward_case(samples, torch.bfloat16, rms=True)
+    for D in (480, 1152):
+        samples = Samples(B=64, N=1024, D=D)
+        yield _forward_case(samples, torch.bfloat16, rms=False, residual=False)
+        yield _forward_case(samples, torch.float32, rms=False, residual=True)
+        yield _backward_case(samples, torch.bfloat16, rms=False)
+        yield _backward_case(samples, torch.float32, rms=False)
+        yield _reduce_case(samples)
+    widest = Samples(B=64, N=256, D=triton_forward.WIDEST_IN_REGISTERS)
+    cascade = Samples(B=64, N=256, D=CASCADE_WIDTH)
+    for samples in (widest, cascade):
+        yield _backward_case(samples, torch.bfloat16, rms=False)
+    yield _forward_case(widest, torch.bfloat16, rms=False, residual=True)
+    yield _wide_forward_case(cascade, torch.bfloat16)
+    yield _row_sums_case(cascade, torch.bfloat16)
+    yield _reduce_case(cascade)
+
+
+def _forward_case(samples: Samples, dtype: torch.dtype, rms: bool, residual: bool) -> KernelCase:
+    config = triton_forward.forward_config(samples)
+    constants = {"RMS": rms, "SCALE_GATE": 1, "SHIFT_GATE": 1, "ITERATIONS": config.iterations}
+    absent = (() if residual else ("residual_ptr",)) + (SHIFT_POINTERS if rms else ())
+    kind = ("rms" if rms else "layer") + ("+residual" if residual else "")
+    return _case(f"td_norm_fwd_{kind}", triton_forward._fwd_kernel, samples, dtype, config, constants, absent)
+
+
+def _wide_forward_case(samples: Samples, dtype: torch.dtype) -> KernelCase:
+    config = triton_forward.wide_forward_config(samples)
+    constants = {"RMS": False, "HAS_SHIFT": True, "BLOCKS": config.iterations}
+    kernel = triton_forward._fwd_wide_kernel
+    return _case("td_norm_fwd_wide", kernel, samples, dtype, config, constants, ("residual_ptr",))
+
+
+def _backward_case(samples: Samples, dtype: torch.dtype, rms: bool) -> KernelCase:
+    config = triton_backward.backward_config(samples)
+    constants = {"RMS": rms, "HAS_SHIFT": not rms, "SCALE_GATE": 1, "ITERATIONS": config.iterations}
+    absent = () if config.block_d < samples.D else ("row_sums_ptr",)
+    name = f"td_norm_bwd_{'rms' if rms else 'layer'}"
+    return _case(name, triton_backward._bwd_kernel, samples, dtype, config, constants, absent)
+
+
+def _row_sums_case(samples: Samples, dtype: torch.dtype) -> KernelCase:
+    config = triton_backward.row_sums_config(samples)
+    constants = {"RMS": False, "BLOCKS": config.iterations}
+    kernel = triton_backward._row_sums_kernel
+    return _case("td_norm_bwd_wide_sums", kernel, samples, dtype, config, constants, ())
+
+
+def _reduce_case(samples: Samples) -> KernelCase:
+    backward_config = triton_backward.backward_config(samples)
+    chunks = samples.chunks(backward_config.rows * backward_config.iterations)
+    config = time_gate.reduce_config(samples.B * chunks, samples.D)
+    constants = {"SCALE_GATE": 1, "SHIFT_GATE": 1, "ITERATIONS": config.iterations}
+    kernel = time_gate._reduce_kernel
+    return _case("td_norm_reduce", kernel, samples, torch.float32, config, constants, ("scale_dt_ptr", "shift_dt_ptr"))
+
+
+def _case(
+    name: str,
+    kernel: Any,
+    samples: Samples,
+    dtype: torch.dtype,
+    config: Any,
+    constants: dict[str, Any],
+    absent: tuple[str, ...],
+) -> KernelCase:
+    """Activations in ``dtype``, everything else in float32."""
+    activations = ("x_ptr", "residual_ptr", "y_ptr", "sum_ptr", "dy_ptr", "dsum_ptr", "dx_ptr")
+    constants = {**constants, **dict.fromkeys(absent), "ROWS": config.rows, "BLOCK_D": config.block_d}
+    signature = {}
+    for argument in kernel.arg_names:
+        if argument in constants:
+            continue
+        if argument.endswith("_ptr"):
+            signature[argument] = f"*{TRITON_TYPES[dtype if argument in activations else torch.float32]}"
+        else:
+            signature[argument] = "fp32" if argument == "eps" else "i32"
+    return KernelCase(
+        name=f"{name}[D={samples.D},{TRITON_TYPES[dtype]}]",
+        kernel=kernel,
+        signature=signature,
+        constants=constants,
+        num_warps=config.num_warps,
+        aligned=frozenset(signature) - {"N", "chunks", "t_stride", "rows", "R", "eps"},
+        outputs_per_program=config.rows * config.block_d,
+    )

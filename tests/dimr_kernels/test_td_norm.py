@@ -1,0 +1,366 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import dimr_kernels as dk
+from dimr_kernels.functional import td_layer_norm, td_rms_norm
+from tests.support.machine_code import assert_lean
+from tests.support.parity import assert_deterministic, assert_parity, results_of, strided
+
+NORMS = {"layer": td_layer_norm, "rms": td_rms_norm}
+SHIFT = ("p3", "p4", "shift_gate_weight", "shift_gate_offset")
+GATES = ("p1", "p2", "p3", "p4", "scale_gate_weight", "scale_gate_offset", "shift_gate_weight", "shift_gate_offset")
+# One number that collects every channel and row: its terms cancel, so it is smaller than what was summed.
+COLLECTED_ULPS = 64.0
+
+
+def arguments(
+    norm: str,
+    shape: tuple[int, ...],
+    device: torch.device,
+    *,
+    dtype: torch.dtype = torch.float32,
+    parameter_dtype: torch.dtype = torch.float32,
+    gate: str = "channel",
+    shared: bool = False,
+    residual: bool = False,
+    offset: float = 0.0,
+) -> dict[str, Any]:
+    """Random inputs of ``norm``, every one of them requiring a gradient."""
+
+    def random(*size: int, dtype: torch.dtype = parameter_dtype, offset: float = 0.0) -> Tensor:
+        return (offset + torch.randn(size, device=device)).to(dtype).requires_grad_()
+
+    D = shape[-1]
+    G = D if gate == "channel" else 1
+    found = {"x": random(*shape, dtype=dtype, offset=offset), "t": random(1 if shared else shape[0])}
+    found |= {name: random(G if "gate" in name else D) for name in GATES if norm == "layer" or name not in SHIFT}
+    if residual:
+        found["residual"] = random(*shape, dtype=dtype)
+    return found
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("D", [1, 7, 192, pytest.param(480, marks=pytest.mark.slow)])
+def test_matches_eager(norm, D, device):
+    assert_parity(NORMS[norm], arguments(norm, (2, 3, D), device), ulps=COLLECTED_ULPS if D == 1 else 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("D", [240, 960, 1152])
+def test_matches_eager_with_residual(norm, D, device):
+    assert_parity(NORMS[norm], arguments(norm, (2, 9, D), device, residual=True), ulps=8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("norm", NORMS)
+def test_half_precision_with_float32_parameters(norm, dtype, device):
+    assert_parity(NORMS[norm], arguments(norm, (2, 5, 48), device, dtype=dtype), ulps=4)
+
+
+@pytest.mark.parametrize("parameter_dtype", [torch.float16, torch.bfloat16])
+def test_parameters_of_another_dtype(parameter_dtype, device):
+    inputs = arguments("layer", (2, 3, 24), device, dtype=torch.float32, parameter_dtype=parameter_dtype)
+    assert_parity(td_layer_norm, inputs, ulps=COLLECTED_ULPS)
+
+
+def test_float64_parameters_are_used_in_float32(device):
+    inputs = arguments("layer", (2, 3, 24), device, parameter_dtype=torch.float64)
+    fused, eager = (results_of(td_layer_norm, inputs, backend) for backend in ("triton", "eager"))
+    assert fused["grad.p1"].dtype == torch.float64
+    torch.testing.assert_close(fused, eager, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(("gate", "shared"), [("scalar", False), ("channel", True), ("scalar", True)])
+def test_scalar_gates_and_one_timestep_for_all(norm, gate, shared, device):
+    inputs = arguments(norm, (3, 4, 24), device, gate=gate, shared=shared)
+    assert_parity(NORMS[norm], inputs, ulps=COLLECTED_ULPS)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("shape", [(5, 24), (1, 2, 3, 2, 24), (1, 1), (24,)])
+def test_any_rank(norm, shape, device):
+    inputs = arguments(norm, shape, device, shared=len(shape) == 1, residual=True)
+    assert_parity(NORMS[norm], inputs, ulps=COLLECTED_ULPS)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("shape", [(0, 3, 24), (2, 0, 24)])
+def test_empty_batch(shape, residual, device):
+    inputs = arguments("layer", shape, device, shared=True, residual=residual)
+    assert_parity(td_layer_norm, inputs)
+    inputs["t"] = torch.zeros(shape[0], device=device, requires_grad=True)
+    found = results_of(td_layer_norm, inputs, "triton")
+    assert all((found[f"grad.{name}"] == 0).all() for name in GATES)
+
+
+def test_layer_norm_without_shift(device):
+    inputs = arguments("rms", (2, 5, 24), device)
+    assert_parity(lambda x, t, p1, p2, **gate: td_layer_norm(x, t, p1, p2, None, None, **gate, **NO_SHIFT_GATE), inputs)
+
+
+NO_SHIFT_GATE = {"shift_gate_weight": None, "shift_gate_offset": None}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("D", [38400, 65536])
+def test_wide_rows(norm, D, device):
+    assert_parity(NORMS[norm], arguments(norm, (2, 3, D), device, dtype=torch.float16), ulps=4)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_wide_rows_with_residual_and_one_timestep(norm, device, monkeypatch):
+    """The wide form, at a width that the interpreter takes in its stride."""
+    small_blocks(monkeypatch)
+    inputs = arguments(norm, (2, 5, 77), device, residual=True, shared=True, offset=100.0)
+    assert_parity(NORMS[norm], inputs, ulps=COLLECTED_ULPS)
+    assert_parity(NORMS[norm], arguments(norm, (3, 5, 64), device), ulps=4)
+
+
+def small_blocks(monkeypatch) -> None:
+    from dimr_kernels.ops.td_norm import triton_backward, triton_forward
+
+    for module in (triton_forward, triton_backward):
+        monkeypatch.setattr(module, "WIDEST_IN_REGISTERS", 16)
+        monkeypatch.setattr(module, "WIDE_BLOCK", 16)
+    monkeypatch.setattr(triton_forward, "TABLE_BLOCK", 32)
+    monkeypatch.setattr(triton_backward, "WIDE_SUMS_BLOCK", 32)
+
+
+def test_long_walks(device, monkeypatch):
+    """Programs that walk several tiles, chunks that end in the middle of a tile."""
+    from dimr_kernels.ops.td_norm import triton_backward, triton_forward
+
+    for module in (triton_forward, triton_backward):
+        monkeypatch.setattr(module, "PROGRAMS", 4)
+        monkeypatch.setattr(module, "TILE_ELEMENTS", 64)
+    for shared in (False, True):
+        inputs = arguments("layer", (2, 21, 24), device, residual=True, shared=shared)
+        assert_parity(td_layer_norm, inputs, ulps=COLLECTED_ULPS)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("offset", [1e3, -1e4])
+def test_a_large_mean_does_not_cancel(wide, offset, device, monkeypatch):
+    if wide:
+        small_blocks(monkeypatch)
+    inputs = arguments("layer", (2, 3, 100), device, offset=offset)
+    fused, truth = (
+        results_of(td_layer_norm, inputs, "triton"),
+        results_of(td_layer_norm, inputs, "eager", torch.float64),
+    )
+    # The mean itself is good to about eps * |mean|, a standard deviation being 1.
+    allowed = 8 * torch.finfo(torch.float32).eps * abs(offset)
+    assert (fused["out.0"].double() - truth["out.0"]).abs().max() < allowed * truth["out.0"].abs().max()
+    assert_parity(td_layer_norm, inputs, ulps=abs(offset))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("value", [0.0, 3.0])
+def test_constant_rows(norm, value, device):
+    inputs = arguments(norm, (2, 2, 24), device)
+    with torch.no_grad():
+        inputs["x"][0, 1] = value
+    assert_parity(NORMS[norm], inputs, ulps=COLLECTED_ULPS)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [("x",), ("residual",), ("p1",), ("scale_gate_offset",), ("shift_gate_weight", "x"), ("t",), ("t", "p4"), ()],
+)
+def test_gradients_of_a_subset(wanted, device):
+    inputs = arguments("layer", (2, 3, 24), device, residual=True)
+    for name, value in inputs.items():
+        value.requires_grad_(name in wanted)
+    sum_is_constant = not {"x", "residual"} & set(wanted)
+    assert_parity(lambda **inputs: td_layer_norm(**inputs)[: 1 if sum_is_constant else 2], inputs, ulps=COLLECTED_ULPS)
+    with dk.use_backend("triton"):
+        y, total = td_layer_norm(**inputs)
+    assert (y.requires_grad, total.requires_grad) == (bool(wanted), not sum_is_constant)
+
+
+@pytest.mark.parametrize("used", [0, 1])
+def test_one_of_two_outputs_used(used, device):
+    inputs = arguments("rms", (2, 3, 24), device, residual=True)
+    inputs["t"].requires_grad_(False)
+    if used == 1:
+        inputs = {name: v.detach() if name not in ("x", "residual") else v for name, v in inputs.items()}
+    assert_parity(lambda **inputs: td_rms_norm(**inputs)[used], inputs, ulps=4)
+
+
+def test_residual_of_another_dtype(device):
+    inputs = arguments("layer", (2, 3, 24), device, dtype=torch.float16)
+    inputs["residual"] = torch.randn(2, 3, 24, device=device, requires_grad=True)
+    y, total = td_layer_norm(**inputs)
+    assert (y.dtype, total.dtype) == (torch.float16, torch.float32)
+    assert_parity(td_layer_norm, inputs, ulps=4)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_strided_inputs(residual, device):
+    inputs = arguments("layer", (2, 6, 24), device, residual=residual)
+    assert_parity(td_layer_norm, {**inputs, "x": strided(inputs["x"])}, ulps=4)
+    rows = torch.randn(2, 2, 3, 40, device=device)[..., 5:29].requires_grad_()  # gaps between rows
+    swapped = torch.randn(6, 2, 24, device=device).transpose(0, 1).requires_grad_()
+    for x in (rows, swapped):
+        other = {**inputs, "x": x}
+        if residual:
+            other["residual"] = torch.randn(x.shape, device=device, requires_grad=True)
+        assert_parity(td_layer_norm, other, ulps=4)
+    one = {**inputs, "x": swapped, "t": torch.tensor(0.4, device=device, requires_grad=True)}
+    assert_parity(td_layer_norm, one, ulps=COLLECTED_ULPS)
+
+
+def test_strided_timesteps(device):
+    inputs = arguments("layer", (3, 2, 24), device)
+    inputs["t"] = torch.randn(6, device=device)[::2].requires_grad_()
+    assert_parity(td_layer_norm, inputs, ulps=COLLECTED_ULPS)
+
+
+@pytest.mark.parametrize("backend", ["eager", "triton"])
+def test_a_float_is_the_same_as_a_tensor(backend, device):
+    inputs = arguments("layer", (2, 3, 24), device)
+    with dk.use_backend(backend):
+        expected = td_layer_norm(**{**inputs, "t": torch.full((2,), 0.3, device=device)})
+        for t in (0.3, torch.tensor(0.3, device=device), torch.tensor([0.3], device=device)):
+            torch.testing.assert_close(td_layer_norm(**{**inputs, "t": t}), expected)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_deterministic(norm, device):
+    inputs = arguments(norm, (3, 9, 24), device, dtype=torch.bfloat16, residual=True, gate="scalar")
+    assert_deterministic(NORMS[norm], inputs)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_definition_by_hand(norm, device):
+    inputs = {name: v.detach() for name, v in arguments(norm, (2, 3, 12), device).items()}
+    x, t = inputs["x"].double(), inputs["t"].double()[:, None]
+    s = torch.sigmoid(inputs["scale_gate_weight"] * t + inputs["scale_gate_offset"])
+    gamma = s * inputs["p1"] + (1 - s) * inputs["p2"]
+    if norm == "rms":
+        expected = x / (x.square().mean(-1, keepdim=True).sqrt() + 0.5) * gamma[:, None]
+    else:
+        s = torch.sigmoid(inputs["shift_gate_weight"] * t + inputs["shift_gate_offset"])
+        beta = s * inputs["p3"] + (1 - s) * inputs["p4"]
+        deviation = (x.var(-1, correction=0, keepdim=True) + 0.5).sqrt()
+        expected = (x - x.mean(-1, keepdim=True)) / deviation * gamma[:, None] + beta[:, None]
+    for backend in ("eager", "triton"):
+        with dk.use_backend(backend):
+            torch.testing.assert_close(NORMS[norm](**inputs, eps=0.5), expected.float())
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("shared", [False, True])
+def test_gradcheck_of_the_definition(norm, shared, device):
+    inputs = arguments(norm, (2, 2, 5), device, shared=shared, residual=True)
+    names, values = zip(*((n, v.detach().double().requires_grad_()) for n, v in inputs.items()), strict=True)
+    assert torch.autograd.gradcheck(lambda *v: NORMS[norm](**dict(zip(names, v, strict=True))), values)
+    if not shared:
+        assert torch.autograd.gradgradcheck(lambda *v: NORMS[norm](**dict(zip(names, v, strict=True))), values)
+
+
+def op_arguments(inputs: dict[str, Any], rms: bool) -> tuple[Any, ...]:
+    return inputs["x"], inputs.get("residual"), inputs["t"], *(inputs.get(n) for n in GATES), 1e-5, rms
+
+
+@pytest.mark.parametrize(("norm", "residual"), [("layer", True), ("rms", False)])
+def test_opcheck(norm, residual, device):
+    inputs = arguments(norm, (2, 3, 8), device, residual=residual)
+    torch.library.opcheck(torch.ops.dimr_kernels.td_norm.default, op_arguments(inputs, norm == "rms"))
+
+
+def test_opcheck_of_the_backward(device):
+    x, _, t, *rest = op_arguments({n: v.detach() for n, v in arguments("layer", (2, 3, 8), device).items()}, False)
+    stats = torch.ones(2, 6, device=device)
+    for needs in ([True] * 10, [False, False, True] + [False] * 7):
+        torch.library.opcheck(torch.ops.dimr_kernels.td_norm_backward.default, (x, None, x, stats, t, *rest, needs))
+
+
+@pytest.mark.parametrize(
+    ("backend", "norm", "compiler"),
+    [
+        ("triton", "layer", "aot_eager"),
+        ("eager", "rms", "aot_eager"),
+        pytest.param("triton", "rms", "inductor", marks=pytest.mark.slow),
+        pytest.param("eager", "layer", "inductor", marks=pytest.mark.slow),
+    ],
+)
+def test_compiles_whole(backend, norm, compiler, device):
+    inputs = arguments(norm, (2, 3, 24), device, residual=True)
+    leaves = tuple(inputs.values())
+
+    def loss(inputs: dict[str, Any]) -> Tensor:
+        y, total = NORMS[norm](**inputs)
+        return (y * total).sum()
+
+    with dk.use_backend(backend):
+        expected = torch.autograd.grad(loss(inputs), leaves)
+        found = torch.autograd.grad(torch.compile(loss, fullgraph=True, backend=compiler)(inputs), leaves)
+    torch.testing.assert_close(found, expected)
+
+
+def test_double_backward_says_so(device):
+    inputs = arguments("layer", (2, 3, 8), device)
+    with dk.use_backend("triton"):
+        (g,) = torch.autograd.grad(td_layer_norm(**inputs).sum(), inputs["x"], create_graph=True)
+        with pytest.raises(RuntimeError, match=r"td_norm.*use_backend\('eager'\)"):
+            g.sum().backward()
+
+
+@pytest.mark.parametrize("backend", ["eager", "triton"])
+def test_autocast_keeps_the_dtype(backend, device):
+    inputs = arguments("layer", (2, 3, 24), device)
+    with dk.use_backend(backend), torch.autocast(device.type, torch.bfloat16):
+        assert td_layer_norm(**inputs).dtype == torch.float32
+        assert td_layer_norm(**{**inputs, "x": inputs["x"].bfloat16()}).dtype == torch.bfloat16
+
+
+def test_float64_takes_the_definition(device):
+    inputs = arguments("rms", (2, 8), device, dtype=torch.float64, parameter_dtype=torch.float64)
+    assert td_rms_norm(**inputs).dtype == torch.float64
+    with dk.use_backend("triton"), pytest.raises(dk.BackendError, match=r"td_rms_norm.*float64"):
+        td_rms_norm(**inputs)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"x": torch.zeros(())}, ValueError, r"x must have shape \[B, \.\.\., D\].*\[\]"),
+        ({"x": torch.zeros(2, 3, 0)}, ValueError, r"D >= 1.*\[2, 3, 0\]"),
+        ({"x": torch.zeros(2, 3, 8, dtype=torch.int32)}, TypeError, "x must have a floating-point dtype.*int32"),
+        ({"x": [1.0]}, TypeError, "x must be a Tensor, got list"),
+        ({"t": torch.zeros(3)}, ValueError, r"t must have shape \[B\] = \[2\].*\[3\]"),
+        ({"t": torch.zeros(2, 1)}, ValueError, r"t must have shape .*\[2, 1\]"),
+        ({"t": torch.zeros(2, dtype=torch.int64)}, TypeError, "t must have a floating-point dtype.*int64"),
+        ({"t": "soon"}, TypeError, "t must be a Tensor or a float, got str"),
+        ({"t": float("nan")}, ValueError, "t is NaN"),
+        ({"t": torch.tensor([0.5, float("nan")])}, ValueError, r"t holds NaN: \[0\.5, nan\]"),
+        ({"p1": torch.zeros(7)}, ValueError, r"p1 must have shape \[8\], got \[7\]"),
+        ({"p2": torch.zeros(1)}, ValueError, r"p2 must have shape \[8\], got \[1\]"),
+        ({"p4": torch.zeros(8, dtype=torch.int8)}, TypeError, "p4 must have a floating-point dtype.*int8"),
+        ({"p3": None}, ValueError, "p3, p4, shift_gate_weight and shift_gate_offset must all"),
+        ({"scale_gate_weight": torch.zeros(2)}, ValueError, r"scale_gate_weight .*\[8\] .*or \[1\], got \[2\]"),
+        ({"shift_gate_offset": torch.zeros(1)}, ValueError, r"shift_gate_offset must have shift_gate_weight's shape"),
+        ({"scale_gate_weight": None}, TypeError, "scale_gate_weight must be a Tensor, got NoneType"),
+        ({"residual": torch.zeros(2, 3, 7)}, ValueError, r"residual must have shape \[2, 3, 8\]"),
+        ({"residual": torch.zeros(2, 3, 8).double()}, TypeError, "residual has dtype torch.float64"),
+        ({"p1": torch.zeros(8, device="meta")}, ValueError, "p1 is on meta, x is on cpu"),
+    ],
+)
+def test_bad_input_is_named(changed, error, message):
+    inputs = arguments("layer", (2, 3, 8), torch.device("cpu"))
+    with pytest.raises(error, match=message):
+        td_layer_norm(**{**inputs, **changed})
+
+
+@pytest.mark.slow
+def test_machine_code():
+    assert_lean("td_norm", registers=168)
