@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .checkpoints import CheckpointError
 from .optional import require
@@ -15,7 +16,7 @@ from .optional import require
 KINDS = ("AutoencoderKL", "AutoencoderTiny")
 
 
-def load_decoder(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> nn.Module:
+def load_decoder(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> Any:
     """The autoencoder that ``save_pretrained`` wrote to ``folder``. Nothing is downloaded.
 
     Raises:
@@ -42,7 +43,7 @@ def load_decoder(folder: str | os.PathLike[str], device: torch.device | str = "c
 
 
 @torch.inference_mode()
-def decode_latents(decoder: nn.Module, latents: Tensor) -> Tensor:
+def decode_latents(decoder: Any, latents: Tensor) -> Tensor:
     """Scaled latents ``[B, C, h, w]`` -> images ``[B, 3, H, W]`` in [-1, 1], one at a time to spare memory."""
     wanted = decoder.config.latent_channels
     if latents.dim() != 4 or latents.shape[1] != wanted:

@@ -58,7 +58,7 @@ def run_demo(trainer: Trainer, folder: DemoFolder, sampling: SamplingSettings) -
         "training": trainer.settings.to_dict(),
         "sampling": dataclasses.asdict(sampling),
         "final_loss": trainer.recent_loss(),
-        "kernels": describe_kernels(trainer.model.device),
+        "kernels": describe_kernels(trainer.model),
         "environment": describe_environment(trainer.model.device),
     }
     write_json(folder.report, report)
@@ -96,4 +96,9 @@ def _announce(trainer: Trainer) -> None:
         resolutions, count_parameters(model) / 1e6, settings.steps, settings.batch_size, model.device, settings.seed,
         f", going on from step {trainer.step}" if trainer.step else "",
     )  # fmt: skip
-    logger.info("kernels: %s", describe_kernels(model.device)["summary"])
+    kernels = describe_kernels(model)
+    logger.info(
+        "kernels (backend %s): %s; attention: %s",
+        kernels["backend"], ", ".join(kernels["fused"]) or "none fused, plain PyTorch",
+        ", ".join(kernels["attention"]) or "plain PyTorch",
+    )  # fmt: skip
