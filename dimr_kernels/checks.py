@@ -22,6 +22,8 @@ def check_shape(operator: str, name: str, tensor: Tensor, wanted: tuple[int, ...
 
 
 def check_rank(operator: str, name: str, tensor: Tensor, rank: int, layout: str) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{operator}: {name} must be a Tensor, got {type(tensor).__name__}")
     if tensor.dim() != rank:
         raise ValueError(f"{operator}: {name} must have {rank} dimensions {layout}, got shape {list(tensor.shape)}")
 
