@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from . import checks, time_checks
+from . import checks, shuffle_checks, time_checks
 from .dispatch import choose, current_backend
 from .ops.attention import run as attention_run
 from .ops.depthwise_conv import eager as depthwise_conv_eager
@@ -16,6 +16,8 @@ from .ops.geglu import eager as geglu_eager
 from .ops.geglu import op as geglu_op
 from .ops.pixel_shuffle import eager as pixel_shuffle_eager
 from .ops.pixel_shuffle import op as pixel_shuffle_op
+from .ops.shuffle_norm_add import eager as shuffle_norm_add_eager
+from .ops.shuffle_norm_add import op as shuffle_norm_add_op
 from .ops.td_norm import eager as td_norm_eager
 from .ops.td_norm import op as td_norm_op
 
@@ -168,21 +170,9 @@ def pixel_shuffle_add(x: Tensor, y: Tensor | None, upscale_factor: int, layout: 
         BackendError: the implementation asked for cannot run (see :func:`dimr_kernels.use_backend`).
     """
     operator = "pixel_shuffle_add"
-    r = _check_shuffle(operator, x, "upscale_factor", upscale_factor, layout)
-    nhwc = layout == "nhwc"
-    channels = x.shape[3 if nhwc else 1]
-    if channels % (r * r):
-        raise ValueError(
-            f"{operator}: x must have a multiple of {r * r} channels for upscale_factor {r}, got {channels} in shape "
-            f"{list(x.shape)}, layout {layout!r}"
-        )
+    r = shuffle_checks.check_shuffle(operator, x, "upscale_factor", upscale_factor, layout)
+    shuffle_checks.check_shuffled(operator, x, y, r, layout)
     if y is not None:
-        B, H, W = (x.shape[0], *x.shape[1:3]) if nhwc else (x.shape[0], *x.shape[2:])
-        high = (r * H, r * W)
-        C = channels // (r * r)
-        checks.check_floating(operator, y=y)
-        checks.check_shape(operator, "y", y, (B, *high, C) if nhwc else (B, C, *high))
-        checks.check_same_device(operator, x=x, y=y)
         dtype = torch.promote_types(x.dtype, y.dtype)
         x, y = x.to(dtype), y.to(dtype)
     if choose(operator, x, "cuda") == "eager":
@@ -201,7 +191,7 @@ def pixel_unshuffle(x: Tensor, downscale_factor: int, layout: str = "nhwc") -> T
     Raises as :func:`pixel_shuffle_add`.
     """
     operator = "pixel_unshuffle"
-    r = _check_shuffle(operator, x, "downscale_factor", downscale_factor, layout)
+    r = shuffle_checks.check_shuffle(operator, x, "downscale_factor", downscale_factor, layout)
     H, W = x.shape[1:3] if layout == "nhwc" else x.shape[2:]
     if H % r or W % r:
         raise ValueError(
@@ -211,16 +201,6 @@ def pixel_unshuffle(x: Tensor, downscale_factor: int, layout: str = "nhwc") -> T
     if choose(operator, x, "cuda") == "eager":
         return pixel_shuffle_eager.pixel_unshuffle(x, r, layout)
     return pixel_shuffle_op.pixel_unshuffle(x, r, _memory_layout(x, layout))
-
-
-def _check_shuffle(operator: str, x: Tensor, name: str, factor: int, layout: str) -> int:
-    """Check what both directions share, and return the factor."""
-    checks.check_floating(operator, x=x)
-    checks.check_choice(operator, "layout", layout, ("nhwc", "nchw"))
-    checks.check_rank(operator, "x", x, 4, "[B, H, W, C]" if layout == "nhwc" else "[B, C, H, W]")
-    if not isinstance(factor, int) or factor < 1:
-        raise ValueError(f"{operator}: {name} must be an integer of at least 1, got {factor!r}")
-    return factor
 
 
 def _memory_layout(x: Tensor, layout: str) -> str:
@@ -351,3 +331,55 @@ def _check_residual(operator: str, x: Tensor, residual: Tensor) -> None:
     checks.check_same_device(operator, x=x, residual=residual)
     if (x.dtype == torch.float64) != (residual.dtype == torch.float64):
         raise TypeError(f"{operator}: residual has dtype {residual.dtype}, x has {x.dtype}: float64 does not mix")
+
+
+def pixel_shuffle_td_norm_add(
+    x: Tensor,
+    y: Tensor,
+    t: Tensor | float,
+    upscale_factor: int,
+    p1: Tensor,
+    p2: Tensor,
+    p3: Tensor,
+    p4: Tensor,
+    scale_gate_weight: Tensor,
+    scale_gate_offset: Tensor,
+    shift_gate_weight: Tensor,
+    shift_gate_offset: Tensor,
+    eps: float = 1e-5,
+) -> Tensor:
+    """The cascade's way up: ``y + TDLN(shuffle(x))`` in one pass (DiMR eq. (2), (4) and (5)), channels last.
+
+    Args:
+        x: ``[B, H, W, r*r*C]`` with channels in ``(r, r, C)`` order.
+        y: ``[B, r*H, r*W, C]``; its dtype may differ from x's.
+        upscale_factor: ``r >= 1``.
+        t, p1, p2, p3, p4, the gates, eps: as for :func:`td_layer_norm`, of width C.
+
+    Rows wider than 8192 channels are shuffled, normalized and added in three passes.
+
+    Returns:
+        ``[B, r*H, r*W, C]`` in the dtype that torch's promotion gives ``x`` and ``y``.
+
+    Raises:
+        ValueError, TypeError: an argument's shape, dtype or device does not fit, or ``t`` is NaN.
+        BackendError: the implementation asked for cannot run (see :func:`dimr_kernels.use_backend`).
+    """
+    operator = "pixel_shuffle_td_norm_add"
+    r = shuffle_checks.check_shuffle(operator, x, "upscale_factor", upscale_factor, "nhwc")
+    C = shuffle_checks.check_shuffled(operator, x, y, r, "nhwc")
+    if C == 0:
+        raise ValueError(f"{operator}: x must have at least one channel, got shape {list(x.shape)}")
+    if (x.dtype == torch.float64) != (y.dtype == torch.float64):
+        raise TypeError(f"{operator}: y has dtype {y.dtype}, x has {x.dtype}: float64 does not mix")
+    scale = {"p1": p1, "p2": p2, "scale_gate_weight": scale_gate_weight, "scale_gate_offset": scale_gate_offset}
+    shift = {"p3": p3, "p4": p4, "shift_gate_weight": shift_gate_weight, "shift_gate_offset": shift_gate_offset}
+    time_checks.check_gated_pair(operator, C, x.device, **scale)
+    time_checks.check_gated_pair(operator, C, x.device, **shift)
+    t = time_checks.as_timesteps(operator, t, x)
+    gates = (p1, p2, p3, p4, scale_gate_weight, scale_gate_offset, shift_gate_weight, shift_gate_offset)
+    if choose(operator, x, "triton") == "eager":
+        return shuffle_norm_add_eager.shuffle_norm_add(x, y, t, r, *gates, eps)
+    if not shuffle_norm_add_op.fits(y):
+        return y + td_norm_op.td_norm(pixel_shuffle_eager.pixel_shuffle(x, r, "nhwc"), None, t, *gates, eps, False)[0]
+    return shuffle_norm_add_op.shuffle_norm_add(x, y, t, r, *gates, eps)[0]

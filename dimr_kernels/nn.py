@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from . import functional as F
+from .conditioning import current_timestep
 from .norms import TDLayerNorm
-from .ops.shuffle_norm_add.eager import pixel_shuffle_nhwc
 
 
 class GEGLU(nn.Module):
@@ -70,8 +70,13 @@ class PixelShuffleUpsample(nn.Module):
         self.norm_out = TDLayerNorm(dim_out)
 
     def forward(self, x: Tensor, y: Tensor, t: Tensor | float | None = None) -> Tensor:
-        h = self.proj(self.norm_in(x, t))
-        return y + self.norm_out(pixel_shuffle_nhwc(h, self.upscale_factor), t)
+        if t is None:
+            t = current_timestep("PixelShuffleUpsample")
+        norm = self.norm_out
+        return F.pixel_shuffle_td_norm_add(
+            self.proj(self.norm_in(x, t)), y, t, self.upscale_factor, norm.p1, norm.p2, norm.p3, norm.p4,
+            norm.scale_gate_weight, norm.scale_gate_offset, norm.shift_gate_weight, norm.shift_gate_offset, norm.eps,
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
         return f"upscale_factor={self.upscale_factor}"

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from .ops.launch import KernelCase
 
-OPERATORS = ("depthwise_conv", "geglu", "td_norm")
+OPERATORS = ("depthwise_conv", "geglu", "shuffle_norm_add", "td_norm")
 ARCHITECTURES = (80, 90)
 _INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
 

@@ -1,12 +1,14 @@
-"""The definition of the cascade's way up in plain PyTorch (DiMR eq. (2) and (5), channels last)."""
+"""The definition of the cascade's way up (DiMR eq. (2) with a TD-LN), made of the definitions of its parts."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
+from ..pixel_shuffle.eager import pixel_shuffle
+from ..td_norm.eager import td_norm
 
-def pixel_shuffle_nhwc(x: Tensor, r: int) -> Tensor:
-    """``x [B, H, W, r*r*C]``, channels in ``(r, r, C)`` order -> ``[B, r*H, r*W, C]``."""
-    B, H, W, packed = x.shape
-    C = packed // (r * r)
-    return x.reshape(B, H, W, r, r, C).permute(0, 1, 3, 2, 4, 5).reshape(B, H * r, W * r, C)
+
+def shuffle_norm_add(x: Tensor, y: Tensor, t: Tensor, r: int, *gates_and_eps: Tensor | float | None) -> Tensor:
+    """``x [B, H, W, r*r*C]``, ``y [B, r*H, r*W, C]``, ``t [B]`` or ``[1]``; the rest as for ``td_norm``."""
+    normalized, _ = td_norm(pixel_shuffle(x, r, "nhwc"), None, t, *gates_and_eps, rms=False)
+    return y + normalized

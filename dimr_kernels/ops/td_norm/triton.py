@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from ..launch import TRITON_TYPES, KernelCase
+from ..samples import Samples
 from ..time_gate import triton as time_gate
 from . import triton_backward, triton_forward
-from .samples import Samples
 from .triton_backward import backward
 from .triton_forward import forward
 

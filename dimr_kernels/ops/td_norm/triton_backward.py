@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ..launch import ceil_div, device_guard, next_power_of_2
 from ..row_statistics import factor_of, projection_of
+from ..samples import Samples, as_samples, row_strides, walk
 from ..time_gate.triton import gate_gradients, gate_stride, mixed_at, time_stride
-from .samples import Samples, as_samples, row_strides, walk
 from .triton_forward import WIDEST_IN_REGISTERS, modulation_table
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..launch import ceil_div, next_power_of_2
+from .launch import ceil_div, next_power_of_2
 
 
 @dataclass(frozen=True)
