@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import dimr_kernels as dk
+from dimr_kernels.functional import depthwise_conv2d
+from tests.support.machine_code import compiled_kernels
+from tests.support.parity import assert_deterministic, assert_parity, results_of, strided
+
+FLOAT, HALF, BFLOAT = torch.float32, torch.float16, torch.bfloat16
+
+
+def make_inputs(
+    shape: tuple[int, ...], K: int, device: torch.device, dtype: torch.dtype = FLOAT, weight_dtype: torch.dtype = FLOAT
+) -> dict[str, Tensor]:
+    C = shape[-1]
+    shapes = {"x": shape, "weight": (C, 1, K, K), "bias": (C,), "residual": shape}
+    dtypes = {"x": dtype, "weight": weight_dtype, "bias": weight_dtype, "residual": dtype}
+    return {n: torch.randn(s, device=device).to(dtypes[n]).requires_grad_() for n, s in shapes.items()}
+
+
+def add_input(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return depthwise_conv2d(x, weight, bias, residual=x)
+
+
+@pytest.mark.parametrize("K", [3, 5, 7])
+def test_matches_eager(K, device):
+    assert_parity(depthwise_conv2d, make_inputs((2, 5, 6, 9), K, device))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 2, 3, 7), (1, 6, 2, 1), (0, 4, 5, 6)], ids=str)
+def test_images_smaller_than_the_kernel(shape, device):
+    assert_parity(depthwise_conv2d, make_inputs(shape, 7, device))
+
+
+@pytest.mark.parametrize(
+    ("shape", "K"),
+    [
+        ((1, 3, 18, 40), 3),
+        ((1, 1, 1, 480), 3),
+        pytest.param((1, 9, 8, 40), 7, marks=pytest.mark.slow),
+        pytest.param((2, 3, 17, 33), 7, marks=pytest.mark.slow),
+        pytest.param((1, 2, 2, 480), 7, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_many_tiles(shape, K, device):
+    inputs = make_inputs(shape, K, device)
+    del inputs["residual"]
+    assert_parity(add_input, inputs)
+
+
+@pytest.mark.parametrize("K", [3, pytest.param(7, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtypes", [(BFLOAT, BFLOAT), (HALF, HALF), (BFLOAT, FLOAT), (FLOAT, BFLOAT)], ids=str)
+def test_dtypes(K, dtypes, device):
+    assert_parity(depthwise_conv2d, make_inputs((1, 4, 5, 10), K, device, *dtypes))
+
+
+def test_one_program_walks_whole_images(monkeypatch, device):
+    """On a large batch a program takes an image whole, and several images for the weight's gradient."""
+    pytest.importorskip("triton")
+    from dimr_kernels.ops.depthwise_conv import triton as kernels
+
+    monkeypatch.setattr(kernels, "RESIDENT_WARPS", 1)
+    assert_parity(depthwise_conv2d, make_inputs((3, 9, 2, 5), 3, device))
+
+
+@pytest.mark.parametrize("K", [3, pytest.param(7, marks=pytest.mark.slow)])
+def test_residual_that_is_the_input_equals_one_that_is_not(K, device):
+    inputs = make_inputs((1, 4, 5, 6), K, device)
+    x, weight, bias = (inputs[name].detach() for name in ("x", "weight", "bias"))
+    with dk.use_backend("triton"):
+        torch.testing.assert_close(add_input(x, weight, bias), depthwise_conv2d(x, weight, bias, x.clone()))
+    assert_parity(add_input, {name: inputs[name] for name in ("x", "weight")})
+
+
+@pytest.mark.parametrize("wanted", [(), ("x",), ("weight",), ("bias",), ("residual",), ("x", "bias")], ids=str)
+def test_gradients_of_a_subset(wanted, device):
+    inputs = make_inputs((1, 4, 3, 5), 3, device)
+    together = results_of(depthwise_conv2d, inputs, "triton")
+    alone = {name: x.detach().requires_grad_(name in wanted) for name, x in inputs.items()}
+    found = results_of(depthwise_conv2d, alone, "triton")
+    assert set(found) == {"out.0"} | {f"grad.{name}" for name in wanted}
+    for name, value in found.items():
+        torch.testing.assert_close(value, together[name])
+
+
+def test_strided_inputs(device):
+    inputs = make_inputs((2, 4, 5, 6), 3, device)
+    gaps = {"x": strided(inputs["x"]), "bias": strided(inputs["bias"])}
+    assert_parity(depthwise_conv2d, inputs | gaps)
+    planes = torch.randn(2, 6, 4, 5, device=device).permute(0, 2, 3, 1).requires_grad_()
+    wide = torch.randn(2, 6, 7, 16, device=device)
+    part = wide[:, 1:5, 1:6, 3:9].requires_grad_()
+    taps_first = inputs["weight"].detach().permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1).requires_grad_()
+    assert_parity(depthwise_conv2d, inputs | {"x": part, "residual": planes, "weight": taps_first})
+
+
+def test_strided_gradient(device):
+    inputs = make_inputs((2, 4, 5, 6), 3, device)
+    assert_parity(lambda **inputs: depthwise_conv2d(**inputs).permute(0, 3, 1, 2).contiguous(), inputs)
+    assert_parity(lambda **inputs: depthwise_conv2d(**inputs).sum((0, 3)), inputs)
+
+
+def test_deterministic(device):
+    assert_deterministic(depthwise_conv2d, make_inputs((2, 5, 9, 5), 3, device, BFLOAT))
+
+
+def test_autocast(device):
+    inputs = make_inputs((1, 4, 3, 5), 3, device)
+    with torch.autocast(device.type, BFLOAT):
+        results = {backend: results_of(depthwise_conv2d, inputs, backend) for backend in ("eager", "triton")}
+    for name, value in results["triton"].items():
+        assert value.dtype == (BFLOAT if name == "out.0" else FLOAT)
+        torch.testing.assert_close(value, results["eager"][name], rtol=0.02, atol=0.1)
+
+
+def test_opcheck(device):
+    x, weight, bias, residual = make_inputs((1, 2, 2, 3), 3, device).values()
+    torch.library.opcheck(torch.ops.dimr_kernels.depthwise_conv2d.default, (x, weight, bias, residual, False))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["eager", "triton"])
+def test_compiles_whole(backend, device):
+    inputs = make_inputs((1, 4, 3, 6), 3, device)
+    del inputs["residual"]
+    compiled = torch.compile(lambda *arguments: add_input(*arguments).square().sum(), fullgraph=True)
+    with dk.use_backend(backend):
+        expected = torch.autograd.grad(add_input(*inputs.values()).square().sum(), list(inputs.values()))
+        found = torch.autograd.grad(compiled(*inputs.values()), list(inputs.values()))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("wanted", ["x", "weight"])
+def test_double_backward_says_so(wanted, device):
+    inputs = make_inputs((1, 2, 2, 3), 3, device)
+    with dk.use_backend("triton"):
+        (g,) = torch.autograd.grad(depthwise_conv2d(**inputs).square().sum(), inputs[wanted], create_graph=True)
+        with pytest.raises(RuntimeError, match=r"depthwise_conv2d.*use_backend\('eager'\)"):
+            g.sum().backward()
+
+
+def zeros(*shape: int, dtype: torch.dtype = FLOAT) -> Tensor:
+    return torch.zeros(shape, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"x": zeros(4, 4, 6)}, ValueError, r"x must have 4 dimensions \[B, H, W, C\].*\[4, 4, 6\]"),
+        ({"x": zeros(1, 0, 4, 6)}, ValueError, r"x must have positive H, W and C.*\[1, 0, 4, 6\]"),
+        ({"x": zeros(1, 4, 4, 6, dtype=torch.int64)}, TypeError, "x must have a floating-point dtype.*int64"),
+        ({"weight": zeros(6, 3, 3)}, ValueError, r"weight must have 4 dimensions \[C, 1, K, K\].*\[6, 3, 3\]"),
+        ({"weight": zeros(6, 1, 4, 4)}, ValueError, "kernel size must be one of 3, 5, 7; got 4"),
+        ({"weight": zeros(6, 1, 9, 9)}, ValueError, "kernel size must be one of 3, 5, 7; got 9"),
+        ({"weight": zeros(6, 1, 5, 3)}, ValueError, r"weight must have shape \[6, 1, 3, 3\], got \[6, 1, 5, 3\]"),
+        ({"weight": zeros(8, 1, 3, 3)}, ValueError, r"weight must have shape \[6, 1, 3, 3\], got \[8, 1, 3, 3\]"),
+        ({"weight": None}, TypeError, "weight must be a Tensor, got NoneType"),
+        ({"bias": zeros(5)}, ValueError, r"bias must have shape \[6\], got \[5\]"),
+        ({"residual": zeros(1, 4, 5, 6)}, ValueError, r"residual must have shape \[1, 4, 4, 6\], got \[1, 4, 5, 6\]"),
+        ({"residual": zeros(1, 4, 4, 6, dtype=HALF)}, TypeError, "residual has dtype torch.float16, x has .*float32"),
+        ({"bias": zeros(6).to("meta")}, ValueError, "bias is on meta, x is on cpu"),
+    ],
+)
+def test_bad_input_is_named(changed, error, message):
+    arguments = {"x": zeros(1, 4, 4, 6), "weight": zeros(6, 1, 3, 3)} | changed
+    with pytest.raises(error, match=f"depthwise_conv2d: .*{message}"):
+        depthwise_conv2d(**arguments)
+
+
+def test_module_is_torchs_convolution(device):
+    torch.manual_seed(0)
+    reference = torch.nn.Conv2d(6, 6, 5, padding=2, groups=6)
+    torch.manual_seed(0)
+    module = dk.DepthwiseConv2d(6, kernel_size=5)
+    torch.testing.assert_close(module.state_dict(), reference.state_dict())
+    module.load_state_dict(reference.state_dict())
+    reference, module = reference.to(device), module.to(device)
+    x = torch.randn(2, 4, 7, 6, device=device)
+    expected = reference(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    torch.testing.assert_close(module(x), expected)
+    torch.testing.assert_close(module(x, residual=x), expected + x)
+    assert dk.DepthwiseConv2d(6, bias=False).bias is None
+    with pytest.raises(ValueError, match="kernel_size must be 3, 5 or 7, got 4"):
+        dk.DepthwiseConv2d(6, kernel_size=4)
+
+
+# Most instructions per output, of which K * K are fused multiply-adds.
+FORWARD_LIMIT = {"K=7": 66, "K=7,residual": 69, "K=5": 40, "K=3": 17}
+WEIGHT_LIMIT = {"K=7": 73, "K=5": 44, "K=3": 24}
+
+
+@pytest.mark.slow
+def test_machine_code():
+    """The taps fill the registers, so a thread holds two channels (four at K = 3): accesses are that wide."""
+    for row in compiled_kernels("depthwise_conv"):
+        where = f"{row['name']} sm_{row['architecture']}"
+        assert row["spill_bytes"] == 0, f"{where}: {row['spill_bytes']} bytes spilled"
+        assert row["registers"] < 255, f"{where}: {row['registers']} registers"
+        assert min(int(width) for width in (row["loads"] | row["stores"])) >= 4, f"{where}: narrow accesses"
+        limits = FORWARD_LIMIT if "_fwd" in row["name"] else WEIGHT_LIMIT
+        kind = row["name"].partition("[")[2].rstrip("]").replace(",bf16", "").replace(",fp32", "")
+        assert 0 < row["instructions_per_output"] <= limits[kind], f"{where}: {row['instructions_per_output']}"
