@@ -6,6 +6,7 @@ as pure Python, without nvcc with CPU operators only; a compile error is an erro
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -15,6 +16,7 @@ import site
 import subprocess
 import sys
 import sysconfig
+import warnings
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -58,15 +60,13 @@ def why_no_extension() -> str | None:
 
 
 def announce(what: str, reason: str, cost: str) -> None:
-    """One line for whoever installs. pip keeps a build's output to itself, so the terminal gets it directly."""
+    """One line for whoever installs. Recent versions of pip show a build's warnings, and nothing else of it."""
     line = f"{PACKAGE}: {what}: {reason}. Cost: {cost}. (python -m {PACKAGE} says this again.)"
-    sys.stderr.write(line + "\n")
-    if not sys.stderr.isatty():
-        try:
-            with open("/dev/tty", "w") as terminal:
-                terminal.write(f"\n{line}\n")
-        except OSError:
-            pass  # nobody watches
+    warnings.warn(line, stacklevel=2)
+    if not hasattr(sys.modules["__main__"], "warnings"):
+        # An older pip, whose script in this process does not collect warnings: tell the terminal, if there is one.
+        with contextlib.suppress(OSError), open("/dev/tty", "w") as terminal:
+            terminal.write(f"\n{line}\n")
 
 
 def tool(name: str) -> str | None:

@@ -1,0 +1,161 @@
+"""What is installed here, what was built, and which implementation each operator takes: ``python -m dimr_kernels``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections import defaultdict
+from collections.abc import Iterator
+
+import torch
+
+from .dispatch import BACKEND_VARIABLE, BACKENDS, TRITON_INSTALLED, BackendError, choose, current_backend
+from .dispatch import why_unavailable as why_fused_unavailable
+from .extension import extension_status
+from .ops.attention import rules
+from .ops.attention.flash_attn import why_not_installed
+
+# Operator -> the backend of its fused form. Attention has its own rules.
+FUSED_FORMS = {
+    "td_layer_norm": "triton",
+    "td_rms_norm": "triton",
+    "geglu": "triton",
+    "depthwise_conv2d": "triton",
+    "pixel_shuffle_add": "cuda",
+    "pixel_unshuffle": "cuda",
+    "pixel_shuffle_td_norm_add": "triton",
+}
+COST_WITHOUT_EXTENSION = "pixel_shuffle_add and pixel_unshuffle run as plain PyTorch; everything else works"
+COST_WITHOUT_CUDA = "on a GPU, pixel_shuffle_add and pixel_unshuffle run as plain PyTorch; everything else works"
+COST_WITHOUT_TRITON = "the operators whose fused form is Triton's run as plain PyTorch, on a GPU too"
+
+
+def _version(package: str, missing: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return missing
+
+
+def _gpus() -> list[torch.device]:
+    return [torch.device("cuda", i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+
+
+def _torch_line() -> str:
+    toolkit = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}"
+    return f"{torch.__version__} ({toolkit if torch.version.cuda or torch.version.hip else 'built without CUDA'})"
+
+
+def _triton_line() -> str:
+    return _version("triton", "installed") if TRITON_INSTALLED else f"not installed. Cost: {COST_WITHOUT_TRITON}"
+
+
+def _flash_attn_line() -> str:
+    problem = why_not_installed()
+    return _version("flash-attn", "installed") if problem is None else f"{problem}; torch's kernels serve. Optional"
+
+
+def _gpu_lines() -> Iterator[str]:
+    for device in _gpus():
+        properties = torch.cuda.get_device_properties(device)
+        memory = properties.total_memory / 2**30
+        yield f"{device.index}: {properties.name}, {properties.major}.{properties.minor}, {memory:.0f} GiB"
+    if not _gpus():
+        yield "none that torch can use"
+
+
+def _extension_lines() -> Iterator[str]:
+    status = extension_status()
+    if not status.loaded:
+        yield f"not available: {status.reason}"
+        yield f"Cost: {COST_WITHOUT_EXTENSION}"
+        return
+    build = status.build
+    made_with = f"{build['compiler']}, headers of torch {build['torch_headers']}"
+    if status.has_cuda:
+        yield f"CPU and CUDA operators ({made_with}, nvcc {build['nvcc']}, {build['architectures']})"
+        return
+    yield f"CPU operators only ({made_with}): {status.reason}"
+    yield f"Cost: {COST_WITHOUT_CUDA}"
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    yield "dimr_kernels", _version("dimr_kernels", "not installed, run from its source folder")
+    yield "Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    yield "torch", _torch_line()
+    yield "Triton", _triton_line()
+    yield "flash-attn", _flash_attn_line()
+    for line in _gpu_lines():
+        yield "GPU", line
+    for line in _extension_lines():
+        yield "extension", line
+    source = f"from {BACKEND_VARIABLE}" if os.environ.get(BACKEND_VARIABLE) else f"{BACKEND_VARIABLE} is not set"
+    yield "backend", f"{current_backend()} ({source}; one of {', '.join(BACKENDS)})"
+
+
+def implementation_of(operator: str, device: torch.device) -> tuple[str, str]:
+    """What the operator takes for float32 tensors on ``device``, and why that is not its fused form (or "")."""
+    if operator == "attention":
+        return _attention_on(device), ""
+    fused = FUSED_FORMS[operator]
+    try:
+        chosen = choose(operator, torch.empty(0, device=device), fused)
+    except BackendError as error:
+        return "error", str(error).removeprefix(f"{operator}: ")
+    if chosen == fused:
+        return ("C++" if fused == "cuda" and device.type == "cpu" else fused), ""
+    if current_backend() == "eager":
+        return chosen, "it was asked for"
+    return chosen, why_fused_unavailable(fused, device) or "Triton's interpreter is for tests"
+
+
+def _attention_on(device: torch.device) -> str:
+    """For bfloat16 and a head dim of 64."""
+    if current_backend() == "eager":
+        return "eager"
+    if device.type == "cpu":
+        return "torch SDPA"
+    call = rules.Call(
+        device="cuda", dtype=torch.bfloat16, head_dim=64, value_dim=64, batch=1, queries=257, keys=257,
+        capability=torch.cuda.get_device_capability(device), cudnn=torch.backends.cudnn.version() or 0,
+    )  # fmt: skip
+    return rules.automatic(call)[0]
+
+
+def _on_a_gpu_elsewhere(operator: str) -> str:
+    """What this installation would take on a GPU of compute capability 8.0 or newer."""
+    if current_backend() == "eager":
+        return "eager"
+    if operator == "attention":
+        return "by GPU"
+    ready = TRITON_INSTALLED if FUSED_FORMS[operator] == "triton" else extension_status().has_cuda
+    return FUSED_FORMS[operator] if ready else "eager"
+
+
+def _implementations() -> Iterator[str]:
+    devices = [torch.device("cpu"), *_gpus()]
+    rows = [["operator", *map(str, devices)]]
+    reasons: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for operator in [*FUSED_FORMS, "attention"]:
+        rows.append([operator])
+        for device in devices:
+            chosen, why = implementation_of(operator, device)
+            rows[-1].append(chosen)
+            if why:
+                reasons[str(device), chosen, why].append(operator)
+    if len(devices) == 1:
+        rows[0].append("GPU (none here)")
+        for row in rows[1:]:
+            row.append(_on_a_gpu_elsewhere(row[0]))
+    for row in rows:
+        yield "".join([row[0].ljust(28), *(cell.ljust(16) for cell in row[1:])]).rstrip()
+    yield ""
+    for (device, chosen, why), operators in reasons.items():
+        yield f"{chosen} on {device} for {', '.join(operators)}: {why}"
+
+
+def report() -> str:
+    """Several lines of plain text."""
+    lines = [f"{name:<13}{value}" for name, value in _versions()]
+    return "\n".join([*lines, "", *_implementations()]).rstrip()
