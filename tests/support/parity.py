@@ -41,14 +41,17 @@ def results_of(function: Function, inputs: Inputs, backend: str, dtype: torch.dt
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     found = {f"out.{i}": out.detach() for i, out in enumerate(outputs)}
     if leaves:
-        generator = torch.Generator().manual_seed(1)
-        cotangents = [
-            torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.device, out.dtype)
-            for out in outputs
-        ]
-        gradients = torch.autograd.grad(outputs, list(leaves.values()), cotangents)
+        followed = [out for out in outputs if out.requires_grad]
+        gradients = torch.autograd.grad(followed, list(leaves.values()), _cotangents(outputs))
         found |= {f"grad.{name}": g for name, g in zip(leaves, gradients, strict=True)}
     return found
+
+
+def _cotangents(outputs: tuple[Tensor, ...]) -> list[Tensor]:
+    """One for each output that can be differentiated, the same numbers in every dtype: bfloat16 can hold them all."""
+    generator = torch.Generator().manual_seed(1)
+    drawn = [(out, torch.randn(out.shape, generator=generator).bfloat16()) for out in outputs]
+    return [cotangent.to(out.device, out.dtype) for out, cotangent in drawn if out.requires_grad]
 
 
 def assert_parity(function: Function, inputs: Inputs, backend: str = "triton", ulps: float = ULPS) -> None:
