@@ -7,7 +7,7 @@ from torch import Tensor
 import dimr_kernels as dk
 from dimr_kernels.functional import depthwise_conv2d
 from tests.support.machine_code import compiled_kernels
-from tests.support.parity import assert_deterministic, assert_parity, results_of, strided
+from tests.support.parity import assert_deterministic, assert_parity, far_apart, results_of, strided
 
 FLOAT, HALF, BFLOAT = torch.float32, torch.float16, torch.bfloat16
 
@@ -96,6 +96,12 @@ def test_strided_inputs(device):
     part = wide[:, 1:5, 1:6, 3:9].requires_grad_()
     taps_first = inputs["weight"].detach().permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1).requires_grad_()
     assert_parity(depthwise_conv2d, inputs | {"x": part, "residual": planes, "weight": taps_first})
+
+
+def test_offsets_beyond_32_bits(tmp_path, device):
+    inputs = make_inputs((3, 2, 2, 3), 3, device, HALF)
+    far = {"x": far_apart(inputs["x"], tmp_path), "residual": inputs["residual"].detach()}
+    assert_parity(depthwise_conv2d, inputs | far)
 
 
 def test_strided_gradient(device):

@@ -7,6 +7,7 @@ the largest absolute difference from the float64 result and eps belongs to the c
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -87,5 +88,20 @@ def strided(x: Tensor) -> Tensor:
     """The same values with a last stride of 2 and gaps between rows."""
     wide = torch.zeros(*x.shape[:-1], 2 * x.shape[-1] + 3, dtype=x.dtype, device=x.device)
     view = wide[..., : 2 * x.shape[-1] : 2]
+    view.copy_(x.detach())
+    return view.requires_grad_(x.requires_grad)
+
+
+def far_apart(x: Tensor, folder: Path) -> Tensor:
+    """The same values with 2**30 elements between the entries of dimension 0: offsets pass 2**31 from the third on.
+
+    On the CPU the memory is a sparse file. Zeros lie before it, where an offset that wrapped around would point.
+    """
+    distance, size = 2**30, 2**31 + x.shape[0] * 2**30
+    if x.device.type == "cpu":
+        base = torch.from_file(str(folder / "sparse"), shared=True, size=size, dtype=x.dtype)
+    else:
+        base = torch.zeros(size, dtype=x.dtype, device=x.device)
+    view = base.as_strided(x.shape, (distance, *x[0].contiguous().stride()), storage_offset=2**31)
     view.copy_(x.detach())
     return view.requires_grad_(x.requires_grad)
