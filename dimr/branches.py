@@ -56,7 +56,7 @@ class Branch(nn.Module):
 
         The outputs of the first half come back in reverse order as long skips into the second.
         """
-        features, skips = [h], []
+        features, skips = [h], list[Tensor]()
         half = len(self.skips)
         for i, block in enumerate(self.blocks):
             if i > half:

@@ -25,5 +25,5 @@ def initialize(model: nn.Module) -> None:
         elif isinstance(module, PatchEmbedding):
             nn.init.trunc_normal_(module.position, std=STD)
         elif isinstance(module, NoiseHead):
-            nn.init.zeros_(module.conv.weight)
-            nn.init.zeros_(module.conv.bias)
+            for parameter in module.conv.parameters():
+                nn.init.zeros_(parameter)

@@ -29,11 +29,11 @@ class DiMR(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.branches[0].embed.position.device
+        return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.branches[0].embed.position.dtype
+        return next(self.parameters()).dtype
 
     def forward(self, x: Tensor, timestep: Tensor | float, class_labels: Tensor) -> tuple[Tensor, ...]:
         """Noise predictions, lowest resolution first.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from .config import DiMRConfig
 from .guidance import Guidance
 from .optional import require
 from .samplers import Denoise
@@ -19,8 +20,22 @@ from .schedule import NoiseSchedule
 METHODS = ("dpm-solver-fast", "dpm-solver-multistep")
 
 
+class NoisePredictor(Protocol):
+    """What sampling needs of a model."""
+
+    config: DiMRConfig
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def __call__(self, x: Tensor, timestep: Tensor, class_labels: Tensor) -> Sequence[Tensor]: ...
+
+
 def sample(
-    model: nn.Module,
+    model: NoisePredictor,
     class_labels: Tensor | Sequence[int],
     noise: Tensor | None = None,
     steps: int = 50,
@@ -33,7 +48,7 @@ def sample(
     """Draw one image or latent per class label.
 
     Args:
-        model: a :class:`~dimr.network.DiMR` or anything with its ``config``, ``device``, ``dtype`` and call.
+        model: a :class:`~dimr.network.DiMR`, or anything else with its ``config``, ``device``, ``dtype`` and call.
         class_labels: ``[B]`` class ids.
         noise: ``[B, C, S, S]`` to start from; None draws it from ``generator`` (on the generator's own device, so that
             a CPU generator gives the same images on every machine).
@@ -72,28 +87,30 @@ def sample(
     return x.clone()  # an ordinary tensor: inference tensors cannot enter autograd
 
 
-def guided(model: nn.Module, class_labels: Tensor, guidance: Guidance | None, advance: Any = lambda: None) -> Denoise:
+def guided(
+    model: NoisePredictor, class_labels: Tensor, guidance: Guidance | None, advance: Any = lambda: None
+) -> Denoise:
     """``denoise(x, timestep)``: the finest prediction, float32, guided in one batch of 2B where asked for."""
     if guidance is not None:
         if not model.config.unconditional_class:
             raise ValueError("guidance needs a model with an unconditional class; this one has none")
-        unconditional = torch.full_like(class_labels, model.config.num_classes)
-        both = torch.cat((class_labels, unconditional))
+        both = torch.cat((class_labels, torch.full_like(class_labels, model.config.num_classes)))
 
     def denoise(x: Tensor, timestep: float) -> Tensor:
         x = x.to(model.dtype)
+        step = torch.full((1,), timestep, device=model.device)  # a tensor: a compiled model would keep a number
         if guidance is None:
-            out = model(x, timestep, class_labels)[-1].float()
+            out = model(x, step, class_labels)[-1].float()
         else:
-            pair = model(torch.cat((x, x)), timestep, both)[-1].float()
-            out = guidance.combine(*pair.chunk(2), timestep)
+            conditional, unconditional = model(torch.cat((x, x)), step, both)[-1].float().chunk(2)
+            out = guidance.combine(conditional, unconditional, timestep)
         advance()
         return out
 
     return denoise
 
 
-def _start(model: nn.Module, batch: int, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
+def _start(model: NoisePredictor, batch: int, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
     config = model.config
     shape = (batch, config.in_channels, config.input_size, config.input_size)
     if noise is None:

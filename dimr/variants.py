@@ -8,10 +8,22 @@ from typing import Any
 from .config import DiMRConfig
 from .network import DiMR
 
-_PIXELS_64 = {"in_channels": 3, "input_size": 64, "num_classes": 1000, "unconditional_class": False, "norm": "td_layer"}
-_LATENT_256 = {"in_channels": 4, "input_size": 32, "num_classes": 1000, "unconditional_class": True, "norm": "td_rms"}
+_PIXELS_64: dict[str, Any] = {
+    "in_channels": 3,
+    "input_size": 64,
+    "num_classes": 1000,
+    "unconditional_class": False,
+    "norm": "td_layer",
+}
+_LATENT_256: dict[str, Any] = {
+    "in_channels": 4,
+    "input_size": 32,
+    "num_classes": 1000,
+    "unconditional_class": True,
+    "norm": "td_rms",
+}
 _LATENT_512 = {**_LATENT_256, "input_size": 64}
-_TRIAL = {"in_channels": 3, "num_classes": 10, "unconditional_class": True, "norm": "td_layer"}
+_TRIAL: dict[str, Any] = {"in_channels": 3, "num_classes": 10, "unconditional_class": True, "norm": "td_layer"}
 
 VARIANTS: dict[str, DiMRConfig] = {
     "dimr-tiny-3r": DiMRConfig(dims=(96, 48, 24), layers=(5, 2, 2), num_heads=3, input_size=16, **_TRIAL),

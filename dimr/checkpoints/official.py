@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import DiMRConfig
 from ..network import DiMR
@@ -63,7 +63,7 @@ def from_official_state_dict(
     return {entry.ours: _to_ours(entry, state) for entry in entries(config)}
 
 
-def to_official_state_dict(model: nn.Module) -> dict[str, Tensor]:
+def to_official_state_dict(model: DiMR) -> dict[str, Tensor]:
     """The model's weights under the published names, float32, on the CPU."""
     state = model.state_dict()
     published: dict[str, Tensor] = {}
