@@ -34,19 +34,19 @@ def as_timesteps(operator: str, t: Tensor | float, x: Tensor) -> Tensor:
 
 
 def check_gated_pair(operator: str, D: int, device: torch.device, **tensors: Tensor | None) -> None:
-    """Two parameters ``[D]``, then their gate's weight and offset, each ``[D]`` or ``[1]``, named as the caller's."""
-    for index, (name, tensor) in enumerate(tensors.items()):
+    """In this order: two parameters ``[D]``, their gate's weight and offset (both ``[D]`` or both ``[1]``)."""
+    (_, first), (_, second), (weight_name, weight), (offset_name, offset) = tensors.items()
+    for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{operator}: {name} must be a Tensor, got {type(tensor).__name__}")
         if not tensor.is_floating_point():
             raise TypeError(f"{operator}: {name} must have a floating-point dtype, got {tensor.dtype}")
         if tensor.device != device:
             raise ValueError(f"{operator}: {name} is on {tensor.device}, x is on {device}")
-        shape = tuple(tensor.shape)
-        if shape != (D,) and (index < 2 or shape != (1,)):
-            wanted = f"[{D}]" if index < 2 else f"[{D}] (a gate per channel) or [1]"
+        shape = tensor.shape
+        if shape != (D,) and (tensor is first or tensor is second or shape != (1,)):
+            wanted = f"[{D}] (a gate per channel) or [1]" if name in (weight_name, offset_name) else f"[{D}]"
             raise ValueError(f"{operator}: {name} must have shape {wanted}, got {list(shape)}")
-    (weight_name, weight), (offset_name, offset) = list(tensors.items())[2:]
     if weight.shape != offset.shape:
         raise ValueError(
             f"{operator}: {offset_name} must have {weight_name}'s shape {list(weight.shape)}, got {list(offset.shape)}"

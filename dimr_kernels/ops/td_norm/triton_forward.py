@@ -185,9 +185,8 @@ def forward(
 
     The sum is an empty tensor where there is no residual.
     """
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    total_shape, total_dtype = ((0,), x.dtype) if residual is None else (x.shape, sum_dtype(x, residual))
-    total = torch.empty(total_shape, dtype=total_dtype, device=x.device)
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    total = x.new_empty(0) if residual is None else x.new_empty(x.shape, dtype=sum_dtype(x, residual))
     samples, (x, residual) = as_samples(x, residual, shared=t.shape[0] == 1)
     stats = torch.empty((1 if rms else 2, samples.rows), dtype=torch.float32, device=x.device)
     if y.numel():

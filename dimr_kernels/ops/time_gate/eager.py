@@ -13,6 +13,7 @@ def mixed(
 
     Written so that two equal parameters give themselves, whatever the gate.
     """
-    t, first, second, gate_weight, gate_offset = (v.to(dtype) for v in (t, first, second, gate_weight, gate_offset))
+    values = (t, first, second, gate_weight, gate_offset)
+    t, first, second, gate_weight, gate_offset = (v if v.dtype == dtype else v.to(dtype) for v in values)
     gate = torch.sigmoid(torch.addcmul(gate_offset, gate_weight, t[:, None]))  # [T, D] or [T, 1]
     return torch.addcmul(second, gate, first - second)

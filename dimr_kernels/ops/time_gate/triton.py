@@ -31,19 +31,20 @@ def mixed_at(t, first_ptr, second_ptr, weight_ptr, offset_ptr, col, mask, GATE_S
 
 
 @triton.jit
-def _store_column_sums(pointer, values, col, in_row):
+def _store_column_sums(pointer, values, group_stride, col, in_row):
     if pointer is not None:
         total = tl.sum(values, axis=0, keep_dims=True)  # [1, BLOCK_D]
-        tl.store(pointer + col, total.to(pointer.dtype.element_ty), mask=in_row)
+        at = tl.program_id(2).to(tl.int64) * group_stride + col
+        tl.store(pointer + at, total.to(pointer.dtype.element_ty), mask=in_row)
 
 
 @triton.jit
 def _reduce_pair(
     partial_ptr, t_ptr, first_ptr, second_ptr, weight_ptr, offset_ptr, dfirst_ptr, dsecond_ptr, dweight_ptr,
-    doffset_ptr, dt_ptr, R, D, chunks, t_stride,
+    doffset_ptr, dt_ptr, R, D, chunks, t_stride, group_stride,
     GATE_STRIDE: tl.constexpr, ITERATIONS: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """One block of columns of one pair of parameters: sums over the partials ``[R, D]`` of all samples."""
+    """One block of columns of one pair of parameters: sums over a group of rows of the partials ``[R, D]``."""
     col = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
     in_row = col < D
     first = tl.load(first_ptr + col, mask=in_row, other=0.0).to(tl.float32)
@@ -53,7 +54,7 @@ def _reduce_pair(
     dweight = tl.zeros([ROWS, BLOCK_D], dtype=tl.float32)
     doffset = tl.zeros([ROWS, BLOCK_D], dtype=tl.float32)
     for i in range(ITERATIONS):
-        row = i * ROWS + tl.arange(0, ROWS)[:, None]
+        row = (tl.program_id(2) * ITERATIONS + i) * ROWS + tl.arange(0, ROWS)[:, None]
         t = tl.load(t_ptr + (row // chunks) * t_stride, mask=row < R, other=0.0).to(tl.float32)
         weight, s = gate_at(t, weight_ptr, offset_ptr, col, in_row, GATE_STRIDE)
         g = tl.load(partial_ptr + row.to(tl.int64) * D + col, mask=(row < R) & in_row, other=0.0)
@@ -66,10 +67,10 @@ def _reduce_pair(
         if dt_ptr is not None:
             dt = tl.sum(weight * g_gate, axis=1, keep_dims=True)  # [ROWS, 1]
             tl.store(dt_ptr + tl.program_id(0).to(tl.int64) * R + row, dt, mask=row < R)
-    _store_column_sums(dfirst_ptr, dfirst, col, in_row)
-    _store_column_sums(dsecond_ptr, dsecond, col, in_row)
-    _store_column_sums(dweight_ptr, dweight, col, in_row)
-    _store_column_sums(doffset_ptr, doffset, col, in_row)
+    _store_column_sums(dfirst_ptr, dfirst, group_stride, col, in_row)
+    _store_column_sums(dsecond_ptr, dsecond, group_stride, col, in_row)
+    _store_column_sums(dweight_ptr, dweight, group_stride, col, in_row)
+    _store_column_sums(doffset_ptr, doffset, group_stride, col, in_row)
 
 
 @triton.jit
@@ -77,21 +78,21 @@ def _reduce_kernel(
     scale_partial_ptr, shift_partial_ptr, t_ptr,
     p1_ptr, p2_ptr, scale_weight_ptr, scale_offset_ptr, p3_ptr, p4_ptr, shift_weight_ptr, shift_offset_ptr,
     dp1_ptr, dp2_ptr, dscale_weight_ptr, dscale_offset_ptr, dp3_ptr, dp4_ptr, dshift_weight_ptr, dshift_offset_ptr,
-    scale_dt_ptr, shift_dt_ptr, R, D, chunks, t_stride,
+    scale_dt_ptr, shift_dt_ptr, R, D, chunks, t_stride, group_stride,
     SCALE_GATE: tl.constexpr, SHIFT_GATE: tl.constexpr, ITERATIONS: tl.constexpr, ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     if tl.program_id(1) == 0:
         _reduce_pair(
             scale_partial_ptr, t_ptr, p1_ptr, p2_ptr, scale_weight_ptr, scale_offset_ptr, dp1_ptr, dp2_ptr,
-            dscale_weight_ptr, dscale_offset_ptr, scale_dt_ptr, R, D, chunks, t_stride, SCALE_GATE, ITERATIONS, ROWS,
-            BLOCK_D,
+            dscale_weight_ptr, dscale_offset_ptr, scale_dt_ptr, R, D, chunks, t_stride, group_stride,
+            SCALE_GATE, ITERATIONS, ROWS, BLOCK_D,
         )  # fmt: skip
     elif shift_partial_ptr is not None:
         _reduce_pair(
             shift_partial_ptr, t_ptr, p3_ptr, p4_ptr, shift_weight_ptr, shift_offset_ptr, dp3_ptr, dp4_ptr,
-            dshift_weight_ptr, dshift_offset_ptr, shift_dt_ptr, R, D, chunks, t_stride, SHIFT_GATE, ITERATIONS, ROWS,
-            BLOCK_D,
+            dshift_weight_ptr, dshift_offset_ptr, shift_dt_ptr, R, D, chunks, t_stride, group_stride,
+            SHIFT_GATE, ITERATIONS, ROWS, BLOCK_D,
         )  # fmt: skip
 
 
@@ -100,19 +101,24 @@ class ReduceConfig:
     block_d: int
     rows: int
     iterations: int
+    groups: int
     num_warps: int = 4
 
 
 # Partials per tile: 16 per thread beside four sums of as many. Not yet timed on a GPU.
 REDUCE_TILE = 2048
+# Tiles that one program adds up one after the other; where there are more, groups of rows are summed side by side.
+LONGEST_REDUCTION = 8
 
 
 def reduce_config(R: int, D: int) -> ReduceConfig:
-    """Narrow blocks where the width is small, since the blocks are all the parallelism there is."""
+    """Narrow blocks where the width is small, since the blocks are most of the parallelism there is."""
     block_d = min(next_power_of_2(D), 32 if D <= 2048 else 128 if D <= 16384 else 256)
     rows = min(REDUCE_TILE // block_d, next_power_of_2(max(R, 1)))
+    tiles = max(ceil_div(R, rows), 1)
     # A power of two, so that a change of the batch seldom compiles another kernel.
-    return ReduceConfig(block_d, rows, next_power_of_2(max(ceil_div(R, rows), 1)))
+    iterations = min(next_power_of_2(tiles), LONGEST_REDUCTION)
+    return ReduceConfig(block_d, rows, iterations, groups=ceil_div(tiles, iterations))
 
 
 def gate_stride(gate_weight: Tensor | None, D: int) -> int:
@@ -139,23 +145,33 @@ def gate_gradients(
     kinds, R, D = partials.shape
     config = reduce_config(R, D)
     blocks = ceil_div(D, config.block_d)
-    gradients = [
-        torch.empty(D, dtype=v.dtype if v.shape[0] == D else torch.float32, device=v.device) if need else None
+    sums = [
+        torch.empty((config.groups, D), dtype=_sum_dtype(v, D, config.groups), device=v.device) if need else None
         for v, need in zip(gates, needs[1:], strict=True)
     ]
     dt = torch.empty((kinds, blocks, R), dtype=torch.float32, device=t.device) if needs[0] else None
     dt_of_kind = (None, None) if dt is None else (dt[0], dt[-1])
     shift_partials = partials[1] if kinds == 2 else None
     with device_guard(partials):
-        _reduce_kernel[(blocks, kinds)](
-            partials[0], shift_partials, t, *gates, *gradients, *dt_of_kind, R, D, chunks, time_stride(t),
+        _reduce_kernel[(blocks, kinds, config.groups)](
+            partials[0], shift_partials, t, *gates, *sums, *dt_of_kind, R, D, chunks, time_stride(t), D,
             SCALE_GATE=gate_stride(gates[2], D), SHIFT_GATE=gate_stride(gates[6], D), ITERATIONS=config.iterations,
             ROWS=config.rows, BLOCK_D=config.block_d, num_warps=config.num_warps,
         )  # fmt: skip
-    for i, (v, gradient) in enumerate(zip(gates, gradients, strict=True)):
-        if gradient is not None and v.shape[0] != D:  # a scalar gate collects every channel's
-            gradients[i] = gradient.sum(0, keepdim=True).to(v.dtype)
+    gradients = [None if s is None else _of_shape(s, v) for s, v in zip(sums, gates, strict=True)]
     return [_time_gradient(dt, t), *gradients]
+
+
+def _sum_dtype(v: Tensor, D: int, groups: int) -> torch.dtype:
+    """The kernel writes the gradient itself where nothing remains to be added."""
+    return v.dtype if groups == 1 and v.shape[0] == D else torch.float32
+
+
+def _of_shape(sums: Tensor, v: Tensor) -> Tensor:
+    """``sums [groups, D]`` -> v's shape and dtype; a scalar gate collects every channel's."""
+    if sums.shape[1] != v.shape[0]:
+        return sums.sum().reshape(1).to(v.dtype)
+    return sums[0] if sums.shape[0] == 1 else sums.sum(0).to(v.dtype)
 
 
 def _time_gradient(dt: Tensor | None, t: Tensor) -> Tensor | None:
