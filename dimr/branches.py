@@ -56,7 +56,8 @@ class Branch(nn.Module):
 
         The outputs of the first half come back in reverse order as long skips into the second.
         """
-        features, skips = [h], list[Tensor]()
+        features: list[Tensor] = [h]
+        skips: list[Tensor] = []
         half = len(self.skips)
         for i, block in enumerate(self.blocks):
             if i > half:

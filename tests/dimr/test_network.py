@@ -57,6 +57,7 @@ def test_samples_do_not_mix():
 def test_ways_to_give_one_timestep():
     model, batch = perturbed_model().eval(), inputs()
     wanted = model(batch["x"], torch.tensor([250.0, 250.0]), batch["class_labels"])
+    batch["class_labels"] = batch["class_labels"].int()
     ways = (250, 250.0, torch.tensor(250.0), torch.tensor([250]), torch.tensor([250.0, 250.0], dtype=torch.float64))
     for timestep in ways:
         for a, b in zip(model(batch["x"], timestep, batch["class_labels"]), wanted, strict=True):
@@ -127,12 +128,14 @@ def test_not_a_configuration():
 
 
 @pytest.mark.slow
-def test_compiles_whole():
+@pytest.mark.parametrize("backend", ["eager", "triton"])
+def test_compiles_whole(backend, device):
     """One graph, forward and backward, with the same numbers. Both kinds of branch, norm and long skip are in it."""
     config = dimr.DiMRConfig(1, 4, (8, 4), (2, 2), num_heads=2, num_classes=5, kernel_size=3, norm="td_rms")
-    model, batch = perturbed_model(config), inputs(config)
+    model = perturbed_model(config).to(device)
+    batch = {name: value.to(device) for name, value in inputs(config).items()}
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    with dk.use_backend("eager"):
+    with dk.use_backend(backend):
         wanted, found = model(**batch), compiled(**batch)
         for a, b in zip(found, wanted, strict=True):
             torch.testing.assert_close(a, b)
