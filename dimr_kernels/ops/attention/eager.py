@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """``q [B, heads, L, E]``, ``k [B, heads, S, E]``, ``v [B, heads, S, Ev]`` -> ``[B, heads, L, Ev]``.
 
-    The softmax of float16 and bfloat16 is computed in float32.
+    torch computes the softmax of float16 and bfloat16 in float32.
     """
     scores = (q * scale) @ k.transpose(-2, -1)  # [B, heads, L, S]
-    wide = torch.promote_types(scores.dtype, torch.float32)
-    return scores.softmax(dim=-1, dtype=wide).to(v.dtype) @ v
+    return scores.softmax(dim=-1).to(v.dtype) @ v

@@ -60,9 +60,8 @@ shuffle_norm_add_backward = define_op(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, y, t, ctx.upscale_factor, *gates, _ = inputs
+    x, _, t, ctx.upscale_factor, *gates, _ = inputs
     _, stats = output
-    ctx.y_dtype = y.dtype
     ctx.save_for_backward(x, stats, t, *gates)
     ctx.mark_non_differentiable(stats)
     ctx.set_materialize_grads(False)
@@ -73,14 +72,13 @@ def _gradient(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor |
     needs = [x_needs, t_needs, *gates_need]
     if grad is None:
         return (None,) * (4 + len(gates_need) + 1)
-    dy = grad.to(ctx.y_dtype) if y_needs else None
     gradients: list[Tensor | None] = [None] * len(needs)
     if any(needs):
         x, stats, t, *gates = ctx.saved_tensors
         found = iter(shuffle_norm_add_backward(grad, x, stats, t, ctx.upscale_factor, *gates, needs))
         gradients = [next(found) if need else None for need in needs]
     dx, dt, *dgates = gradients
-    return dx, dy, dt, None, *dgates, None
+    return dx, grad if y_needs else None, dt, None, *dgates, None  # autograd casts to y's dtype
 
 
 define_gradient(shuffle_norm_add, setup_context=_save, backward=_gradient)

@@ -88,7 +88,7 @@ def _bwd_kernel(
         grad = tl.load(grad_ptr + row * C + col, mask=mask, other=0.0).to(tl.float32)
         mean = tl.load(stats_ptr + row, mask=in_sample, other=0.0)
         scale = tl.load(stats_ptr + rows + row, mask=in_sample, other=0.0)
-        xhat = tl.where(mask, (x - mean) * scale, 0.0)
+        xhat = (x - mean) * scale  # where masked, grad is zero
         dgamma += grad * xhat
         dbeta += grad
         if dx_ptr is not None:
