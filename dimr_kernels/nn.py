@@ -64,6 +64,8 @@ class PixelShuffleUpsample(nn.Module):
 
     def __init__(self, dim_in: int, dim_out: int, upscale_factor: int = 2) -> None:
         super().__init__()
+        if upscale_factor < 1:
+            raise ValueError(f"PixelShuffleUpsample: upscale_factor must be at least 1, got {upscale_factor}")
         self.upscale_factor = upscale_factor
         self.norm_in = TDLayerNorm(dim_in)
         self.proj = nn.Linear(dim_in, upscale_factor * upscale_factor * dim_out)

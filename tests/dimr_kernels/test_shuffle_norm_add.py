@@ -267,6 +267,11 @@ def test_module(device):
         upsample(x, y)
 
 
+def test_module_refuses_no_factor():
+    with pytest.raises(ValueError, match="upscale_factor must be at least 1, got 0"):
+        dk.PixelShuffleUpsample(4, 4, upscale_factor=0)
+
+
 def test_module_fused(device):
     upsample = module(device)
     arguments = {"x": torch.randn(2, 3, 2, 12, device=device, requires_grad=True)}
