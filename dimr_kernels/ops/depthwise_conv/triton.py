@@ -37,6 +37,13 @@ def _repeated(value, N: tl.constexpr):
 
 
 @triton.jit
+def _if_row(in_c, r, top, bottom):
+    """The mask in_c [1, BLOCK_C] where top <= r < bottom, else nothing."""
+    r = r + tl.zeros((1, 1), tl.int32)  # a tile, since Triton 3.9's interpreter refuses scalar conditions in masks
+    return in_c & (r >= top) & (r < bottom)
+
+
+@triton.jit
 def _load_row(ptrs, col, mask, W, COL_STRIDE: tl.constexpr, FIRST: tl.constexpr, N: tl.constexpr):
     """Columns ``col + FIRST`` .. ``col + FIRST + N - 1`` as N tiles [GROUPS, BLOCK_C], zero outside the image."""
     row = ()
@@ -106,14 +113,14 @@ def _fwd_kernel(
     for s in tl.static_range(K):
         r = first - R + s
         sums = sums + _first_sums(
-            bias, residual_ptr, residual_offset, col, in_c & (r >= top) & (r < bottom), W, RESIDUAL_COL, COLS
+            bias, residual_ptr, residual_offset, col, _if_row(in_c, r, top, bottom), W, RESIDUAL_COL, COLS
         )
         residual_offset += residual_row
     ahead = _load_row(x_ptrs, col, in_c, W, X_COL, -R, COLS + K - 1)
     for h in range(first, last):
         row = ahead
         x_ptrs += x_row
-        ahead = _load_row(x_ptrs, col, in_c & (h + 1 < last), W, X_COL, -R, COLS + K - 1)
+        ahead = _load_row(x_ptrs, col, _if_row(in_c, h + 1, first, last), W, X_COL, -R, COLS + K - 1)
         done = ()
         for s in tl.static_range(K):  # output row h - R + s sees input row h through tap row K - 1 - s
             for j in tl.static_range(COLS):
@@ -121,15 +128,15 @@ def _fwd_kernel(
                 for kw in tl.static_range(K):
                     total = tl.fma(row[j + kw], taps[(K - 1 - s) * K + kw], total)
                 done = done + (total,)
-        _store_row(out_ptrs, done, col, in_c & (h - R >= top), W, OUT_COL, COLS)
+        _store_row(out_ptrs, done, col, _if_row(in_c, h - R, top, bottom), W, OUT_COL, COLS)
         sums = done[COLS:] + _first_sums(
-            bias, residual_ptr, residual_offset, col, in_c & (h + R + 1 < bottom), W, RESIDUAL_COL, COLS
+            bias, residual_ptr, residual_offset, col, _if_row(in_c, h + R + 1, top, bottom), W, RESIDUAL_COL, COLS
         )
         out_ptrs += out_row
         residual_offset += residual_row
     for s in tl.static_range(R):  # complete too: below the last input row there are only zeros
         r = last - R + s
-        _store_row(out_ptrs, sums[s * COLS :], col, in_c & (r >= top) & (r < bottom), W, OUT_COL, COLS)
+        _store_row(out_ptrs, sums[s * COLS :], col, _if_row(in_c, r, top, bottom), W, OUT_COL, COLS)
         out_ptrs += out_row
 
 
@@ -164,17 +171,17 @@ def _weight_kernel(
         ring = ()
         for s in tl.static_range(2 * R):
             r = top - R + s
-            ring = ring + _load_row(grad_ptrs, col, in_c & (r >= 0) & (r < H), W, GRAD_COL, 0, COLS)
+            ring = ring + _load_row(grad_ptrs, col, _if_row(in_c, r, 0, H), W, GRAD_COL, 0, COLS)
             grad_ptrs += grad_row
         x_ahead = _load_row(x_ptrs, col, in_c, W, X_COL, -R, COLS + K - 1)
-        grad_ahead = _load_row(grad_ptrs, col, in_c & (top + R < H), W, GRAD_COL, 0, COLS)
+        grad_ahead = _load_row(grad_ptrs, col, _if_row(in_c, top + R, 0, H), W, GRAD_COL, 0, COLS)
         for h in range(top, bottom):
             row = x_ahead
             ring = ring + grad_ahead
             x_ptrs += x_row
             grad_ptrs += grad_row
-            x_ahead = _load_row(x_ptrs, col, in_c & (h + 1 < bottom), W, X_COL, -R, COLS + K - 1)
-            grad_ahead = _load_row(grad_ptrs, col, in_c & (h + 1 + R < H), W, GRAD_COL, 0, COLS)
+            x_ahead = _load_row(x_ptrs, col, _if_row(in_c, h + 1, top, bottom), W, X_COL, -R, COLS + K - 1)
+            grad_ahead = _load_row(grad_ptrs, col, _if_row(in_c, h + 1 + R, 0, H), W, GRAD_COL, 0, COLS)
             sums = ()
             for kh in tl.static_range(K):  # tap row kh brought input row h to output row h - kh + R
                 for kw in tl.static_range(K):
