@@ -11,7 +11,7 @@ import dimr_kernels as dk
 
 from .checkpoints import CheckpointError
 from .commands import convert, demo, info, sample
-from .commands.common import CommandError
+from .commands.common import INTERRUPTED, CommandError
 from .optional import MissingPackageError
 from .training.loop import DivergedError
 
@@ -19,7 +19,6 @@ COMMANDS = {"demo": demo, "sample": sample, "convert": convert, "info": info}
 # What the user can put right: one line, no traceback. Anything else is a bug and shows itself whole.
 USER_ERRORS = (CommandError, CheckpointError, MissingPackageError, DivergedError, dk.BackendError, OSError)
 USAGE_ERROR = 2
-INTERRUPTED = 130
 
 
 def build_parser() -> argparse.ArgumentParser:

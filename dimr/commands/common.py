@@ -10,6 +10,8 @@ import torch
 from ..checkpoints import load_model
 from ..network import DiMR
 
+INTERRUPTED = 130  # exit code after Ctrl-C
+
 
 class CommandError(Exception):
     """Something that the user can put right, said in one line."""

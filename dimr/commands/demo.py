@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..demo.folder import DemoFolder
 from ..demo.run import begin, run_demo
 from ..demo.settings import SamplingSettings
@@ -13,7 +15,7 @@ from ..demo.training import resumed_trainer
 from ..optional import require
 from ..training.loop import Trainer
 from . import arguments as kinds
-from .common import CommandError, pick_device, say
+from .common import INTERRUPTED, CommandError, pick_device, say
 
 HELP = "train a small DiMR on handwritten digits in minutes, sample it and measure the samples"
 # What a run keeps from its beginning.
@@ -29,9 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     start.add_argument("--overwrite", action="store_true", help="start again though DIR holds a run")
     parser.add_argument("--seed", type=kinds.seed, help="decides weights, training and samples (default: 0)")
     parser.add_argument("--size", type=kinds.multiple_of_8, help="of the images, a multiple of 8 (default: 8)")
-    parser.add_argument(
-        "--steps", type=kinds.positive_int, help="of training (default: what the device does in minutes)"
-    )
+    parser.add_argument("--steps", type=kinds.positive_int, help="of training (default: 1000)")
     parser.add_argument(
         "--per-class", type=kinds.positive_int, default=usual.per_class, help="samples to measure (%(default)s)"
     )
@@ -41,25 +41,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guidance", type=kinds.non_negative_float, default=usual.guidance, help="strength (%(default)s)"
     )
+    parser.add_argument(
+        "--threads", type=kinds.positive_int, default=1,
+        help="on a CPU (%(default)s: operators this small wait more than they gain where the machine has other work)",
+    )  # fmt: skip
     kinds.add_device(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     for package in PACKAGES:  # now, not after minutes of training
         require(package, "demo", "the demo")
+    torch.set_num_threads(arguments.threads)
     folder = DemoFolder(arguments.output)
     sampling = SamplingSettings(arguments.per_class, arguments.sampling_steps, arguments.guidance)
     trainer = _trainer(arguments, folder)
-    report = run_demo(trainer, folder, sampling)
+    try:
+        report = run_demo(trainer, folder, sampling)
+    except KeyboardInterrupt:
+        say("stopped at once; what the last save has is kept.")
+        return _stopped(folder)
     if report is None:
-        say(
-            f"stopped after {trainer.step} of {trainer.settings.steps} steps, all saved.\n"
-            f"Go on with: dimr demo --output {folder.root} --resume\n"
-            f"Sample what there is with: dimr sample {folder.checkpoint} --output digits.png"
-        )
-        return 130
+        say(f"stopped after {trainer.step} of {trainer.settings.steps} steps, all saved.")
+        return _stopped(folder)
     _say_results(report, folder)
     return 0 if report["quality"]["passed"] else 1
+
+
+def _stopped(folder: DemoFolder) -> int:
+    say(f"Go on with: dimr demo --output {folder.root} --resume")
+    say(f"Sample what there is with: dimr sample {folder.checkpoint} --output digits.png")
+    return INTERRUPTED
 
 
 def _trainer(arguments: argparse.Namespace, folder: DemoFolder) -> Trainer:
@@ -73,6 +84,7 @@ def _trainer(arguments: argparse.Namespace, folder: DemoFolder) -> Trainer:
         return resumed_trainer(folder, device)
     if folder.state.exists() and not arguments.overwrite:
         raise CommandError(f"{folder.root} holds a run: add --resume to go on with it or --overwrite to start again")
+    folder.root.mkdir(parents=True, exist_ok=True)  # a name that cannot be a folder fails now
     return begin(device, arguments.size or 8, arguments.seed or 0, arguments.steps)
 
 

@@ -50,6 +50,10 @@ def run(arguments: argparse.Namespace) -> int:
     suffix = arguments.output.suffix.lower()
     if suffix not in PICTURES + TENSORS:
         raise CommandError(f"--output: wanted a name ending in {', '.join(PICTURES + TENSORS)}, got {arguments.output}")
+    if suffix in PICTURES:
+        require("PIL", "demo", "writing pictures")
+    if arguments.method == "dpm-solver-multistep":
+        require("diffusers", "demo", f"--method {arguments.method}")
     device = pick_device(arguments.device)
     model = load_checkpoint(arguments.checkpoint, device)
     makes_latents = model.config.in_channels not in SHOWN_CHANNELS

@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 
 
 def begin(device: torch.device, size: int = 8, seed: int = 0, steps: int | None = None) -> Trainer:
-    """A new run; ``size`` is a multiple of 8, ``steps`` None takes the usual number for the device."""
-    return new_trainer(demo_config(size), demo_training(device, seed, steps), device)
+    """A new run; ``size`` is a multiple of 8, ``steps`` None takes the usual number."""
+    return new_trainer(demo_config(size), demo_training(seed, steps), device)
 
 
 def run_demo(trainer: Trainer, folder: DemoFolder, sampling: SamplingSettings) -> dict[str, Any] | None:

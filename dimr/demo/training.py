@@ -47,8 +47,8 @@ def resumed_trainer(folder: DemoFolder, device: torch.device) -> Trainer:
     """The run that ``folder`` holds, where it stopped.
 
     Raises:
-        FileNotFoundError, CheckpointError: there is none, or it is damaged.
-        ValueError: it was on another kind of device.
+        FileNotFoundError: there is none.
+        CheckpointError: it is damaged, or was on another kind of device.
     """
     state = load_training_state(folder.state)
     config, settings = DiMRConfig.from_dict(state["config"]), TrainingSettings.from_dict(state["settings"])

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checkpoints.errors import CheckpointError
 from ..loss import branch_losses, multi_scale_loss
 from ..network import DiMR
 from ..schedule import NoiseSchedule
@@ -130,14 +131,20 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`'s result. The settings and configuration must be those of this run."""
+        """Go on from :meth:`state_dict`'s result.
+
+        Raises:
+            CheckpointError: its settings, configuration or kind of device are not this run's.
+        """
         for name, mine in (("settings", self.settings.to_dict()), ("config", self.model.config.to_dict())):
             different = sorted(k for k in mine if state[name].get(k) != mine[k])
             if different:
                 k = different[0]
-                raise ValueError(f"the saved run has {k} = {state[name].get(k)!r}, this one {mine[k]!r}")
+                raise CheckpointError(f"the saved run has {k} = {state[name].get(k)!r}, this one {mine[k]!r}")
         if state["device"] != self.model.device.type:
-            raise ValueError(f"the saved run was on {state['device']!r}, this one is on {self.model.device.type!r}")
+            raise CheckpointError(
+                f"the saved run was on {state['device']!r}, this one is on {self.model.device.type!r}"
+            )
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])

@@ -101,6 +101,13 @@ def test_resume_needs_a_whole_run(tmp_path, capsys):
     assert "training_state.pt" in capsys.readouterr().err
 
 
+def test_output_that_cannot_be_a_folder(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "inner"):
+        assert demo(folder, *FEW) == 2
+        assert "file" in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.slow
 def test_ctrl_c_then_resume_equals_an_uninterrupted_run(tmp_path):
     options = ("--steps", 25, "--per-class", 2, "--sampling-steps", 3)

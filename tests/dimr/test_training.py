@@ -80,9 +80,9 @@ def test_learns():
 def test_resuming_another_run_names_the_difference():
     state = trained(new_trainer(), until=1).state_dict()
     longer = TrainingSettings(**{**SETTINGS.to_dict(), "betas": SETTINGS.betas, "steps": 7})
-    with pytest.raises(ValueError, match="steps = 6, this one 7"):
+    with pytest.raises(CheckpointError, match="steps = 6, this one 7"):
         new_trainer(longer).load_state_dict(state)
-    with pytest.raises(ValueError, match="was on 'cuda'"):
+    with pytest.raises(CheckpointError, match="was on 'cuda'"):
         new_trainer().load_state_dict({**state, "device": "cuda"})
 
 
