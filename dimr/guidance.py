@@ -26,6 +26,10 @@ class Guidance:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}; got {self.kind!r}")
+        for name in ("scale", "power"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{name} must be a number, got {value!r}")
         if not (math.isfinite(self.scale) and self.scale >= 0):
             raise ValueError(f"scale must be a finite number of at least 0, got {self.scale}")
         if not (math.isfinite(self.power) and self.power > 0):

@@ -25,14 +25,15 @@ def test_power():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "error", "message"),
     [
-        (("linear", 1.0), "kind must be one of 'constant', 'power'; got 'linear'"),
-        (("constant", -0.1), "scale must be .* got -0.1"),
-        (("constant", math.inf), "scale must be .* got inf"),
-        (("power", 4.0, 0.0), "power must be .* got 0.0"),
+        (("linear", 1.0), ValueError, "kind must be one of 'constant', 'power'; got 'linear'"),
+        (("constant", -0.1), ValueError, "scale must be .* got -0.1"),
+        (("constant", math.inf), ValueError, "scale must be .* got inf"),
+        (("power", 4.0, 0.0), ValueError, "power must be .* got 0.0"),
+        (("power", "4"), TypeError, "scale must be a number, got '4'"),
     ],
 )
-def test_bad_fields_are_named(arguments, message):
-    with pytest.raises(ValueError, match=message):
+def test_bad_fields_are_named(arguments, error, message):
+    with pytest.raises(error, match=message):
         Guidance(*arguments)

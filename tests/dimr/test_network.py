@@ -131,7 +131,7 @@ def test_not_a_configuration():
 @pytest.mark.parametrize("backend", ["eager", "triton"])
 def test_compiles_whole(backend, device):
     """One graph, forward and backward, with the same numbers. Both kinds of branch, norm and long skip are in it."""
-    config = dimr.DiMRConfig(1, 4, (8, 4), (2, 2), num_heads=2, num_classes=5, kernel_size=3, norm="td_rms")
+    config = dimr.DiMRConfig(1, 4, (8, 4), (2, 1), num_heads=2, num_classes=5, kernel_size=3, norm="td_rms")
     model = perturbed_model(config).to(device)
     batch = {name: value.to(device) for name, value in inputs(config).items()}
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

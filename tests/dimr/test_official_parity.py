@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import dimr
+import dimr_kernels as dk
 from dimr.loss import noise_target
 from tests.support.official import (
     CONFIGS,
@@ -15,6 +16,9 @@ from tests.support.official import (
     relative_error,
 )
 
+needs_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="takes the interpreter minutes; test_fused_parity has a smaller model"
+)
 TOLERANCE = 1e-4
 SHARED_LOG_SNR = 1.25
 
@@ -23,18 +27,26 @@ def timesteps(log_snr):
     return (log_snr + 4) / 8 * 1000
 
 
+@pytest.fixture(autouse=True)
+def full_float32(monkeypatch):
+    """The published numbers were computed in float32 throughout; a GPU's convolutions would round to TF32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 @pytest.mark.parametrize("case", CONFIGS)
 @pytest.mark.parametrize("kind", ["per_sample", "shared"])
-def test_outputs_and_every_gradient(case, kind):
-    wanted, model = official_tensors(case), official_model(case)
-    x = wanted["x"].clone().requires_grad_()
-    timestep = timesteps(wanted["log_snr"]) if kind == "per_sample" else timesteps(SHARED_LOG_SNR)
-    outputs = model(x, timestep, wanted["y"])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("triton", marks=needs_gpu)])
+def test_outputs_and_every_gradient(case, kind, backend, device):
+    wanted, model = official_tensors(case), official_model(case).to(device)
+    x = wanted["x"].to(device, copy=True).requires_grad_()
+    timestep = timesteps(wanted["log_snr"]).to(device) if kind == "per_sample" else timesteps(SHARED_LOG_SNR)
+    with dk.use_backend(backend):
+        outputs = model(x, timestep, wanted["y"].to(device))
     for i, out in enumerate(outputs):
         assert relative_error(out, wanted[f"{kind}.out.{i}"]) < TOLERANCE, f"out.{i}"
 
     generator = torch.Generator().manual_seed(int(wanted["cotangent_seed"]))
-    loss = sum((out * torch.randn(out.shape, generator=generator)).sum() for out in outputs)
+    loss = sum((out * torch.randn(out.shape, generator=generator).to(device)).sum() for out in outputs)
     assert loss.item() == pytest.approx(wanted[f"{kind}.loss"].item(), rel=TOLERANCE)
     loss.backward()
     assert relative_error(x.grad, wanted[f"{kind}.grad.x"]) < TOLERANCE
@@ -55,8 +67,9 @@ def assert_gradients(found, kind, wanted):
 
 
 @pytest.mark.parametrize("case", CONFIGS)
-def test_loss(case):
-    wanted, model = official_tensors(case), official_model(case)
+def test_loss(case, device):
+    wanted = {name: value.to(device) for name, value in official_tensors(case).items() if "grad" not in name}
+    model = official_model(case).to(device)
     x0, noise, steps = wanted["loss.x0"], wanted["loss.eps"], wanted["loss.n"]
     noised = dimr.NoiseSchedule().add_noise(x0, noise, steps)
     torch.testing.assert_close(noised, wanted["loss.xn"], rtol=0, atol=1e-5)
@@ -74,8 +87,8 @@ SAMPLING = {
 
 
 @pytest.mark.parametrize("case", SAMPLING)
-def test_sampling(case):
-    wanted, model = official_tensors("tdrms_2r"), official_model("tdrms_2r")
+def test_sampling(case, device):
+    wanted, model = official_tensors("tdrms_2r"), official_model("tdrms_2r").to(device)
     steps, guidance = SAMPLING[case]
     found = dimr.sample(model, wanted["y"], noise=wanted["sample.z"], steps=steps, guidance=guidance)
     assert relative_error(found, wanted[f"sample.{case}.out"]) < 1e-3
