@@ -69,12 +69,12 @@ def test_eager_is_the_definition():
 @pytest.mark.parametrize("C", [1, 7, 192, 480])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_matches_eager(C, dtype, device):
-    assert_parity(call(), inputs(C, H=1, W=3, dtype=dtype, device=device))
+    assert_parity(call(), inputs(C, H=1, W=2, dtype=dtype, device=device))
 
 
 @pytest.mark.parametrize("r", [1, 2, 3, 4])
 def test_factors(r, device):
-    assert_parity(call(r), inputs(5, r, B=2, H=3, W=5, device=device))
+    assert_parity(call(r), inputs(5, r, B=2, H=2, W=3, device=device))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 1, 7), (1, 5, 1), (0, 2, 2), (2, 0, 3)])
@@ -203,13 +203,15 @@ def test_deterministic(device):
     assert_deterministic(call(), inputs(48, dtype=torch.bfloat16, device=device))
 
 
+@pytest.mark.slow
 def test_opcheck(device):
     arguments = inputs(8, device=device)
     x, y, t, p1, p2, p3, p4, *gates = arguments.values()
     torch.library.opcheck(torch.ops.dimr_kernels.shuffle_norm_add.default, (x, y, t, 2, p1, p2, p3, p4, *gates, 1e-5))
 
 
-@pytest.mark.parametrize("backend", ["eager", pytest.param("triton", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["eager", "triton"])
 def test_compiles_whole(backend, device):
     arguments = inputs(8, device=device)
     compiled = torch.compile(call(), fullgraph=True, backend="aot_eager")
