@@ -27,7 +27,7 @@ def add_input(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @pytest.mark.parametrize("K", [3, 5, 7])
 def test_matches_eager(K, device):
-    assert_parity(depthwise_conv2d, make_inputs((2, 5, 6, 9), K, device))
+    assert_parity(depthwise_conv2d, make_inputs((1, 5, 6, 9), K, device))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (1, 2, 3, 7), (1, 6, 2, 1), (0, 4, 5, 6)], ids=str)
@@ -38,7 +38,7 @@ def test_images_smaller_than_the_kernel(shape, device):
 @pytest.mark.parametrize(
     ("shape", "K"),
     [
-        ((1, 3, 18, 40), 3),
+        ((1, 2, 18, 33), 3),
         ((1, 1, 1, 480), 3),
         pytest.param((1, 9, 8, 40), 7, marks=pytest.mark.slow),
         pytest.param((2, 3, 17, 33), 7, marks=pytest.mark.slow),
@@ -78,7 +78,7 @@ def test_residual_that_is_the_input_equals_one_that_is_not(K, device):
 
 @pytest.mark.parametrize("wanted", [(), ("x",), ("weight",), ("bias",), ("residual",), ("x", "bias")], ids=str)
 def test_gradients_of_a_subset(wanted, device):
-    inputs = make_inputs((1, 4, 3, 5), 3, device)
+    inputs = make_inputs((1, 2, 3, 5), 3, device)
     together = results_of(depthwise_conv2d, inputs, "triton")
     alone = {name: x.detach().requires_grad_(name in wanted) for name, x in inputs.items()}
     found = results_of(depthwise_conv2d, alone, "triton")
@@ -111,11 +111,11 @@ def test_strided_gradient(device):
 
 
 def test_deterministic(device):
-    assert_deterministic(depthwise_conv2d, make_inputs((2, 5, 9, 5), 3, device, BFLOAT))
+    assert_deterministic(depthwise_conv2d, make_inputs((1, 5, 9, 5), 3, device, BFLOAT))
 
 
 def test_autocast(device):
-    inputs = make_inputs((1, 4, 3, 5), 3, device)
+    inputs = make_inputs((1, 2, 3, 5), 3, device)
     with torch.autocast(device.type, BFLOAT):
         results = {backend: results_of(depthwise_conv2d, inputs, backend) for backend in ("eager", "triton")}
     for name, value in results["triton"].items():
