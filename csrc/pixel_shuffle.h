@@ -6,7 +6,7 @@
 // other is gathered: each plane is a contiguous run, and the runs lie where the map says.
 //
 //   layout            dense   planes   a run goes along
-//   nhwc  (r, r, C)   high    1        j and c, which are adjacent on both sides
+//   nhwc  (r, r, C)   low     1        j and c, which are adjacent on both sides
 //   nchw  (C, r, r)   high    r        w: plane j is channel (c, i, j); the row of `high` interleaves the planes
 //   channels_last     low     r*r      c: plane (i, j) is pixel (h*r + i, w*r + j); the channels of `low` interleave them
 //   any, one by one   high    1        a single element
@@ -36,9 +36,9 @@ struct Shape {
   Layout layout;
 
   Shape(int64_t batch, int64_t channels, int64_t height, int64_t width, int64_t factor, Layout layout)
-      : batch(batch), channels(channels), height(height), width(width), factor(factor),
-        // Without any upscaling these two are the same map, and the first has no planes.
-        layout(factor == 1 && layout == Layout::channels_last ? Layout::nhwc : layout) {}
+      : batch(batch), channels(channels), height(height), width(width), factor(factor), layout(layout) {
+    if (factor == 1 && layout != Layout::nhwc) *this = Shape(1, channels * height * width, 1, batch, 1, Layout::nhwc);
+  }
 
   int64_t numel() const { return batch * channels * height * width * factor * factor; }
 };
@@ -65,7 +65,7 @@ inline TileMap run_map(const Shape& s, int64_t vector) {
   const int64_t C = s.channels, W = s.width, runs = longest_run(s) / vector, tiles = s.numel() / vector;
   switch (s.layout) {
     case Layout::nhwc:
-      return {tiles, {1, rows, r, W, runs}, {0, W * rr * C, r * C, rr * C, vector}, 0, 0, vector, 1, r, true};
+      return {tiles, {1, rows, W, r, runs}, {0, W * rr * C, r * C, W * r * C, vector}, 0, 0, vector, 1, r, false};
     case Layout::nchw:
       return {tiles / r, {1, s.batch * C, s.height, r, runs}, {0, rr * area, W, r * area, vector},
               0, area, vector, r, r, true};
@@ -80,7 +80,7 @@ inline TileMap element_map(const Shape& s) {
   const int64_t C = s.channels, W = s.width;
   switch (s.layout) {
     case Layout::nhwc:
-      return run_map(s, 1);
+      return {s.numel(), {1, rows, r, W, r * C}, {0, W * rr * C, r * C, rr * C, 1}, 0, 0, 1, 1, 1, true};
     case Layout::nchw:
       return {s.numel(), {s.batch * C, s.height, r, W, r}, {rr * area, W, r * area, 1, area}, 0, 0, 1, 1, 1, true};
     default:
@@ -128,7 +128,7 @@ struct Launch {
 
 // Planes that have a kernel with 16-byte accesses; each needs a constant number of registers.
 inline bool has_vector_kernel(int64_t planes, bool dense_high) {
-  return planes == 1 || (dense_high && planes <= 4) || (!dense_high && (planes == 4 || planes == 9));
+  return dense_high ? planes <= 4 : planes == 1 || planes == 4 || planes == 9;
 }
 
 // 16-byte accesses where runs are multiples of 16 bytes and every pointer is aligned, else one element at a time.
@@ -218,7 +218,7 @@ struct Variant {
 template <int VECTOR, class Index, class F>
 void with_planes(const TileMap& map, const F& f) {
   if (map.vector == 1) return f(Variant<1, 1, true, Index>{});
-  if (map.planes == 1) return f(Variant<VECTOR, 1, true, Index>{});
+  if (map.planes == 1) return f(Variant<VECTOR, 1, false, Index>{});
   if (map.dense_high) {
     if (map.planes == 2) return f(Variant<VECTOR, 2, true, Index>{});
     if (map.planes == 3) return f(Variant<VECTOR, 3, true, Index>{});

@@ -2,10 +2,17 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include "cpu_loops.h"
 #include "elements.h"
 
 namespace dimr {
 namespace {
+
+template <class T>
+auto as_bits(T* p) {
+  using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>;
+  return reinterpret_cast<std::conditional_t<std::is_const_v<T>, const Bits, Bits>*>(p);
+}
 
 constexpr int64_t kGrain = 32768;  // elements, as in torch's own element-wise operators
 
@@ -36,66 +43,57 @@ class Cursor {
   int64_t coordinate_[kRank];
 };
 
-template <class T, Mode MODE>
-inline T combine(T value, T addend) {
-  if constexpr (MODE == Mode::add) {
-    return static_cast<T>(static_cast<float>(value) + static_cast<float>(addend));
-  } else {
-    return value;
-  }
-}
-
-// One tile. `dense` and `gathered` are the source and the target, in the order that TARGET_DENSE says; the addend
-// lies like the target. PLANES 0 takes their number from the map.
-template <class T, Mode MODE, bool TARGET_DENSE, int PLANES>
-void run_tile(
-    const TileMap& map, const int64_t* plane, const T* __restrict source, const T* __restrict addend,
-    T* __restrict target) {
-  const int64_t n = map.vector;
-  if constexpr (PLANES > 0) {
-    for (int64_t v = 0; v < n; ++v) {
-      for (int k = 0; k < PLANES; ++k) {
-        const int64_t dense = v * PLANES + k, gathered = plane[k] + v;
-        const int64_t to = TARGET_DENSE ? dense : gathered, from = TARGET_DENSE ? gathered : dense;
-        target[to] = combine<T, MODE>(source[from], MODE == Mode::add ? addend[to] : T{});
-      }
-    }
-  } else {
-    for (int64_t k = 0; k < map.planes; ++k) {
-      for (int64_t v = 0; v < n; ++v) {
-        const int64_t dense = v * map.planes + k, gathered = plane[k] + v;
-        const int64_t to = TARGET_DENSE ? dense : gathered, from = TARGET_DENSE ? gathered : dense;
-        target[to] = combine<T, MODE>(source[from], MODE == Mode::add ? addend[to] : T{});
-      }
-    }
-  }
-}
-
-template <class T, Mode MODE, bool TARGET_DENSE, int PLANES>
+// The tiles begin .. end of one call. TO_DENSE: the target is the dense side.
+template <class T, Mode MODE, bool TO_DENSE>
 void run_tiles(const TileMap& map, const Task& task, int64_t begin, int64_t end) {
+  using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>;
   const auto* source = static_cast<const T*>(task.source);
   const auto* addend = static_cast<const T*>(task.addend);
   auto* target = static_cast<T*>(task.target);
-  std::vector<int64_t> plane(map.planes);
-  const TileAddress<int64_t> first(map, 0);
-  for (int64_t k = 0; k < map.planes; ++k) plane[k] = first.plane(k);
+  const int64_t n = map.vector, planes = map.planes, elements = n * planes;
+  const auto permute = permute_for_this_cpu<Bits, TO_DENSE>(planes);
+  std::vector<int64_t> plane(planes), packed(planes);
+  for (int64_t k = 0; k < planes; ++k) {
+    plane[k] = TileAddress<int64_t>(map, 0).plane(k);
+    packed[k] = k * n;
+  }
+  std::vector<T> buffer(MODE == Mode::add && planes > 1 ? elements : 0);
   Cursor cursor(map, begin);
   for (int64_t tile = begin; tile < end; ++tile, cursor.advance()) {
-    const int64_t dense = tile * map.vector * map.planes;
-    const int64_t to = TARGET_DENSE ? dense : cursor.gathered, from = TARGET_DENSE ? cursor.gathered : dense;
-    run_tile<T, MODE, TARGET_DENSE, PLANES>(
-        map, plane.data(), source + from, MODE == Mode::add ? addend + to : nullptr, target + to);
+    const int64_t dense = tile * elements;
+    const T* from = source + (TO_DENSE ? cursor.gathered : dense);
+    const int64_t to = TO_DENSE ? dense : cursor.gathered;
+    if constexpr (MODE != Mode::add) {
+      if (planes == 1) {
+        std::memcpy(target + to, from, n * sizeof(T));
+      } else {
+        permute(as_bits(from), as_bits(target + to), plane.data(), planes, n);
+      }
+    } else {
+      // Permute into the cache first: the sum then runs over contiguous elements, whatever their type.
+      const auto add = add_for_this_cpu<T>();
+      if (planes == 1) {
+        add(addend + to, from, target + to, n);
+      } else if (TO_DENSE) {
+        permute(as_bits(from), as_bits(buffer.data()), plane.data(), planes, n);
+        add(addend + to, buffer.data(), target + to, elements);
+      } else {
+        permute(as_bits(from), as_bits(buffer.data()), packed.data(), planes, n);
+        for (int64_t k = 0; k < planes; ++k) {
+          add(addend + to + plane[k], buffer.data() + packed[k], target + to + plane[k], n);
+        }
+      }
+    }
   }
 }
 
-template <class T, Mode MODE, bool TARGET_DENSE>
+template <class T, Mode MODE>
 void run_parallel(const TileMap& map, const Task& task) {
   const int64_t grain = std::max<int64_t>(1, kGrain / (map.vector * map.planes));
+  const bool to_dense = map.dense_high == (MODE != Mode::unshuffle);
   torch::stable::parallel_for(0, map.tiles, grain, [&](int64_t begin, int64_t end) {
-    if (map.planes == 1) return run_tiles<T, MODE, TARGET_DENSE, 1>(map, task, begin, end);
-    if (map.planes == 2) return run_tiles<T, MODE, TARGET_DENSE, 2>(map, task, begin, end);
-    if (map.planes == 4) return run_tiles<T, MODE, TARGET_DENSE, 4>(map, task, begin, end);
-    run_tiles<T, MODE, TARGET_DENSE, 0>(map, task, begin, end);
+    if (to_dense) return run_tiles<T, MODE, true>(map, task, begin, end);
+    run_tiles<T, MODE, false>(map, task, begin, end);
   });
 }
 
@@ -104,10 +102,7 @@ void run_parallel(const TileMap& map, const Task& task) {
 void run_cpu(const Task& task) {
   const TileMap map = run_map(task.shape, longest_run(task.shape));
   with_kind(task.element, task.mode, [&](auto kind) {
-    using Kind = decltype(kind);
-    const bool target_dense = map.dense_high == (Kind::MODE != Mode::unshuffle);
-    if (target_dense) return run_parallel<typename Kind::T, Kind::MODE, true>(map, task);
-    run_parallel<typename Kind::T, Kind::MODE, false>(map, task);
+    run_parallel<typename decltype(kind)::T, decltype(kind)::MODE>(map, task);
   });
 }
 
