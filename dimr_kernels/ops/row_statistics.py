@@ -42,9 +42,9 @@ def factor_of(scale, eps, RMS: tl.constexpr):
 def projection_of(sum_wdy_xhat, scale, factor, D, RMS: tl.constexpr):
     """``c`` in ``dx = factor * (wdy - mean(wdy) - c * xhat)``, where ``wdy = gamma * dy`` (RMS: without the mean).
 
-    The derivative of the root mean square at a zero row is taken as zero.
+    It is 0 for a row of zeros, where the derivative of the root mean square is taken as zero.
     """
     c = sum_wdy_xhat / D
     if RMS:
-        c = tl.where(scale > 0, c / tl.where(scale > 0, scale * factor, 1.0), 0.0)
+        c /= tl.where(scale > 0, scale * factor, 1.0)
     return c

@@ -150,16 +150,15 @@ def test_many_partials(gate, device, monkeypatch):
     """Partials enough for several groups of rows, whose sums are added at the end."""
     from dimr_kernels.ops.time_gate import triton as time_gate
 
-    monkeypatch.setattr(time_gate, "REDUCE_TILE", 64)
+    monkeypatch.setattr(time_gate, "REDUCE_TILE", 16)
     monkeypatch.setattr(time_gate, "LONGEST_REDUCTION", 2)
-    inputs = arguments("layer", (23, 24), device, gate=gate, parameter_dtype=torch.float16)
-    assert time_gate.reduce_config(23, 24).groups > 2
+    inputs = arguments("layer", (6, 12), device, gate=gate, parameter_dtype=torch.float16)
+    assert time_gate.reduce_config(6, 12).groups > 2
     assert_parity(td_layer_norm, inputs, ulps=4)
     assert_deterministic(td_layer_norm, inputs)
 
 
-@pytest.mark.parametrize("wide", [False, True])
-@pytest.mark.parametrize("offset", [1e3, -1e4])
+@pytest.mark.parametrize(("wide", "offset"), [(False, 1e3), (False, -1e4), (True, -1e4)])
 def test_a_large_mean_does_not_cancel(wide, offset, device, monkeypatch):
     if wide:
         small_blocks(monkeypatch)
