@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ def as_timesteps(operator: str, t: Tensor | float, x: Tensor) -> Tensor:
             raise ValueError(f"{operator}: t is NaN")
         return torch.full((1,), t, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
     checks.check_floating(operator, t=t)
+    checks.check_same_device(operator, x=x, t=t)
     if t.dim() > 1 or t.numel() not in (1, x.shape[0]):
         raise ValueError(
             f"{operator}: t must have shape [B] = [{x.shape[0]}], [1] or [], got {list(t.shape)} for x {list(x.shape)}"
@@ -33,7 +35,7 @@ def as_timesteps(operator: str, t: Tensor | float, x: Tensor) -> Tensor:
     return t if t.dim() == 1 else t.reshape(1)
 
 
-def check_gated_pair(operator: str, D: int, device: torch.device, **tensors: Tensor | None) -> None:
+def check_gated_pair(operator: str, D: int, device: torch.device, **tensors: Any) -> None:
     """In this order: two parameters ``[D]``, their gate's weight and offset (both ``[D]`` or both ``[1]``)."""
     (_, first), (_, second), (weight_name, weight), (offset_name, offset) = tensors.items()
     for name, tensor in tensors.items():
