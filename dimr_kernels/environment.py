@@ -151,8 +151,8 @@ def _implementations() -> Iterator[str]:
     for row in rows:
         yield "".join([row[0].ljust(28), *(cell.ljust(16) for cell in row[1:])]).rstrip()
     yield ""
-    for (device, chosen, why), operators in reasons.items():
-        yield f"{chosen} on {device} for {', '.join(operators)}: {why}"
+    for (where, chosen, why), operators in reasons.items():
+        yield f"{chosen} on {where} for {', '.join(operators)}: {why}"
 
 
 def report() -> str:

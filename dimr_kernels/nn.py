@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -74,7 +76,7 @@ class PixelShuffleUpsample(nn.Module):
     def forward(self, x: Tensor, y: Tensor, t: Tensor | float | None = None) -> Tensor:
         if t is None:
             t = current_timestep("PixelShuffleUpsample")
-        norm = self.norm_out
+        norm: Any = self.norm_out  # which has a shift, so none of its parameters is missing
         return F.pixel_shuffle_td_norm_add(
             self.proj(self.norm_in(x, t)), y, t, self.upscale_factor, norm.p1, norm.p2, norm.p3, norm.p4,
             norm.scale_gate_weight, norm.scale_gate_offset, norm.shift_gate_weight, norm.shift_gate_offset, norm.eps,
@@ -103,7 +105,7 @@ class DepthwiseConv2d(nn.Module):
         if kernel_size not in (3, 5, 7):
             raise ValueError(f"DepthwiseConv2d: kernel_size must be 3, 5 or 7, got {kernel_size!r}")
         self.weight = nn.Parameter(torch.empty(channels, 1, kernel_size, kernel_size))
-        self.register_parameter("bias", nn.Parameter(torch.empty(channels)) if bias else None)
+        self.bias: nn.Parameter | None = nn.Parameter(torch.empty(channels)) if bias else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

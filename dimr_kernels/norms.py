@@ -44,11 +44,11 @@ class _TDNorm(nn.Module):
             return nn.Parameter(torch.empty(width, device=device, dtype=dtype))
 
         self.p1, self.p2 = parameter(D), parameter(D)
-        self.p3, self.p4 = (parameter(D), parameter(D)) if shift else (None, None)
+        self.p3: nn.Parameter | None = parameter(D) if shift else None
+        self.p4: nn.Parameter | None = parameter(D) if shift else None
         self.scale_gate_weight, self.scale_gate_offset = parameter(gate_width), parameter(gate_width)
-        self.shift_gate_weight, self.shift_gate_offset = (
-            (parameter(gate_width), parameter(gate_width)) if shift else (None, None)
-        )
+        self.shift_gate_weight: nn.Parameter | None = parameter(gate_width) if shift else None
+        self.shift_gate_offset: nn.Parameter | None = parameter(gate_width) if shift else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -64,8 +64,9 @@ class _TDNorm(nn.Module):
         """Start from the scale and shift of a norm without a timestep."""
         with torch.no_grad():
             for parameters, source in (((self.p1, self.p2), weight), ((self.p3, self.p4), bias)):
-                for parameter in parameters if source is not None else ():
-                    parameter.copy_(source)
+                for parameter in parameters:
+                    if parameter is not None and source is not None:
+                        parameter.copy_(source)
 
     def extra_repr(self) -> str:
         return f"{self.normalized_shape}, eps={self.eps}, gate={self.gate!r}"

@@ -37,7 +37,7 @@ class ScopedSetting(Generic[T]):
     def __init__(self, scoped: ScopedValue[T], value: T) -> None:
         self._scoped = scoped
         self._value = value
-        self._undo: list[tuple[T, object]] = []
+        self._undo: list[tuple[T, contextvars.Token[T] | None]] = []
 
     def __enter__(self) -> None:
         scoped = self._scoped

@@ -68,22 +68,20 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         checks.check_rank("SelfAttention", "x", x, 3, "[B, L, dim]")
-        weights = [self.qkv.weight, self.qkv.bias, self.out.weight]
-        if not self.is_packed and packing.flash_would_copy(x, self.head_dim):
-            weights = self._padded()
-        qkv_weight, qkv_bias, out_weight = weights
+        pad = not self.is_packed and packing.flash_would_copy(x, self.head_dim)
+        qkv_weight, qkv_bias, out_weight = self._padded() if pad else (self.qkv.weight, self.qkv.bias, self.out.weight)
         qkv = nn.functional.linear(x, qkv_weight, qkv_bias).unflatten(-1, (3, self.num_heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [B, L, 3, heads, head_dim] -> three views [B, heads, L, head_dim]
         h = F.attention(q, k, v, self.backend, scale=self.head_dim**-0.5)
         return nn.functional.linear(h.transpose(1, 2).flatten(-2), out_weight, self.out.bias)
 
-    def _padded(self) -> list[Tensor | None]:
+    def _padded(self) -> tuple[Tensor, Tensor | None, Tensor]:
         bias = self.qkv.bias
-        return [
+        return (
             packing.pad_qkv(self.qkv.weight, self.num_heads),
             None if bias is None else packing.pad_qkv(bias, self.num_heads),
             packing.pad_out(self.out.weight, self.num_heads),
-        ]
+        )
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, head_dim={self.head_dim}, backend={self.backend!r}"

@@ -45,7 +45,7 @@ def test_threads_do_not_see_each_other():
 
 
 def test_explicit_choice_without_such_a_form_raises():
-    with dk.use_backend("cuda"), pytest.raises(dk.BackendError, match="geglu.*'cuda'.*'triton'"):
+    with dk.use_backend("cuda"), pytest.raises(dk.BackendError, match=r"geglu.*'cuda'.*'triton'"):
         dk.functional.geglu(torch.zeros(2, 4))
 
 

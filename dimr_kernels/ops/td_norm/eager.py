@@ -28,7 +28,8 @@ def td_norm(
     total = x if residual is None else x + residual
     dtype = torch.float64 if total.dtype == torch.float64 else torch.float32
     gamma = mixed(t, p1, p2, scale_gate_weight, scale_gate_offset, dtype)  # [T, D]
-    beta = None if p3 is None else mixed(t, p3, p4, shift_gate_weight, shift_gate_offset, dtype)
+    shift = (p3, p4, shift_gate_weight, shift_gate_offset)
+    beta = None if p3 is None else mixed(t, *shift, dtype)  # type: ignore[arg-type]  # all given, or none
     norm = rms_norm if rms else layer_norm
     return norm(total.to(dtype), gamma, beta, eps).to(x.dtype), total
 
