@@ -73,6 +73,7 @@ def test_opcheck(device):
     torch.library.opcheck(torch.ops.dimr_kernels.geglu_packed.default, (gate, "tanh", False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["eager", "triton"])
 def test_compiles_whole(backend, device):
     h = packed((4, 32), torch.float32, device)

@@ -113,6 +113,7 @@ def test_empty(shape, layout, device):
 
 @needs_extension
 def test_large_enough_for_several_threads(device):
+    torch.set_num_threads(3)
     assert_parity(shuffle_add(2, "nhwc"), images((2, 48, 33, 32), 2, "nhwc", torch.float32, device), backend="cuda")
     assert_deterministic(shuffle_add(2, "nchw"), images((2, 48, 33, 32), 2, "nchw", torch.bfloat16, device), "cuda")
 
@@ -144,6 +145,7 @@ def test_opcheck(layout, device):
     torch.library.opcheck(ops.pixel_unshuffle.default, (y, 1, layout))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["eager", pytest.param("cuda", marks=needs_extension)])
 def test_compiles_whole(backend, device):
     inputs = images((2, 4, 3, 5), 2, "nhwc", torch.float32, device)
