@@ -119,8 +119,8 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, resi
     ``weight`` and ``bias`` may have another dtype than ``x``; each gradient has its own tensor's. Sums are float32.
 
     Returns:
-        ``[B, H, W, C]`` in ``x``'s dtype. Under autocast ``x`` and ``residual`` are cast first, as for torch's
-        convolutions.
+        ``[B, H, W, C]`` in ``x``'s dtype. Under autocast without a residual ``x`` is cast first, as for torch's
+        convolutions; with one the sum keeps the residual's precision, as ``conv(x) + residual`` would.
 
     Raises:
         ValueError, TypeError: an argument's shape, dtype or device does not fit.
@@ -143,8 +143,11 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, resi
     residual_is_x = residual is x
     dtype = checks.autocast_dtype(x)
     if dtype is not None:
-        x = x.to(dtype)
-        residual = x if residual_is_x else None if residual is None else residual.to(dtype)
+        if residual is None:
+            x = x.to(dtype)
+        elif not residual_is_x:
+            wide = torch.promote_types(x.dtype, residual.dtype)
+            x, residual = x.to(wide), residual.to(wide)
     checks.check_same_dtype(operator, x=x, residual=residual)
     if choose(operator, x, "triton") == "eager":
         return depthwise_conv_eager.depthwise_conv2d(x, weight, bias, residual)

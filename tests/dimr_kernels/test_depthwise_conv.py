@@ -114,13 +114,20 @@ def test_deterministic(device):
     assert_deterministic(depthwise_conv2d, make_inputs((1, 5, 9, 5), 3, device, BFLOAT))
 
 
-def test_autocast(device):
+@pytest.mark.parametrize("residual", [None, "x", "float32 for bfloat16 x"])
+def test_autocast_casts_x_but_never_a_residual(residual, device):
     inputs = make_inputs((1, 2, 3, 5), 3, device)
+    function = add_input if residual == "x" else depthwise_conv2d
+    if residual in (None, "x"):
+        del inputs["residual"]
+    else:
+        inputs["x"] = inputs["x"].detach().bfloat16().requires_grad_()
     with torch.autocast(device.type, BFLOAT):
-        results = {backend: results_of(depthwise_conv2d, inputs, backend) for backend in ("eager", "triton")}
+        results = {backend: results_of(function, inputs, backend) for backend in ("eager", "triton")}
     for name, value in results["triton"].items():
-        assert value.dtype == (BFLOAT if name == "out.0" else FLOAT)
+        assert value.dtype == results["eager"][name].dtype
         torch.testing.assert_close(value, results["eager"][name], rtol=0.02, atol=0.1)
+    assert results["triton"]["out.0"].dtype == (BFLOAT if residual is None else FLOAT)
 
 
 def test_opcheck(device):
