@@ -8,9 +8,12 @@ import sys
 import time
 
 import pytest
+import torch
 
 import dimr
+import dimr_kernels as dk
 from dimr.cli import main
+from dimr.report import describe_kernels
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -63,12 +66,25 @@ def test_too_short_a_run_is_whole_and_says_it_is_not_good(tmp_path, capsys):
 
 
 def test_same_seed_same_files(tmp_path):
-    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
+    for i, (name, seed) in enumerate((("a", 5), ("b", 5), ("c", 6))):
+        torch.manual_seed(i)  # which must not matter
         demo(tmp_path / name, *FEW, "--seed", seed)
     for result in RESULTS:
         first, second, third = ((tmp_path / name / result).read_bytes() for name in "abc")
         assert first == second, result
         assert first != third, result
+
+
+def test_report_names_the_operators_that_ran(device):
+    config = dimr.DiMRConfig(1, 8, dims=(8, 8), layers=(1, 1), num_heads=1, num_classes=2, kernel_size=3)
+    model = dimr.DiMR(config).to(device)
+    with dk.use_backend("eager"):
+        assert describe_kernels(model)["fused"] == []
+    with dk.use_backend("triton"):
+        found = describe_kernels(model)
+    assert found["backend"] == "triton"
+    assert any("geglu" in name for name in found["fused"])
+    assert any("norm" in name for name in found["fused"])
 
 
 def test_sample_reads_the_checkpoint(tmp_path):
