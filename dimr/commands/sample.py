@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..batched_sampling import sample_in_batches
 from ..decoding import decode_latents, load_decoder
 from ..files import replacing
 from ..guidance import Guidance
 from ..images import save_image, tile
 from ..network import DiMR
 from ..optional import require
-from ..sampling import METHODS, sample
+from ..sampling import METHODS
 from . import arguments as kinds
 from .common import CommandError, load_checkpoint, pick_device, say
 
@@ -64,7 +65,15 @@ def run(arguments: argparse.Namespace) -> int:
         )
     decoder = None if arguments.decoder is None else load_decoder(arguments.decoder, device)
     labels = torch.tensor(_classes(arguments.classes, model)).repeat_interleave(arguments.per_class)
-    images = _draw(model, labels, arguments)
+    images = sample_in_batches(
+        model,
+        labels,
+        arguments.seed,
+        arguments.batch_size,
+        steps=arguments.steps,
+        method=arguments.method,
+        guidance=_guidance(arguments, model),
+    )
     if decoder is not None:
         images = decode_latents(decoder, images)
     _write(arguments.output, images, labels, arguments.per_class)
@@ -92,24 +101,6 @@ def _guidance(arguments: argparse.Namespace, model: DiMR) -> Guidance | None:
         return Guidance("power", 1.0 if scale is None else scale, power)
     scale = 1.0 if scale is None else scale
     return Guidance("constant", scale) if scale > 0 else None
-
-
-def _draw(model: DiMR, labels: Tensor, arguments: argparse.Namespace) -> Tensor:
-    """``[B, C, S, S]`` on the CPU."""
-    config = model.config
-    # All at once on the CPU: neither the device nor the batch size changes the noise.
-    generator = torch.Generator().manual_seed(arguments.seed)
-    noise = torch.randn(len(labels), config.in_channels, config.input_size, config.input_size, generator=generator)
-    guidance = _guidance(arguments, model)
-    size = arguments.batch_size
-    batches = require("tqdm", "demo", "the progress bar").tqdm(
-        range(0, len(labels), size), desc="sampling", unit="batch"
-    )
-    drawn = [
-        sample(model, labels[i : i + size], noise[i : i + size], arguments.steps, arguments.method, guidance).cpu()
-        for i in batches
-    ]
-    return torch.cat(drawn)
 
 
 def _write(path: Path, images: Tensor, labels: Tensor, columns: int) -> None:

@@ -6,27 +6,23 @@ from typing import Any
 
 import torch
 
+from ..batched_sampling import sample_in_batches
 from ..data.digits import NUM_CLASSES, LabelledImages
 from ..evaluation.digit_classifier import DigitClassifier
 from ..evaluation.diversity import nearest_distances, within_class_deviation
 from ..guidance import Guidance
 from ..network import DiMR
-from ..sampling import sample
 from .settings import WANTED_ACCURACY, SamplingSettings
+
+BATCH_SIZE = 200  # the activations of much larger ones leave a CPU's caches
 
 
 def draw_samples(model: DiMR, settings: SamplingSettings, seed: int) -> LabelledImages:
     """``per_class`` samples of each class, class after class, clamped to [-1, 1], on the CPU."""
     labels = torch.arange(NUM_CLASSES).repeat_interleave(settings.per_class)
-    images = sample(
-        model,
-        labels,
-        steps=settings.steps,
-        guidance=Guidance("constant", settings.guidance),
-        generator=torch.Generator().manual_seed(seed),  # on the CPU: the same noise for every device
-        progress=True,
-    )
-    return LabelledImages(images.cpu().clamp(-1, 1), labels)
+    guidance = Guidance("constant", settings.guidance)
+    images = sample_in_batches(model, labels, seed, BATCH_SIZE, steps=settings.steps, guidance=guidance)
+    return LabelledImages(images.clamp(-1, 1), labels)
 
 
 def measure(samples: LabelledImages, trained_on: LabelledImages, held_out: LabelledImages) -> dict[str, Any]:
