@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 import torch
@@ -11,6 +11,19 @@ import torch
 GPU = torch.cuda.is_available()
 if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # read when dimr_kernels and its kernels are first imported
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """Where Triton does not exist (it has wheels for Linux only), what needs it skips and says why."""
+    from dimr_kernels.dispatch import TRITON_INSTALLED, BackendError
+
+    try:
+        yield
+    except BackendError as error:
+        if TRITON_INSTALLED:
+            raise
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import dimr_kernels as dk
 from dimr_kernels.functional import depthwise_conv2d
 from tests.support.machine_code import compiled_kernels
 from tests.support.parity import assert_deterministic, assert_parity, far_apart, results_of, strided
+from tests.support.requirements import needs_inductor
 
 FLOAT, HALF, BFLOAT = torch.float32, torch.float16, torch.bfloat16
 
@@ -136,6 +137,7 @@ def test_opcheck(device):
 
 
 @pytest.mark.slow
+@needs_inductor
 @pytest.mark.parametrize("backend", ["eager", "triton"])
 def test_compiles_whole(backend, device):
     inputs = make_inputs((1, 4, 3, 6), 3, device)

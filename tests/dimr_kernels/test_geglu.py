@@ -7,6 +7,7 @@ import dimr_kernels as dk
 from dimr_kernels.functional import geglu
 from tests.support.machine_code import assert_lean
 from tests.support.parity import assert_deterministic, assert_parity, strided
+from tests.support.requirements import needs_inductor
 
 WIDTHS = (1, 7, 192, 240, 480, 960)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -74,6 +75,7 @@ def test_opcheck(device):
 
 
 @pytest.mark.slow
+@needs_inductor
 @pytest.mark.parametrize("backend", ["eager", "triton"])
 def test_compiles_whole(backend, device):
     h = packed((4, 32), torch.float32, device)

@@ -10,6 +10,7 @@ import dimr_kernels as dk
 from dimr_kernels.functional import td_layer_norm, td_rms_norm
 from tests.support.machine_code import assert_lean
 from tests.support.parity import assert_deterministic, assert_parity, results_of, strided
+from tests.support.requirements import needs_inductor
 
 NORMS = {"layer": td_layer_norm, "rms": td_rms_norm}
 SHIFT = ("p3", "p4", "shift_gate_weight", "shift_gate_offset")
@@ -299,8 +300,8 @@ def test_opcheck_of_the_backward(device):
     [
         ("triton", "layer", "aot_eager"),
         ("eager", "rms", "aot_eager"),
-        pytest.param("triton", "rms", "inductor", marks=pytest.mark.slow),
-        pytest.param("eager", "layer", "inductor", marks=pytest.mark.slow),
+        pytest.param("triton", "rms", "inductor", marks=[pytest.mark.slow, needs_inductor]),
+        pytest.param("eager", "layer", "inductor", marks=[pytest.mark.slow, needs_inductor]),
     ],
 )
 def test_compiles_whole(backend, norm, compiler, device):

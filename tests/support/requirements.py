@@ -1,0 +1,16 @@
+"""What some tests need of the machine; they skip, with the reason, where it is missing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+import torch
+
+COMPILERS = (os.environ.get("CXX"), "c++", "g++", "clang++")
+
+needs_inductor = pytest.mark.skipif(
+    not torch.cuda.is_available() and not any(name and shutil.which(name) for name in COMPILERS),
+    reason="torch.compile needs a C++ compiler on a CPU",
+)
