@@ -63,6 +63,23 @@ def test_matches_eager(shape, r, layout, dtype, device):
 @needs_extension
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_sums_round_as_torch_rounds(dtype, layout, device):
+    """To the bit, with ties, overflow, infinities and NaN."""
+    x, y = (v.detach() for v in images((1, 48, 3, 5), 2, layout, dtype, device).values())
+    largest, eps = torch.finfo(dtype).max, torch.finfo(dtype).eps
+    special = torch.tensor([float("nan"), float("inf"), -float("inf"), largest, -largest, 0.0, -0.0, 1.0, eps / 2])
+    for image in (x, y):  # every pair of them meets somewhere
+        image.copy_(torch.where(torch.rand(image.shape) < 0.5, special[torch.randint(9, image.shape)], image.cpu()))
+    with dk.use_backend("cuda"):
+        found = shuffle_add(2, layout)(x, y)
+    with dk.use_backend("eager"):
+        expected = shuffle_add(2, layout)(x, y)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@needs_extension
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("r", [2, 3])
 def test_unshuffle_inverts_shuffle(dtype, layout, r, device):
     x = images((2, 16, 3, 8), r, layout, dtype, device)["x"]
@@ -212,7 +229,10 @@ def test_bad_input_of_unshuffle_is_named():
 def test_the_operator_guards_its_memory(device):
     """Called past the checks of functional.py."""
     x, y = X.to(device), Y.to(device)
-    for arguments in ((x, y[:, :2], 2, "nhwc"), (x, y.half(), 2, "nhwc"), (x, y, 3, "nhwc"), (x, y, 2, "hwc")):
+    for wrong in (torch.cat([y, y]), y[:, :2], y[:, :, :2], y[..., :1], y[0], y.half()):
+        with pytest.raises(RuntimeError):
+            torch.ops.dimr_kernels.pixel_shuffle_add(x, wrong, 2, "nhwc")
+    for arguments in ((x, y, 3, "nhwc"), (x, y, 0, "nhwc"), (x, y, 2, "hwc"), (x.double(), None, 2, "nhwc")):
         with pytest.raises(RuntimeError):
             torch.ops.dimr_kernels.pixel_shuffle_add(*arguments)
     with pytest.raises(RuntimeError):
