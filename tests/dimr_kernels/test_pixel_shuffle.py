@@ -8,6 +8,7 @@ import dimr_kernels as dk
 from dimr_kernels.extension import extension_status
 from dimr_kernels.functional import pixel_shuffle_add, pixel_unshuffle
 from tests.support.parity import assert_deterministic, assert_parity, strided
+from tests.support.requirements import needs_inductor
 
 STATUS = extension_status()
 needs_extension = pytest.mark.skipif(not STATUS.loaded, reason=f"compiled extension: {STATUS.reason}")
@@ -163,6 +164,7 @@ def test_opcheck(layout, device):
 
 
 @pytest.mark.slow
+@needs_inductor
 @pytest.mark.parametrize("backend", ["eager", pytest.param("cuda", marks=needs_extension)])
 def test_compiles_whole(backend, device):
     inputs = images((2, 4, 3, 5), 2, "nhwc", torch.float32, device)
