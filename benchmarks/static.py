@@ -7,6 +7,7 @@ into ``benchmarks/results``. Nothing in it is a measurement of speed.
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import sys
 from dataclasses import asdict
@@ -52,7 +53,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# Kernel configurations, compiled",
         "",
-        "Read off machine code by `python -m benchmarks.static`; no GPU took part and nothing here is a speed.",
+        f"Read off machine code by `python -m benchmarks.static` (Triton {importlib.metadata.version('triton')}); no GPU "
+        "took part and nothing here is a speed.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),
