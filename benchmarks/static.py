@@ -53,8 +53,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# Kernel configurations, compiled",
         "",
-        f"Read off machine code by `python -m benchmarks.static` (Triton {importlib.metadata.version('triton')}); no GPU "
-        "took part and nothing here is a speed.",
+        f"Read off machine code by `python -m benchmarks.static` (Triton {importlib.metadata.version('triton')}); "
+        "no GPU took part and nothing here is a speed.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),
