@@ -9,6 +9,7 @@ import torch
 import dimr
 from dimr.cli import main
 from dimr.optional import MissingPackageError
+from tests.support.requirements import needs_demo_extra
 
 PIXELS = dimr.DiMRConfig(in_channels=1, input_size=8, dims=(16, 8), layers=(1, 1), num_heads=2, num_classes=3)
 LATENTS = dimr.DiMRConfig(in_channels=4, input_size=8, dims=(16, 8), layers=(1, 1), num_heads=2, num_classes=3)
@@ -45,6 +46,7 @@ def test_same_seed_same_picture(tmp_path):
     assert first != third
 
 
+@needs_demo_extra
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
 def test_latents_as_tensors(tmp_path, suffix, capsys):
     folder, path = checkpoint(tmp_path, LATENTS), tmp_path / f"latents{suffix}"
@@ -60,6 +62,7 @@ def test_latents_as_tensors(tmp_path, suffix, capsys):
     assert labels.tolist() == [2, 2, 0, 0]
 
 
+@needs_demo_extra
 def test_guidance_kinds_change_the_samples(tmp_path):
     load = pytest.importorskip("numpy").load
     folder, path = checkpoint(tmp_path), tmp_path / "a.npz"
@@ -75,6 +78,7 @@ def test_guidance_kinds_change_the_samples(tmp_path):
     assert len(set(found)) == 4
 
 
+@needs_demo_extra
 def test_bad_sample_requests(tmp_path, capsys):
     folder = checkpoint(tmp_path)
     out = tmp_path / "a.png"
@@ -92,6 +96,7 @@ def test_bad_sample_requests(tmp_path, capsys):
     assert not out.exists()
 
 
+@needs_demo_extra
 def test_damaged_checkpoints(tmp_path, capsys):
     folder = checkpoint(tmp_path)
     weights = folder / "model.safetensors"
