@@ -20,7 +20,7 @@ class Workload:
 
     operator: str
     fused: str
-    """The backend of the operator's fused form: "triton" or "cuda"."""
+    """The backend of the operator's fused form: "triton" or "cuda"; "auto" where that is a choice of the function."""
     function: Callable[..., Any]
     make_inputs: Callable[[], dict[str, Any]]
     forward_bytes: int

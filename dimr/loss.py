@@ -42,5 +42,9 @@ def multi_scale_loss(outputs: Sequence[Tensor], noise: Tensor) -> Tensor:
     Returns:
         ``[B]`` float32.
     """
-    losses = branch_losses(outputs, noise)
+    return weighted_sum(branch_losses(outputs, noise))
+
+
+def weighted_sum(losses: Sequence[Tensor]) -> Tensor:
+    """:func:`multi_scale_loss` from what :func:`branch_losses` gave."""
     return sum(loss / 4 ** (len(losses) - 1 - i) for i, loss in enumerate(losses))

@@ -19,7 +19,7 @@ def test_there_are_examples():
 
 
 @pytest.mark.parametrize("code", EXAMPLES, ids=["operator", "model"])
-def test_example(code, capsys):
+def test_example(code):
     exec(compile(code, str(README), "exec"), {})
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.errors import CheckpointError
-from ..loss import branch_losses, multi_scale_loss
+from ..loss import branch_losses, weighted_sum
 from ..network import DiMR
 from ..schedule import NoiseSchedule
 from .ema import ExponentialMovingAverage
@@ -84,14 +84,14 @@ class Trainer:
             self.optimizer,
             learning_rate_at(self.step, settings.steps, settings.learning_rate, settings.warmup_steps),
         )
-        outputs, noise = self._predict()
-        multi_scale_loss(outputs, noise).mean().backward()
+        losses = branch_losses(*self._predict())
+        weighted_sum(losses).mean().backward()
         torch.nn.utils.clip_grad_norm_(self._parameters, settings.max_gradient_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.update()
         with torch.no_grad():
-            self.losses[self.step] = torch.stack([loss.mean() for loss in branch_losses(outputs, noise)])
+            self.losses[self.step] = torch.stack([loss.mean() for loss in losses])
         self.step += 1
 
     def _predict(self) -> tuple[tuple[Tensor, ...], Tensor]:
