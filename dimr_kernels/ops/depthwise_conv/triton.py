@@ -259,15 +259,23 @@ def _dense_channels(x: Tensor) -> Tensor:
 
 
 def forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, add_input: bool, flip: bool = False
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    add_input: bool,
+    flip: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor:
     """``x [B, H, W, C]`` (strided is fine), ``weight [C, 1, K, K]`` -> ``[B, H, W, C]``.
 
     ``add_input`` adds x to the result; ``flip`` turns the taps around, which makes it the gradient for the input.
+    ``out``, where given, has its pixels at equal distances and must not overlap x.
     """
     B, H, W, C = x.shape
     K = weight.shape[3]
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if out is None:
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if out.numel() == 0:
         return out
     x = _dense_channels(x)
@@ -283,7 +291,8 @@ def forward(
             x, taps, bias if bias is None else bias.contiguous(), residual, out, H, W, C, chunk,
             x.stride(0), x.stride(1), residual_strides[0], residual_strides[1],
             X_COL=x.stride(2), RESIDUAL_COL=residual_strides[2], K=K, FLIP=flip, ADD_INPUT=add_input,
-            COLS=config.cols, GROUPS=config.groups, BLOCK_C=config.block_c, OUT_COL=C, num_warps=config.num_warps,
+            COLS=config.cols, GROUPS=config.groups, BLOCK_C=config.block_c, OUT_COL=out.stride(2),
+            num_warps=config.num_warps,
         )  # fmt: skip
     return out
 

@@ -35,7 +35,8 @@ def _source(n, width, x_stride_pixel, C, R: tl.constexpr):
 def _fwd_kernel(
     x_ptr, y_ptr, out_ptr, stats_ptr, t_ptr,
     p1_ptr, p2_ptr, scale_weight_ptr, scale_offset_ptr, p3_ptr, p4_ptr, shift_weight_ptr, shift_offset_ptr,
-    N, C, width, chunks, x_stride_b, x_stride_pixel, y_stride_b, y_stride_n, t_stride, rows, eps,
+    N, C, width, chunks, x_stride_b, x_stride_pixel, y_stride_b, y_stride_n, out_stride_b, out_stride_n, t_stride, rows,
+    eps,
     R: tl.constexpr, SCALE_GATE: tl.constexpr, SHIFT_GATE: tl.constexpr,
     ITERATIONS: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -56,10 +57,12 @@ def _fwd_kernel(
         y_at = b * y_stride_b + n.to(tl.int64) * y_stride_n + col
         y = tl.load(y_ptr + y_at, mask=mask, other=0.0).to(tl.float32)
         mean, scale = row_statistics(x, in_row, C, eps, False)
-        tl.store(stats_ptr + row, mean, mask=in_sample)
-        tl.store(stats_ptr + rows + row, scale, mask=in_sample)
+        if stats_ptr is not None:
+            tl.store(stats_ptr + row, mean, mask=in_sample)
+            tl.store(stats_ptr + rows + row, scale, mask=in_sample)
         out = (x - mean) * scale * gamma + beta + y
-        tl.store(out_ptr + row * C + col, out.to(out_ptr.dtype.element_ty), mask=mask)
+        out_at = b * out_stride_b + n.to(tl.int64) * out_stride_n + col
+        tl.store(out_ptr + out_at, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -150,19 +153,30 @@ def forward(x: Tensor, y: Tensor, t: Tensor, r: int, gates: tuple[Tensor, ...], 
     samples = _samples(x, r)
     out = torch.empty(y.shape, dtype=torch.promote_types(x.dtype, y.dtype), device=x.device)
     stats = torch.empty((2, samples.rows), dtype=torch.float32, device=x.device)
-    if out.numel() == 0:
-        return out, stats
+    if out.numel():
+        _launch_forward(samples, x, _pixels(y), _pixels(out), stats, t, r, gates, eps)
+    return out, stats
+
+
+def forward_into(x: Tensor, y: Tensor, t: Tensor, r: int, gates: tuple[Tensor, ...], eps: float) -> None:
+    """The same in place of y, whose pixels may be any equal distance apart, without statistics for a backward."""
+    if y.numel():
+        pixels = y.view(y.shape[0], -1, y.shape[3])
+        _launch_forward(_samples(x, r), x, pixels, pixels, None, t, r, gates, eps)
+
+
+def _launch_forward(samples, x, y, out, stats, t, r, gates, eps) -> None:
+    """``x [B, H, W, r*r*C]``; ``y`` and ``out``, which may be one, ``[B, r*H * r*W, C]``."""
     config = forward_config(samples)
     chunks = samples.chunks(config.rows * config.iterations)
-    width, x, y = x.shape[2], _pixels(x), _pixels(y)
+    width, x = x.shape[2], _pixels(x)
     with device_guard(x):
         _fwd_kernel[(samples.B * chunks,)](
             x, y, out, stats, t, *gates, samples.N, samples.D, width, chunks, x.stride(0), x.stride(1), y.stride(0),
-            y.stride(1), time_stride(t), samples.rows, eps, R=r, SCALE_GATE=gate_stride(gates[2], samples.D),
-            SHIFT_GATE=gate_stride(gates[6], samples.D), ITERATIONS=config.iterations, ROWS=config.rows,
-            BLOCK_C=config.block_c, num_warps=config.num_warps,
+            y.stride(1), out.stride(0), out.stride(1), time_stride(t), samples.rows, eps, R=r,
+            SCALE_GATE=gate_stride(gates[2], samples.D), SHIFT_GATE=gate_stride(gates[6], samples.D),
+            ITERATIONS=config.iterations, ROWS=config.rows, BLOCK_C=config.block_c, num_warps=config.num_warps,
         )  # fmt: skip
-    return out, stats
 
 
 def backward(

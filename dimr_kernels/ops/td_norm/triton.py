@@ -12,9 +12,9 @@ from ..samples import Samples
 from ..time_gate import triton as time_gate
 from . import triton_backward, triton_forward
 from .triton_backward import backward
-from .triton_forward import forward
+from .triton_forward import forward, forward_into
 
-__all__ = ["backward", "cases", "forward"]
+__all__ = ["backward", "cases", "forward", "forward_into"]
 
 # One width per block size: 192 and 240 share theirs, 384 and 480, and 576, 768 and 960.
 WIDTHS = (240, 480, 960, 1152)
@@ -30,6 +30,8 @@ def cases() -> Iterator[KernelCase]:
         yield _backward_case(samples, torch.bfloat16, rms=True)
         yield _forward_case(samples, torch.bfloat16, rms=False, residual=False)
         yield _backward_case(samples, torch.bfloat16, rms=False)
+        yield _forward_case(samples, torch.bfloat16, rms=True, residual=True, offset=True)
+        yield _forward_case(samples, torch.bfloat16, rms=False, residual=False, offset=True)
     for D in (480, 1152):
         samples = Samples(B=64, N=1024, D=D)
         yield _forward_case(samples, torch.float32, rms=False, residual=True)
@@ -45,11 +47,13 @@ def cases() -> Iterator[KernelCase]:
     yield _reduce_case(cascade)
 
 
-def _forward_case(samples: Samples, dtype: torch.dtype, rms: bool, residual: bool) -> KernelCase:
+def _forward_case(samples: Samples, dtype: torch.dtype, rms: bool, residual: bool, offset: bool = False) -> KernelCase:
+    """With ``offset`` the form for inference, which keeps no statistics."""
     config = triton_forward.forward_config(samples)
     constants = {"RMS": rms, "SCALE_GATE": 1, "SHIFT_GATE": 1, "ITERATIONS": config.iterations}
     absent = (() if residual else ("residual_ptr",)) + (SHIFT_POINTERS if rms else ())
-    kind = ("rms" if rms else "layer") + ("+residual" if residual else "")
+    absent += ("stats_ptr",) if offset else ("offset_ptr",)
+    kind = ("rms" if rms else "layer") + ("+residual" if residual else "") + ("+offset" if offset else "")
     return _case(f"td_norm_fwd_{kind}", triton_forward._fwd_kernel, samples, dtype, config, constants, absent)
 
 

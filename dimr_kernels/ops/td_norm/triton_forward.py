@@ -43,9 +43,10 @@ def _store_statistics(stats_ptr, row, mean, scale, rows, mask, RMS: tl.constexpr
 
 @triton.jit
 def _fwd_kernel(
-    x_ptr, residual_ptr, y_ptr, sum_ptr, stats_ptr, t_ptr,
+    x_ptr, residual_ptr, offset_ptr, y_ptr, sum_ptr, stats_ptr, t_ptr,
     p1_ptr, p2_ptr, scale_weight_ptr, scale_offset_ptr, p3_ptr, p4_ptr, shift_weight_ptr, shift_offset_ptr,
-    N, D, chunks, x_stride_b, x_stride_n, residual_stride_b, residual_stride_n, t_stride, rows, eps,
+    N, D, chunks, x_stride_b, x_stride_n, residual_stride_b, residual_stride_n, sum_stride_b, sum_stride_n, t_stride,
+    rows, eps,
     RMS: tl.constexpr, SCALE_GATE: tl.constexpr, SHIFT_GATE: tl.constexpr,
     ITERATIONS: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -57,16 +58,21 @@ def _fwd_kernel(
     gamma = mixed_at(t, p1_ptr, p2_ptr, scale_weight_ptr, scale_offset_ptr, col, in_row, SCALE_GATE)
     if p3_ptr is not None:
         beta = mixed_at(t, p3_ptr, p4_ptr, shift_weight_ptr, shift_offset_ptr, col, in_row, SHIFT_GATE)
+    if offset_ptr is not None:
+        offset = tl.load(offset_ptr + col, mask=in_row, other=0.0).to(tl.float32)
     for i in range(ITERATIONS):
         n = (first_tile + i) * ROWS + tl.arange(0, ROWS)[:, None]
         mask = (n < N) & in_row
         row = b * N + n
         x = _input(
             x_ptr, residual_ptr, sum_ptr, b * x_stride_b + n * x_stride_n + col,
-            b * residual_stride_b + n * residual_stride_n + col, row * D + col, mask,
+            b * residual_stride_b + n * residual_stride_n + col, b * sum_stride_b + n * sum_stride_n + col, mask,
         )  # fmt: skip
+        if offset_ptr is not None:
+            x += offset
         mean, scale = row_statistics(x, in_row, D, eps, RMS)
-        _store_statistics(stats_ptr, row, mean, scale, rows, n < N, RMS)
+        if stats_ptr is not None:
+            _store_statistics(stats_ptr, row, mean, scale, rows, n < N, RMS)
         y = (x - mean) * factor_of(scale, eps, RMS) * gamma
         if p3_ptr is not None:
             y += beta
@@ -190,24 +196,49 @@ def forward(
     samples, (x, residual) = as_samples(x, residual, shared=t.shape[0] == 1)
     stats = torch.empty((1 if rms else 2, samples.rows), dtype=torch.float32, device=x.device)
     if y.numel():
-        launch = _launch_wide if samples.D > WIDEST_IN_REGISTERS else _launch
         with device_guard(x):
-            launch(samples, x, residual, y, total, stats, t, gates, eps, rms)
+            if samples.D > WIDEST_IN_REGISTERS:
+                _launch_wide(samples, x, residual, y, total, stats, t, gates, eps, rms)
+            else:
+                strides = (samples.N * samples.D, samples.D)
+                _launch(samples, x, residual, None, y, total, strides, stats, t, gates, eps, rms)
     return y, total, stats
+
+
+def forward_into(
+    x: Tensor,
+    residual: Tensor | None,
+    total: Tensor | None,
+    offset: Tensor | None,
+    t: Tensor,
+    gates: tuple[Tensor | None, ...],
+    eps: float,
+    rms: bool,
+) -> Tensor:
+    """The norm of ``x + residual + offset`` without statistics for a backward; ``x + residual`` goes into ``total``.
+
+    ``total`` may have any strides that leave its rows whole. D is at most ``WIDEST_IN_REGISTERS``.
+    """
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    samples, (x, residual, total) = as_samples(x, residual, total, shared=t.shape[0] == 1)
+    if y.numel():
+        with device_guard(x):
+            _launch(samples, x, residual, offset, y, total, row_strides(total), None, t, gates, eps, rms)
+    return y
 
 
 def sum_dtype(x: Tensor, residual: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, residual.dtype)
 
 
-def _launch(samples, x, residual, y, total, stats, t, gates, eps, rms) -> None:
+def _launch(samples, x, residual, offset, y, total, total_strides, stats, t, gates, eps, rms) -> None:
     config = forward_config(samples)
     chunks = samples.chunks(config.rows * config.iterations)
     _fwd_kernel[(samples.B * chunks,)](
-        x, residual, y, total, stats, t, *gates, samples.N, samples.D, chunks, *row_strides(x), *row_strides(residual),
-        time_stride(t), samples.rows, eps, RMS=rms, SCALE_GATE=gate_stride(gates[2], samples.D),
-        SHIFT_GATE=gate_stride(gates[6], samples.D), ITERATIONS=config.iterations, ROWS=config.rows,
-        BLOCK_D=config.block_d, num_warps=config.num_warps,
+        x, residual, offset, y, total, stats, t, *gates, samples.N, samples.D, chunks, *row_strides(x),
+        *row_strides(residual), *total_strides, time_stride(t), samples.rows, eps, RMS=rms,
+        SCALE_GATE=gate_stride(gates[2], samples.D), SHIFT_GATE=gate_stride(gates[6], samples.D),
+        ITERATIONS=config.iterations, ROWS=config.rows, BLOCK_D=config.block_d, num_warps=config.num_warps,
     )  # fmt: skip
 
 
