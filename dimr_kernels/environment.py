@@ -21,6 +21,7 @@ FUSED_FORMS = {
     "td_layer_norm": "triton",
     "td_rms_norm": "triton",
     "geglu": "triton",
+    "geglu_linear": "triton",
     "depthwise_conv2d": "triton",
     "pixel_shuffle_add": "cuda",
     "pixel_unshuffle": "cuda",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from . import checks, shuffle_checks, time_checks
 from .dispatch import choose, current_backend
+from .linear import geglu_linear as geglu_linear
 from .ops.attention import run as attention_run
 from .ops.depthwise_conv import eager as depthwise_conv_eager
 from .ops.depthwise_conv import op as depthwise_conv_op

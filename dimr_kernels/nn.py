@@ -12,6 +12,12 @@ from .conditioning import current_timestep
 from .norms import TDLayerNorm
 
 
+def _is_plain_linear(module: nn.Module) -> bool:
+    """Whether a call is its weight and bias and nothing else: no adapter in its place, no hook that waits for it."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return type(module) is nn.Linear and not any(hooks)
+
+
 class GEGLU(nn.Module):
     """Projection and gate: ``gelu(x W_gate + b_gate) * (x W_value + b_value)``, one matrix product for both.
 
@@ -34,7 +40,10 @@ class GEGLU(nn.Module):
         self.gate = gate
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.geglu(self.proj(x), approximate=self.approximate, gate=self.gate)
+        proj = self.proj
+        if _is_plain_linear(proj):
+            return F.geglu_linear(x, proj.weight, proj.bias, self.approximate, self.gate)
+        return F.geglu(proj(x), approximate=self.approximate, gate=self.gate)
 
     def extra_repr(self) -> str:
         return f"approximate={self.approximate!r}, gate={self.gate!r}"

@@ -15,12 +15,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .ops.launch import KernelCase
 
-OPERATORS = ("depthwise_conv", "geglu", "shuffle_norm_add", "td_norm")
+OPERATORS = ("depthwise_conv", "geglu", "geglu_linear", "shuffle_norm_add", "td_norm")
 ARCHITECTURES = (80, 90)
 _INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
 
@@ -56,6 +57,16 @@ class CompiledKernel:
 
 def operator_cases(operator: str) -> list[KernelCase]:
     return list(importlib.import_module(f"dimr_kernels.ops.{operator}.triton").cases())
+
+
+def cases_by_architecture(
+    operator: str, architectures: Sequence[int] = ARCHITECTURES
+) -> Iterator[tuple[KernelCase, int]]:
+    """Each configuration with each architecture that launches it."""
+    for case in operator_cases(operator):
+        for architecture in architectures:
+            if not case.architectures or architecture in case.architectures:
+                yield case, architecture
 
 
 def compile_case(case: KernelCase, architecture: int) -> CompiledKernel:
@@ -117,7 +128,7 @@ def _resources(cubin: bytes) -> tuple[int, int]:
 
 def _instructions(code: str) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
     opcodes: Counter[str] = Counter()
-    accesses: dict[str, Counter[str]] = {"LDG": Counter(), "STG": Counter(), "LDL": Counter(), "STL": Counter()}
+    accesses: dict[str, Counter[str]] = {"LDG": Counter(), "STG": Counter()}
     for line in code.splitlines():
         match = _INSTRUCTION.search(line)
         if match is None:
@@ -125,8 +136,9 @@ def _instructions(code: str) -> tuple[dict[str, int], dict[str, int], dict[str, 
         instruction = match.group(1)
         opcode = instruction.partition(".")[0]
         opcodes[opcode] += 1
-        if opcode in accesses:
-            accesses[opcode][str(_access_bytes(instruction))] += 1
+        memory = "LDG" if opcode == "LDGSTS" else opcode  # cp.async: a load that goes straight to shared memory
+        if memory in accesses:
+            accesses[memory][str(_access_bytes(instruction))] += 1
     return dict(opcodes), dict(accesses["LDG"]), dict(accesses["STG"])
 
 
@@ -161,10 +173,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--architecture", type=int, action="append", help="compute capability times ten: 80, 90")
     options = parser.parse_args(arguments)
     for operator in options.operators:
-        for case in operator_cases(operator):
-            for architecture in options.architecture or ARCHITECTURES:
-                sys.stdout.write(json.dumps(asdict(compile_case(case, architecture))) + "\n")
-                sys.stdout.flush()
+        for case, architecture in cases_by_architecture(operator, options.architecture or ARCHITECTURES):
+            sys.stdout.write(json.dumps(asdict(compile_case(case, architecture))) + "\n")
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":

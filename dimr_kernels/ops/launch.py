@@ -48,3 +48,5 @@ class KernelCase:
     """Elements that one program writes; 0 where the figure means nothing."""
     outputs_per_turn: int = 0
     """Elements that one program finishes per turn of its longest loop; 0 where the figure means nothing."""
+    architectures: tuple[int, ...] = ()
+    """Compute capabilities times ten whose launch configuration this is; empty where all share it."""

@@ -42,6 +42,11 @@ def _td_rms_norm(device: torch.device, dtype: torch.dtype) -> Inputs:
     return {name: inputs[name] for name in ("x", "t", "p1", "p2", "scale_gate_weight", "scale_gate_offset")}
 
 
+def _geglu_linear(device: torch.device, dtype: torch.dtype) -> Inputs:
+    x, weight = _random(device, dtype, 3, 5, 16), _random(device, dtype, 24, 16)
+    return {"x": x, "weight": weight, "bias": _random(device, dtype, 24)}
+
+
 def _depthwise_conv2d(device: torch.device, dtype: torch.dtype) -> Inputs:
     x, residual = (_random(device, dtype, 2, 5, 6, 16) for _ in range(2))
     return {
@@ -63,6 +68,7 @@ def _shuffle_norm_add(device: torch.device, dtype: torch.dtype) -> Inputs:
 EXAMPLES = {
     "td_layer_norm": Example(F.td_layer_norm, _td_layer_norm, "triton"),
     "td_rms_norm": Example(F.td_rms_norm, _td_rms_norm, "triton"),
+    "geglu_linear": Example(F.geglu_linear, _geglu_linear, "triton"),
     "geglu": Example(F.geglu, lambda device, dtype: {"h": _random(device, dtype, 3, 5, 32)}, "triton"),
     "depthwise_conv2d": Example(F.depthwise_conv2d, _depthwise_conv2d, "triton"),
     "pixel_shuffle_add": Example(lambda x, y: F.pixel_shuffle_add(x, y, upscale_factor=2), _pixel_shuffle_add, "cuda"),

@@ -1,0 +1,190 @@
+"""GeGLU in the epilogue of a matrix product: ``x @ weight.T + bias`` is gated in registers and never written.
+
+A program's tile holds ``BLOCK_N`` outputs, so ``2 * BLOCK_N`` columns of the product: a block of the gate's, then the
+same block of the value's, so torch's own layout of the weight is read as it lies. Both halves of an output end in one
+thread, and taking them apart costs no instruction. Compiled with tl.erf for sm_90 (128 x 128 outputs, 8 warps), the
+halves side by side took 224 registers; rows interleaved in pairs 252, and a permutation per output; two accumulators
+255, and twice as many products of half the width (on sm_80 that one spills).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..launch import TRITON_TYPES, KernelCase, ceil_div, device_guard
+
+
+@triton.jit
+def _gelu(a, TANH: tl.constexpr):
+    """float32, in 13 instructions: tl.erf would make it 34, in an epilogue that nothing on the SM may overlap.
+
+    Exact form: ``max(a, 0) - |a| Phi(-|a|)``, ``Phi(-z) = 2**P(z)``, P the minimax polynomial of ``log2 Phi(-z)`` on
+    [0, 5.6]. gelu's relative error is at most 5.6e-6 there (float16 rounds at 5e-4, bfloat16 at 4e-3), its absolute
+    error 5.6e-7. Beyond, P falls on, so that the left tail (under 4e-8) goes to zero as it should.
+    """
+    if TANH:
+        # 0.5 (1 + tanh(u)) = 1 / (1 + 2**(-2 u log2(e))), with u = sqrt(2/pi) (a + 0.044715 a^3).
+        return a / (1.0 + tl.exp2(a * tl.fma(-0.1029432397, a * a, -2.3022081984)))
+    z = tl.minimum(tl.abs(a), 16.0)  # an infinite a must not meet a zero
+    p = tl.fma(z, -1.80987138e-06, 6.11773939e-05)
+    p = tl.fma(z, p, -9.27784946e-04)
+    p = tl.fma(z, p, 8.49923864e-03)
+    p = tl.fma(z, p, -5.39464094e-02)
+    p = tl.fma(z, p, -4.58474338e-01)
+    p = tl.fma(z, p, -1.15124846e00)
+    p = tl.fma(z, p, -9.99995410e-01)
+    return tl.fma(-z, tl.exp2(p), tl.maximum(a, 0.0, propagate_nan=tl.PropagateNan.ALL))
+
+
+@triton.jit
+def _tile_of_program(M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M: tl.constexpr):
+    """Programs walk down ``GROUP_M`` tiles, then on to the next column: those that run together share what L2 holds."""
+    tiles_m, tiles_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
+    group, place = tl.program_id(0) // (GROUP_M * tiles_n), tl.program_id(0) % (GROUP_M * tiles_n)
+    rows = tl.minimum(tiles_m - group * GROUP_M, GROUP_M)
+    return group * GROUP_M + place % rows, place // rows
+
+
+@triton.jit(do_not_specialize=["M"])
+def _fwd_kernel(
+    x_ptr, weight_ptr, bias_ptr, out_ptr, M, N, K, x_stride, weight_stride,
+    HAS_BIAS: tl.constexpr, TANH: tl.constexpr, GATE_FIRST: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+):  # fmt: skip
+    tile_m, tile_n = _tile_of_program(M, N, BLOCK_M, BLOCK_N, GROUP_M)
+    # int64: row * stride may pass 2**31. Rows and columns beyond the last read the last one and are not stored.
+    m = tile_m.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    j = tl.arange(0, 2 * BLOCK_N)
+    weight_row = (j // BLOCK_N).to(tl.int64) * N + tl.minimum(tile_n * BLOCK_N + j % BLOCK_N, N - 1)
+    k = tl.arange(0, BLOCK_K)
+    x_ptrs = x_ptr + tl.minimum(m, M - 1)[:, None] * x_stride + k[None, :]  # [BLOCK_M, BLOCK_K]
+    weight_ptrs = weight_ptr + weight_row[None, :] * weight_stride + k[:, None]  # [BLOCK_K, 2 * BLOCK_N]
+    h = tl.zeros((BLOCK_M, 2 * BLOCK_N), tl.float32)
+    for start in range(0, K, BLOCK_K):
+        if EVEN_K:
+            x, weight = tl.load(x_ptrs), tl.load(weight_ptrs)
+        else:
+            x = tl.load(x_ptrs, mask=k[None, :] < K - start, other=0.0)
+            weight = tl.load(weight_ptrs, mask=k[:, None] < K - start, other=0.0)
+        h = tl.dot(x, weight, h)
+        x_ptrs += BLOCK_K
+        weight_ptrs += BLOCK_K
+    if HAS_BIAS:
+        h += tl.load(bias_ptr + weight_row).to(tl.float32)[None, :]
+    first, second = h.reshape(BLOCK_M, 2, BLOCK_N).permute(0, 2, 1).split()
+    out = _gelu(first, TANH) * second if GATE_FIRST else _gelu(second, TANH) * first
+    n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    out_ptrs = out_ptr + m[:, None] * N + n[None, :]
+    tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=(m < M)[:, None] & (n < N)[None, :])
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    block_m: int
+    block_n: int
+    """Outputs; the tile of the product is twice as wide."""
+    block_k: int
+    group_m: int
+    num_warps: int
+    num_stages: int
+
+
+# Compute capability times ten -> what a tuner should try. The first is what runs. None was timed: the order follows
+# from compiled code. On 8.0 two programs share an SM, so one's products cover the other's epilogue; it also fits the
+# 99 KB of shared memory of 8.6, 8.9 and 12.0. On 9.0 the widest wgmma, whose operands strain L2 least.
+CANDIDATES: dict[int, tuple[LaunchConfig, ...]] = {
+    80: (
+        LaunchConfig(128, 64, 32, 8, num_warps=4, num_stages=4),
+        LaunchConfig(128, 64, 32, 8, num_warps=8, num_stages=4),
+        LaunchConfig(128, 64, 64, 8, num_warps=8, num_stages=3),
+        LaunchConfig(128, 128, 32, 8, num_warps=8, num_stages=3),
+        LaunchConfig(64, 64, 64, 8, num_warps=4, num_stages=3),
+    ),
+    90: (
+        LaunchConfig(128, 128, 64, 8, num_warps=8, num_stages=3),
+        LaunchConfig(128, 128, 64, 8, num_warps=8, num_stages=4),
+        LaunchConfig(128, 64, 64, 8, num_warps=4, num_stages=3),
+        LaunchConfig(128, 64, 64, 8, num_warps=8, num_stages=3),
+        LaunchConfig(64, 128, 64, 8, num_warps=4, num_stages=3),
+    ),
+}
+
+
+def launch_config(architecture: int) -> LaunchConfig:
+    """9.0 and 10.0 have its shared memory and its matrix instructions or better; all others take the small tile."""
+    return CANDIDATES[90 if architecture // 10 in (9, 10) else 80][0]
+
+
+def _architecture(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 80
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def _unit_last_stride(x: Tensor) -> Tensor:
+    return x if x.stride(1) == 1 or x.shape[1] <= 1 else x.contiguous()
+
+
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, approximate: str, gate_first: bool,
+    config: LaunchConfig | None = None,
+) -> Tensor:  # fmt: skip
+    """``x [M, K]`` and ``weight [2N, K]`` (rows may be strided), ``bias [2N]`` -> ``[M, N]`` in ``x``'s dtype."""
+    (M, K), N = x.shape, weight.shape[0] // 2
+    out = torch.empty((M, N), dtype=x.dtype, device=x.device)
+    if out.numel() == 0:
+        return out
+    config = config or launch_config(_architecture(x.device))
+    x, weight = _unit_last_stride(x), _unit_last_stride(weight)
+    grid = (ceil_div(M, config.block_m) * ceil_div(N, config.block_n),)
+    with device_guard(x):
+        _fwd_kernel[grid](
+            x, weight, weight if bias is None else bias.contiguous(), out, M, N, K, x.stride(0), weight.stride(0),
+            HAS_BIAS=bias is not None, TANH=approximate == "tanh", GATE_FIRST=gate_first,
+            EVEN_K=K % config.block_k == 0, BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
+            GROUP_M=config.group_m, num_warps=config.num_warps, num_stages=config.num_stages,
+        )  # fmt: skip
+    return out
+
+
+# (K, N) of the MLPs in the model's five variants.
+WIDTHS = ((768, 1536), (384, 768), (192, 384), (960, 1920), (480, 960), (240, 480), (1152, 2304), (576, 1152))
+
+
+def cases() -> Iterator[KernelCase]:
+    """What each architecture runs at the model's widths: one kernel where ``block_k`` divides K, one where not."""
+    for architecture in CANDIDATES:
+        config = launch_config(architecture)
+        even: dict[bool, list[int]] = {}
+        for K, _ in WIDTHS:
+            even.setdefault(K % config.block_k == 0, []).append(K)
+        for even_k, widths in even.items():
+            yield case(config, architecture, even_k, torch.bfloat16, f"K={'|'.join(map(str, sorted(widths)))}")
+    yield case(launch_config(90), 90, True, torch.float16, "K=960")
+
+
+def case(config: LaunchConfig, architecture: int, even_k: bool, dtype: torch.dtype, label: str) -> KernelCase:
+    half = TRITON_TYPES[dtype]
+    signature = {name: f"*{half}" for name in ("x_ptr", "weight_ptr", "bias_ptr", "out_ptr")}
+    signature |= {name: "i32" for name in ("M", "N", "K", "x_stride", "weight_stride")}
+    blocks = {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k}
+    return KernelCase(
+        name=f"geglu_linear[{label},{half}]",
+        kernel=_fwd_kernel,
+        signature=signature,
+        constants={
+            "HAS_BIAS": True, "TANH": False, "GATE_FIRST": True, "EVEN_K": even_k, **blocks, "GROUP_M": config.group_m
+        },
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+        aligned=frozenset(signature) - {"M"},
+        outputs_per_program=config.block_m * config.block_n,
+        architectures=(architecture,),
+    )  # fmt: skip
