@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dimr_kernels.static_analysis import ARCHITECTURES, OPERATORS, compile_case, operator_cases
+from dimr_kernels.static_analysis import OPERATORS, cases_by_architecture, compile_case
 
 RESULTS = Path(__file__).parent / "results"
 REGISTERS_PER_SM = 65536
@@ -36,11 +36,10 @@ def occupancy(registers: int, shared: int, warps: int, architecture: int) -> flo
 
 def rows_of(operator: str) -> list[dict[str, Any]]:
     rows = []
-    for case in operator_cases(operator):
-        for architecture in ARCHITECTURES:
-            row = asdict(compile_case(case, architecture)) | {"operator": operator, "warps": case.num_warps}
-            row["occupancy"] = occupancy(row["registers"], row["shared_bytes"], case.num_warps, architecture)
-            rows.append(row)
+    for case, architecture in cases_by_architecture(operator):
+        row = asdict(compile_case(case, architecture)) | {"operator": operator, "warps": case.num_warps}
+        row["occupancy"] = occupancy(row["registers"], row["shared_bytes"], case.num_warps, architecture)
+        rows.append(row)
     return rows
 
 
