@@ -1,0 +1,1 @@
+"""From measurements to the files under ``benchmarks/results``: see ``benchmarks.report``."""

@@ -1,0 +1,204 @@
+"""The report's text: a summary, the targets, host times and every measurement, as Markdown."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
+
+from ..predictions import DTYPE as PREDICTED_DTYPE
+from ..predictions import predict_for
+from ..targets import TARGET_SCOPE, Outcome, evaluate
+from .records import OURS, Record
+from .rows import RIVALS, Row, rival_order
+
+SUMMARY_MARKERS = ("<!-- summary -->", "<!-- end of summary -->")
+FULL_COLUMNS = (
+    "operator", "direction", "shape", "us", "GB/s", "of copy", "predicted", "TFLOP/s",
+    *(f"x {rival}" for rival in RIVALS), "x others", "fastest rival", "host us", "peak MB", "error",
+)  # fmt: skip
+VERSIONS = {"torch": "torch", "triton": "Triton", "cuda": "CUDA", "python": "Python"}
+
+
+def report(rows: Sequence[Row]) -> str:
+    parts = [
+        _heading(rows),
+        SUMMARY_MARKERS[0] + "\n" + _table(*summary(rows)) + "\n" + SUMMARY_MARKERS[1],
+        "![Fraction of copy bandwidth](roofline.png)\n\n![Speed-up over each rival](speed_up.png)",
+        "## Targets\n\nSet for bfloat16 at batch 64 on an H100, one of them for a CPU with 2 cores; the worst shape "
+        "counts. No figure, no verdict.\n\n" + _table(*targets(rows)),
+        "## Host time\n\nMicroseconds that one forward call keeps the host, median over the shapes"
+        + (" (on a CPU that is the work itself)" if rows[0].any_record.on_cpu else "")
+        + ".\n\n"
+        + _table(*host_times(rows)),
+        "## Every measurement\n\n" + _legend(rows) + "\n\n" + _table(*every_measurement(rows)),
+        *_notes(rows),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _heading(rows: Sequence[Row]) -> str:
+    records = [record for row in rows for record in row.records.values()]
+    first = records[0]
+    lines = [f"# Measured on {first.device}", ""]
+    if first.on_cpu:
+        lines += ["**CPU figures.** Times are those of whole calls; nothing here tells of a GPU.", ""]
+    versions = ", ".join(f"{name} {_listed(getattr(r, key) for r in records)}" for key, name in VERSIONS.items())
+    copies = _range([record.copy_gigabytes_per_second for record in records], ".0f")
+    lines += [
+        f"Written by `python -m benchmarks.report` from `records.json`. {versions}; "
+        f"{_listed(r.dtype for r in records)}. Copy bandwidth {copies} GB/s, measured in the same run."
+    ]
+    return "\n".join(lines)
+
+
+def _listed(values: Iterable[str | None]) -> str:
+    return " and ".join(sorted({value or "none" for value in values}))
+
+
+def _range(values: Sequence[float], format_: str) -> str:
+    return " to ".join(dict.fromkeys((format(min(values), format_), format(max(values), format_))))
+
+
+def summary(rows: Sequence[Row]) -> tuple[Sequence[str], Iterator[Sequence[str]]]:
+    """One line to an operator and direction, over the target shapes, or over all where none of them is there."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.operator, row.direction), []).append(row)
+    columns = ("operator", "direction", "of copy bandwidth", "x eager", "x compiled", "host us")
+    lines = (_summary_line(*key, _main_rows(group)) for key, group in groups.items())
+    if rows[0].any_record.on_cpu:  # where the host does the work, its time says nothing more
+        return columns[:-1], (line[:-1] for line in lines)
+    return columns, lines
+
+
+def _main_rows(rows: Sequence[Row]) -> Sequence[Row]:
+    return [row for row in rows if row.any_record.scope == TARGET_SCOPE] or rows
+
+
+def _summary_line(operator: str, direction: str, rows: Sequence[Row]) -> Sequence[str]:
+    ours = [row.ours for row in rows if row.ours is not None]
+    speed_ups = [row.speed_ups() for row in rows]
+    return (
+        operator,
+        _words(direction),
+        _range([record.fraction_of_copy for record in ours], ".0%") if ours else "",
+        *(_range(found, ".2f") if (found := [s[r] for s in speed_ups if r in s]) else "" for r in RIVALS[:2]),
+        f"{statistics.median(record.host_us for record in ours):.0f}" if ours else "",
+    )
+
+
+def targets(rows: Sequence[Row]) -> tuple[Sequence[str], Iterator[Sequence[str]]]:
+    return ("operator", "direction", "target", "worst measured", "at", "verdict"), map(_target_line, evaluate(rows))
+
+
+def _target_line(outcome: Outcome) -> Sequence[str]:
+    target = outcome.target
+    low, high = target.widths
+    widths = f", {low} wide" if low == high else f", {low} to {high} wide" if target.limits_width else ""
+    value, at = "", ""
+    if outcome.values:
+        worst, row = outcome.values[0]
+        value = {"fraction_of_copy": f"{worst:.1%}", "speed_up": f"{worst:.2f}x", "host_us": f"{worst:.1f} us"}[
+            target.metric
+        ]
+        at = row.shape
+    where = " (CPU)" if target.on_cpu else ""
+    return outcome.operator + where, _words(outcome.direction), f"{target}{widths}", value, at, outcome.verdict
+
+
+def host_times(rows: Sequence[Row]) -> tuple[Sequence[str], Iterator[Sequence[str]]]:
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        for name, record in row.records.items() if row.direction == "forward" else ():
+            found.setdefault(row.operator, {}).setdefault(name, []).append(record.host_us)
+    names = sorted({name for times in found.values() for name in times}, key=lambda n: (n != OURS, rival_order(n)))
+    lines = (
+        (operator, *(f"{statistics.median(times[name]):.1f}" if name in times else "" for name in names))
+        for operator, times in found.items()
+    )
+    return ("operator", *("ours" if name == OURS else name for name in names)), lines
+
+
+def _legend(rows: Sequence[Row]) -> str:
+    clock = "`wall us`: the whole call" if rows[0].any_record.on_cpu else "`us`: the kernels alone"
+    return (
+        f"{clock}; `of copy`: bytes moved per second over the copy bandwidth; `predicted`: of copy, worked out "
+        "before measuring (`benchmarks/NOTES.md`); `TFLOP/s`: in brackets of "
+        "a large product's; `x rival`: its time over ours; `error`: largest difference from "
+        "float64 over the largest value. An empty cell was not measured."
+    )
+
+
+def _notes(rows: Sequence[Row]) -> list[str]:
+    """What some records say about themselves, once each, as a list of its own."""
+    found: dict[str, None] = {}
+    for row in rows:
+        for name, record in row.records.items():
+            who = "ours" if name == OURS else name
+            if record.note:
+                found[f"- {row.operator}, {who}: {record.note}"] = None
+            if record.kernel_timing not in (None, "cuda graph"):
+                found[f"- {row.operator}, {who}, {_words(row.direction)}: timed by {record.kernel_timing}"] = None
+    return ["## Notes\n\n" + "\n".join(found)] if found else []
+
+
+def every_measurement(rows: Sequence[Row]) -> tuple[Sequence[str], Iterator[Sequence[str]]]:
+    on_cpu = rows[0].any_record.on_cpu
+    return ["wall us" if on_cpu and name == "us" else name for name in FULL_COLUMNS], map(full_line, rows)
+
+
+def full_line(row: Row) -> Sequence[str]:
+    ours, speed_ups = row.ours, row.speed_ups()
+    record = row.any_record
+    shape = row.shape if record.dtype == PREDICTED_DTYPE else f"{row.shape} {row.dtype}"
+    others = ", ".join(f"{name} {ratio:.2f}" for name, ratio in speed_ups.items() if name not in RIVALS)
+    over_rivals = (_cell(speed_ups.get(rival), ".2f") for rival in RIVALS)
+    return (
+        row.operator, _words(row.direction), shape, *_own_cells(ours), *over_rivals, others,
+        _fastest(row), _cell(ours and ours.host_us, ".1f"),
+        _cell(ours and ours.peak_memory_bytes and ours.peak_memory_bytes / 1e6, ".1f"),
+        _cell(ours and ours.relative_error_float64, ".1e"),
+    )  # fmt: skip
+
+
+def _own_cells(ours: Record | None) -> Sequence[str]:
+    """us, GB/s, of copy, predicted, TFLOP/s."""
+    if ours is None:
+        return [""] * 5
+    us = ours.microseconds
+    predicted = None
+    if ours.dtype == PREDICTED_DTYPE:
+        predicted = predict_for(ours.device, ours.operator, ours.direction, ours.bytes, ours.width)
+    return (
+        _cell(us, ".1f"),
+        _cell(ours.gigabytes_per_second, ".0f"),
+        _cell(ours.fraction_of_copy, ".0%"),
+        _cell(predicted and predicted.fraction_of_copy, ".0%"),
+        _teraflops(ours),
+    )
+
+
+def _teraflops(record: Record) -> str:
+    if not (record.flops and record.microseconds):
+        return ""
+    teraflops = record.flops / record.microseconds / 1e6
+    ceiling = record.matmul_teraflops_ceiling
+    return f"{teraflops:.3g}" + (f" ({teraflops / ceiling:.0%})" if ceiling else "")
+
+
+def _fastest(row: Row) -> str:
+    times = {name: r.microseconds for name, r in row.rivals.items() if r.microseconds is not None}
+    return f"{(name := min(times, key=times.__getitem__))} {times[name]:.1f}" if times else ""
+
+
+def _cell(value: float | None, format_: str) -> str:
+    return "" if value is None else format(value, format_)
+
+
+def _words(direction: str) -> str:
+    return direction.replace("_", " ")
+
+
+def _table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rows = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return "\n".join(rows + ["| " + " | ".join(line) + " |" for line in lines])

@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from benchmarks.report import main, slug, write_report
+from benchmarks.reporting import plots
+from benchmarks.reporting.records import parse
+from benchmarks.reporting.rows import as_rows
+from benchmarks.reporting.tables import FULL_COLUMNS, report
+
+from .synthetic import CPU, values, write_run
+
+
+def text_of(*records):
+    return report(as_rows(parse(record, "test") for record in records))
+
+
+def section(text, heading):
+    return text.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+
+
+def cells(text):
+    """Lines of the table in it, below its head."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [re.split(r" ?\| ?", line)[1:-1] for line in lines[2:]]
+
+
+def test_a_full_line():
+    (line,) = cells(
+        section(
+            text_of(
+                values(us=60.0, flops=12_000_000_000, matmul_teraflops_ceiling=800.0),
+                values(us=300.0, implementation="eager"),
+                values(us=75.0, implementation="compiled"),
+                values(us=66.0, implementation="max-autotune"),
+                values(us=54.0, implementation="liger"),
+            ),
+            "Every measurement",
+        )
+    )
+    assert dict(zip(FULL_COLUMNS, line, strict=True)) == {
+        "operator": "td_layer_norm", "direction": "forward", "shape": "64 x 257 x 960", "us": "60.0", "GB/s": "2500",
+        "of copy": "83%", "predicted": "90%", "TFLOP/s": "200 (25%)", "x eager": "5.00", "x compiled": "1.25",
+        "x max-autotune": "1.10", "x others": "liger 0.90", "fastest rival": "liger 54.0", "host us": "15.0",
+        "peak MB": "75.0", "error": "2.0e-03",
+    }  # fmt: skip
+
+
+def test_what_was_not_measured_stays_empty():
+    text = text_of(
+        values(us=300.0, implementation="eager"),
+        values(us=60.0, shape="8 x 257 x 960", batch=8, kernel_us=None, relative_error_float64=None),
+    )
+    first, second = (dict(zip(FULL_COLUMNS, line, strict=True)) for line in cells(section(text, "Every measurement")))
+    filled = {name for name, value in second.items() if value}
+    assert filled == {"operator", "direction", "shape", "fastest rival"}
+    assert second["fastest rival"] == "eager 300.0"
+    empty = {name for name, value in first.items() if not value}
+    assert empty == {
+        "us", "TFLOP/s", "x eager", "x compiled", "x max-autotune", "x others", "fastest rival", "error",
+    }  # fmt: skip
+    assert {line[-1] for line in cells(section(text, "Targets")) if line[3] == ""} == {"not measured"}
+
+
+def test_targets_in_words():
+    lines = cells(section(text_of(values(us=60.0), values(us=150.0, implementation="eager")), "Targets"))
+    assert ["td_layer_norm", "forward", ">= 4x eager", "2.50x", "64 x 257 x 960", "missed"] in lines
+    wide = ">= 85% of copy bandwidth, 480 to 1152 wide"
+    assert ["td_layer_norm", "forward", wide, "83.3%", "64 x 257 x 960", "missed"] in lines
+    assert ["td_layer_norm", "forward", "host time <= 25 us", "15.0 us", "64 x 257 x 960", "met"] in lines
+    assert ["pixel_shuffle_add (CPU)", "forward", ">= 1.5x eager", "", "", "not measured"] in lines
+
+
+def test_summary_is_over_the_target_shapes():
+    text = text_of(
+        values(us=60.0, host_us=10.0),
+        values(us=90.0, implementation="eager"),
+        values(us=100.0, shape="64 x 1024 x 480", width=480, host_us=12.0),
+        values(us=900.0, shape="1 x 257 x 960", batch=1, scope="sweep"),
+    )
+    (line,) = cells(text.partition("<!-- summary -->")[2].partition("<!-- end of summary -->")[0])
+    assert line == ["td_layer_norm", "forward", "50% to 83%", "1.50", "", "11"]
+
+
+def test_host_times_beside_those_of_rivals():
+    text = text_of(values(host_us=20.0), values(implementation="layer_norm", host_us=6.5))
+    assert "| operator | ours | layer_norm |" in section(text, "Host time")
+    assert cells(section(text, "Host time")) == [["td_layer_norm", "20.0", "6.5"]]
+
+
+def test_a_cpu_report_says_so():
+    text = text_of(values(us=60.0, on=CPU), values(us=180.0, on=CPU, implementation="eager"))
+    assert "**CPU figures.**" in text
+    assert "Triton none, CUDA none" in text
+    (line,) = cells(section(text, "Every measurement"))
+    named = dict(zip(FULL_COLUMNS, line, strict=True))
+    assert "| wall us |" in text
+    assert (named["us"], named["shape"]) == ("80.0", "64 x 257 x 960 float32")
+    assert (named["x eager"], named["predicted"], named["peak MB"]) == ("2.50", "", "")
+
+
+def test_a_gpu_report_does_not_speak_of_cpus():
+    text = text_of(values())
+    assert "CPU figures" not in text
+    assert "wall us" not in text
+
+
+def test_notes_of_the_records():
+    text = text_of(
+        values(kernel_timing="cuda graph"),
+        values(implementation="liger", note="without a timestep", kernel_timing="events, no graph: it waits"),
+    )
+    assert section(text, "Notes").strip().splitlines() == [
+        "- td_layer_norm, liger: without a timestep",
+        "- td_layer_norm, liger, forward: timed by events, no graph: it waits",
+    ]
+    assert "## Notes" not in text_of(values())
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        ("NVIDIA H100 80GB HBM3", "nvidia-h100-80gb-hbm3"),
+        ("AMD EPYC 7B13", "amd-epyc-7b13"),
+        ("  Some CPU (R) @ 2.0 GHz ", "some-cpu-r-2-0-ghz"),
+        ("../../etc", "etc"),
+    ],
+)
+def test_slug(device, expected):
+    assert slug(device) == expected
+
+
+def test_slug_of_nothing():
+    with pytest.raises(ValueError, match="no letter or digit"):
+        slug("//")
+
+
+def test_files(tmp_path):
+    pytest.importorskip("matplotlib")
+    images = pytest.importorskip("matplotlib.image")
+    first = write_run(tmp_path / "first.json", values(us=60.0), values(us=90.0, implementation="eager"))
+    second = write_run(tmp_path / "second.json", values(us=50.0))
+    main([str(first), str(second), "--output", str(tmp_path / "results")])
+    folder = tmp_path / "results" / "nvidia-h100-80gb-hbm3"
+    assert {path.name for path in folder.iterdir()} == {"records.json", "report.md", "roofline.png", "speed_up.png"}
+    assert [r["kernel_us"] for r in json.loads((folder / "records.json").read_text())["records"]] == [90.0, 50.0]
+    for name in ("roofline.png", "speed_up.png"):
+        picture = images.imread(folder / name)
+        height, width, _ = picture.shape
+        assert width >= 600
+        assert height >= 200
+        assert len({tuple(pixel) for pixel in picture.reshape(-1, picture.shape[2])[::7].tolist()}) > 10
+
+    again = {path.name: path.read_bytes() for path in folder.iterdir()}
+    write_report([folder / "records.json"], tmp_path / "results")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == again
+
+
+def test_ours_is_drawn_and_what_it_lacks_is_not(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = as_rows(
+        parse(record, "test")
+        for record in (
+            values(us=60.0),
+            values(us=90.0, implementation="eager"),
+            values(us=90.0, implementation="eager", operator="geglu"),
+            values(us=90.0, scope="sweep", shape="1 x 257 x 960"),
+        )
+    )
+    roofline = plots.panels(rows, plots.fractions)
+    assert {key: [row.shape for row in group] for key, group in roofline.items()} == {
+        ("td_layer_norm", "forward"): ["64 x 257 x 960"]
+    }
+    assert plots.panels(rows[1:], plots.fractions).keys() == {("td_layer_norm", "forward")}  # only sweeps: all of them
+
+
+def test_nothing_to_draw(tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = as_rows([parse(values(implementation="eager"), "test")])
+    plots.save_speed_ups(tmp_path / "plot.png", rows)
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_an_error_leaves_the_old_report(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    folder = write_report([write_run(tmp_path / "good.json", values())], tmp_path)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    bad = write_run(tmp_path / "bad.json", values(wall_us=None))
+    with pytest.raises(SystemExit) as stop:
+        main([str(bad), "--output", str(tmp_path)])
+    assert stop.value.code == 1
+    assert f"{bad}: test_0: key 'wall_us' is missing" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    run = write_run(tmp_path / "run.json", values())
+    folder = write_report([run], tmp_path)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def fail_half_way(figure, path, **options):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", fail_half_way)
+    with pytest.raises(OSError, match="disk full"):
+        write_report([run], tmp_path)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_no_such_file(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "absent.json")])
+    assert "absent.json" in capsys.readouterr().err
