@@ -1,44 +1,82 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
-import pytest
 import torch
 from torch import Tensor
 
 import dimr_kernels as dk
+from dimr_kernels.packing import padded_head_dim
 
-from .conftest import DEVICE
-from .workload import DIRECTIONS, Workload, random
+from .shapes import BATCHES, PAPER, TARGET, TARGET_BATCH, Shapes, configurations
+from .workload import Direction, Inputs, Rival, Workload, random
 
-# (batch, heads, tokens, head_dim): M/3R, XL (padded from 60) and G/2R at batch 64 on a GPU.
-GPU_SHAPES = [(64, 12, 257, 64), (64, 16, 257, 64), (64, 16, 257, 72)]
-SHAPES = GPU_SHAPES if DEVICE.type == "cuda" else [(4, 4, 65, 64)]
-BACKENDS = ("auto", "flash_attn", "flash", "cudnn", "efficient", "math", "eager")
+BACKENDS = ("flash_attn", "flash", "cudnn", "efficient", "math")
+
+
+class Heads(NamedTuple):
+    """``q, k, v [batch, heads, tokens, head_dim]``"""
+
+    batch: int
+    heads: int
+    tokens: int
+    head_dim: int
+
+
+def layers(names: tuple[str, ...], batch: int) -> list[Heads]:
+    """Attention runs in the lowest branch, on the class token and the image's; the weights pad its head dim."""
+    return [
+        Heads(batch, c.num_heads, 1 + c.resolutions[0] ** 2, padded_head_dim(c.dims[0] // c.num_heads))
+        for c in configurations(names)
+    ]
+
+
+SHAPES = Shapes(
+    target=tuple(dict.fromkeys(layers(TARGET, TARGET_BATCH))),
+    sweep=tuple(heads for batch in BATCHES for heads in layers(PAPER, batch)),
+    large=(Heads(512, 16, 257, 64), Heads(64, 16, 1025, 64)),
+    cpu=(Heads(4, 4, 65, 64),),
+)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
     return dk.functional.attention(q, k, v, backend=backend)
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_attention(measure, backend, shape, direction, device, dtype):
-    B, heads, L, E = shape
-    q = torch.randn(shape, device=device).to(dtype)
+def why_refused(backend: str, direction: str, inputs: Inputs) -> str | None:
     try:
-        attend(q, q, q, backend)
+        attend(**inputs, backend=backend)
     except dk.BackendError as error:
-        pytest.skip(str(error))
+        return str(error)
+    return None
+
+
+def workload(shape: Heads, dtype: torch.dtype, device: torch.device) -> Workload:
+    B, heads, L, E = shape
     size = B * heads * L * E * dtype.itemsize
-    workload = Workload(
+    product = 2 * B * heads * L * L * E
+    return Workload(
         operator="attention",
+        shape=f"{B} x {heads} x {L} x {E}",
+        batch=B,
+        width=heads * E,
         fused="auto",
-        function=partial(attend, backend=backend),
+        function=dk.functional.attention,
         make_inputs=lambda: {name: random(*shape, dtype=dtype, device=device) for name in ("q", "k", "v")},
-        forward_bytes=4 * size,
-        backward_bytes=8 * size,  # q, k, v, out and its gradient in, three gradients out
-        flops=4 * B * heads * L * L * E,
+        batched=("q", "k", "v"),
+        directions={
+            "forward": Direction(4 * size, flops=2 * product),  # q, k, v in, out out; scores and their use
+            # q, k, v, out and its gradient in, three gradients out; the scores again and four products
+            "backward": Direction(8 * size, ("q", "k", "v"), 5 * product),
+        },
+        rivals={
+            name: Rival(partial(attend, backend=name), backend="auto", why_not=partial(why_refused, name))
+            for name in BACKENDS
+        },
+        matmul=True,
     )
-    measure(workload, backend, direction)
+
+
+def test_attention(measure, case):
+    measure(case)

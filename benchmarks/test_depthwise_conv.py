@@ -1,35 +1,60 @@
 from __future__ import annotations
 
-import pytest
+from typing import NamedTuple
+
+import torch
 
 import dimr_kernels as dk
 
-from .conftest import DEVICE
-from .workload import DIRECTIONS, IMPLEMENTATIONS, Workload, random
-
-# (batch, height = width, channels): the ConvNeXt branches of XL/2R, XL/3R and M/3R at batch 64 on a GPU.
-GPU_SHAPES = [(64, 32, 480), (64, 64, 240), (64, 32, 384), (64, 64, 192)]
-SHAPES = GPU_SHAPES if DEVICE.type == "cuda" else [(4, 16, 96), (4, 8, 192)]
+from .rivals import depthwise_rivals
+from .shapes import BATCHES, PAPER, TARGET, TARGET_BATCH, Shapes, images
+from .workload import Direction, Workload, random
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("kernel_size", [7, 3])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_depthwise_conv(measure, implementation, shape, kernel_size, direction, device, dtype):
-    B, S, C = shape
+class Convolution(NamedTuple):
+    """``x [batch, side, side, width]``"""
+
+    kernel_size: int
+    batch: int
+    side: int
+    width: int
+
+
+SHAPES = Shapes(
+    target=tuple(Convolution(7, TARGET_BATCH, *image) for image in images(TARGET)),
+    sweep=tuple(Convolution(K, batch, *image) for K in (7, 3) for image in images(PAPER) for batch in BATCHES),
+    large=(Convolution(7, 1024, 32, 480), Convolution(7, 512, 64, 240)),
+    cpu=(Convolution(7, 4, 16, 96), Convolution(7, 4, 8, 192), Convolution(3, 4, 16, 96)),
+)
+
+
+def workload(shape: Convolution, dtype: torch.dtype, device: torch.device) -> Workload:
+    K, B, S, C = shape
     size = B * S * S * C * dtype.itemsize
-    workload = Workload(
-        operator=f"depthwise_conv{kernel_size}x{kernel_size}",
+    weight, bias = C * K * K * dtype.itemsize, C * dtype.itemsize
+    flops = 2 * K * K * B * S * S * C
+    return Workload(
+        operator=f"depthwise_conv{K}x{K}",
+        shape=f"{B} x {S} x {S} x {C}",
+        batch=B,
+        width=C,
         fused="triton",
         function=dk.functional.depthwise_conv2d,
         make_inputs=lambda: {
             "x": random(B, S, S, C, dtype=dtype, device=device),
-            "weight": random(C, 1, kernel_size, kernel_size, dtype=dtype, device=device),
+            "weight": random(C, 1, K, K, dtype=dtype, device=device),
             "bias": random(C, dtype=dtype, device=device),
         },
-        forward_bytes=2 * size,
-        backward_bytes=5 * size,  # dx: the gradient in, dx out; dweight and dbias: x and the gradient in again
-        flops=2 * kernel_size**2 * B * S * S * C,
+        batched=("x",),
+        directions={
+            "forward": Direction(2 * size + weight + bias, flops=flops),
+            "input_gradient": Direction(2 * size + weight, ("x",), flops),  # the gradient in, dx out
+            # x and the gradient in, dweight and dbias out
+            "weight_gradient": Direction(2 * size + weight + bias, ("weight", "bias"), flops),
+        },
+        rivals=depthwise_rivals(B, S, C, K, dtype, device),
     )
-    measure(workload, implementation, direction)
+
+
+def test_depthwise_conv(measure, case):
+    measure(case)

@@ -1,28 +1,40 @@
 from __future__ import annotations
 
-import pytest
+import torch
 
 import dimr_kernels as dk
 
-from .conftest import DEVICE
-from .workload import DIRECTIONS, IMPLEMENTATIONS, Workload, random
+from .rivals import liger_geglu
+from .shapes import BATCHES, PAPER, TARGET, TARGET_BATCH, Shapes, Tokens, mlps
+from .workload import Direction, Workload, random
 
-# (rows, D): the MLPs of XL/2R and XL/3R at batch 64 on a GPU.
-SHAPES = [(64 * 257, 1920), (64 * 1024, 960), (64 * 4096, 480)] if DEVICE.type == "cuda" else [(1028, 192), (4096, 96)]
+SHAPES = Shapes(
+    target=tuple(Tokens(TARGET_BATCH, *mlp) for mlp in mlps(TARGET)),
+    sweep=tuple(Tokens(batch, *mlp) for mlp in mlps(PAPER) for batch in BATCHES),
+    large=(Tokens(1024, 1024, 960), Tokens(512, 4096, 480)),
+    cpu=(Tokens(4, 257, 192), Tokens(4, 1024, 96)),
+)
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_geglu(measure, implementation, shape, direction, device, dtype):
-    rows, D = shape
-    size = rows * D * dtype.itemsize
-    workload = Workload(
+def workload(shape: Tokens, dtype: torch.dtype, device: torch.device) -> Workload:
+    B, L, D = shape
+    size = B * L * D * dtype.itemsize
+    return Workload(
         operator="geglu",
+        shape=f"{B} x {L} x {D}",
+        batch=B,
+        width=D,
         fused="triton",
         function=dk.functional.geglu,
-        make_inputs=lambda: {"h": random(rows, 2 * D, dtype=dtype, device=device)},
-        forward_bytes=3 * size,  # both halves in, one out
-        backward_bytes=5 * size,  # both halves and the gradient in, both gradients out
+        make_inputs=lambda: {"h": random(B, L, 2 * D, dtype=dtype, device=device)},
+        batched=("h",),
+        directions={
+            "forward": Direction(3 * size),  # both halves in, one out
+            "backward": Direction(5 * size, ("h",)),  # both halves and the gradient in, both gradients out
+        },
+        rivals={"liger": liger_geglu((B, L, D), dtype, device)},
     )
-    measure(workload, implementation, direction)
+
+
+def test_geglu(measure, case):
+    measure(case)

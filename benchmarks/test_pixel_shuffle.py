@@ -1,39 +1,64 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
-import pytest
+import torch
 
 import dimr_kernels as dk
 
-from .conftest import DEVICE
-from .workload import DIRECTIONS, IMPLEMENTATIONS, Workload, random
+from .shapes import BATCHES, PAPER, TARGET, TARGET_BATCH, Shapes, cascades
+from .workload import Direction, Workload, random
 
-# (batch, height = width before the shuffle, channels after it): the cascades of XL/2R, XL/3R and M/3R.
-GPU_SHAPES = [(64, 16, 480), (64, 32, 240), (64, 16, 384), (64, 32, 192)]
-SHAPES = GPU_SHAPES if DEVICE.type == "cuda" else [(8, 16, 480), (8, 32, 192), (8, 8, 96)]
 R = 2
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("layout", ["nhwc", "nchw"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_pixel_shuffle_add(measure, implementation, shape, layout, direction, device, dtype):
-    B, S, C = shape
+class Shuffle(NamedTuple):
+    """``[batch, side, side, r*r*width]`` -> ``[batch, r*side, r*side, width]``, or channels first."""
+
+    layout: str
+    batch: int
+    side: int
+    width: int
+
+
+def shuffles(names: tuple[str, ...], batch: int) -> list[Shuffle]:
+    return [Shuffle(layout, batch, side, C) for side, _, C in cascades(names) for layout in ("nhwc", "nchw")]
+
+
+SHAPES = Shapes(
+    target=tuple(shuffles(TARGET, TARGET_BATCH)),
+    sweep=tuple(shuffle for batch in BATCHES for shuffle in shuffles(PAPER, batch)),
+    large=tuple(Shuffle(layout, *size) for size in ((1024, 16, 480), (512, 32, 240)) for layout in ("nhwc", "nchw")),
+    # The cascades of XL/2R, M/3R and a small one.
+    cpu=tuple(Shuffle(layout, 8, *size) for size in ((16, 480), (32, 192), (8, 96)) for layout in ("nhwc", "nchw")),
+)
+
+
+def workload(shape: Shuffle, dtype: torch.dtype, device: torch.device) -> Workload:
+    layout, B, S, C = shape
     nhwc = layout == "nhwc"
     low = (B, S, S, R * R * C) if nhwc else (B, R * R * C, S, S)
     high = (B, R * S, R * S, C) if nhwc else (B, C, R * S, R * S)
     size = B * S * S * R * R * C * dtype.itemsize
-    workload = Workload(
-        operator=f"pixel_shuffle_add {layout}",
+    return Workload(
+        operator="pixel_shuffle_add",
+        shape=f"{B} x {S} x {S} x {R * R * C} {layout}",
+        batch=B,
+        width=C,
         fused="cuda",
         function=partial(dk.functional.pixel_shuffle_add, upscale_factor=R, layout=layout),
         make_inputs=lambda: {
             "x": random(*low, dtype=dtype, device=device),
             "y": random(*high, dtype=dtype, device=device),
         },
-        forward_bytes=3 * size,
-        backward_bytes=2 * size,  # the gradient in, dx out; dy is the gradient itself
+        batched=("x", "y"),
+        directions={
+            "forward": Direction(3 * size),  # x and y in, the sum out
+            "backward": Direction(2 * size, ("x", "y")),  # the gradient in, dx out; dy is the gradient itself
+        },
     )
-    measure(workload, implementation, direction)
+
+
+def test_pixel_shuffle_add(measure, case):
+    measure(case)

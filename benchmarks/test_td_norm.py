@@ -1,60 +1,86 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
-import pytest
 import torch
 
 import dimr_kernels as dk
 
-from .conftest import DEVICE
-from .workload import DIRECTIONS, IMPLEMENTATIONS, Workload, random
+from .rivals import norm_rivals
+from .shapes import BATCHES, PAPER, TARGET, TARGET_BATCH, Shapes, branches, cascades
+from .workload import Direction, Workload, random
 
-# (batch, tokens, D): the branches of M/3R, XL/2R and XL/3R at batch 64 and the cascade's norm, on a GPU.
-GPU_SHAPES = [(64, 257, 960), (64, 1024, 480), (64, 4096, 240), (64, 257, 768), (64, 1024, 384), (64, 256, 38400)]
-SHAPES = GPU_SHAPES if DEVICE.type == "cuda" else [(8, 65, 192), (8, 256, 96)]
-
-
-def layer_norm_inputs(batch: int, tokens: int, D: int, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    parameters = {f"p{i}": random(D, dtype=torch.float32, device=device) for i in range(1, 5)}
-    gates = {
-        f"{kind}_gate_{part}": random(D, dtype=torch.float32, device=device)
-        for kind in ("scale", "shift")
-        for part in ("weight", "offset")
-    }
-    x = random(batch, tokens, D, dtype=dtype, device=device)
-    t = random(batch, dtype=torch.float32, device=device, grad=False)
-    return {"x": x, "t": t, **parameters, **gates}
+SCALE = ("p1", "p2", "scale_gate_weight", "scale_gate_offset")
+SHIFT = ("p3", "p4", "shift_gate_weight", "shift_gate_offset")
 
 
-def rms_norm_inputs(*shape: int, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    inputs = layer_norm_inputs(*shape, dtype=dtype, device=device)
-    return {name: inputs[name] for name in ("x", "t", "p1", "p2", "scale_gate_weight", "scale_gate_offset")}
+class Norm(NamedTuple):
+    """``x [batch, tokens, width]``"""
+
+    operator: str
+    batch: int
+    tokens: int
+    width: int
 
 
-def with_residual(inputs: dict[str, Any]) -> dict[str, Any]:
-    return inputs | {"residual": torch.randn_like(inputs["x"]).requires_grad_()}
+def norms(names: tuple[str, ...], batch: int) -> list[Norm]:
+    """Layer norms at the width of every branch and cascade, RMS norms where a model has them in its blocks."""
+    everywhere = branches(names)
+    rms = branches(names, norm="td_rms")
+    found = [Norm("td_layer_norm", batch, *size) for size in everywhere]
+    found += [Norm("td_layer_norm", batch, side * side, width) for side, width, _ in cascades(names)]
+    found += [Norm("td_rms_norm", batch, *size) for size in rms]
+    found += [Norm("td_layer_norm_residual", batch, *size) for size in everywhere]
+    return found + [Norm("td_rms_norm_residual", batch, *size) for size in rms]
 
 
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("residual", [False, True], ids=["", "residual"])
-@pytest.mark.parametrize("norm", ["td_layer_norm", "td_rms_norm"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_td_norm(measure, implementation, shape, norm, residual, direction, device, dtype):
-    make = layer_norm_inputs if norm == "td_layer_norm" else rms_norm_inputs
-    size = shape[0] * shape[1] * shape[2] * dtype.itemsize
+OPERATORS = ("td_layer_norm", "td_rms_norm", "td_layer_norm_residual", "td_rms_norm_residual")
+CASCADE_WIDTH = 38400  # of XL's first branch, the only cascade that a target speaks of
+SHAPES = Shapes(
+    target=tuple(norm for norm in norms(TARGET, TARGET_BATCH) if norm.width in (CASCADE_WIDTH, *range(2048))),
+    sweep=tuple(norm for batch in BATCHES for norm in norms(PAPER, batch)),
+    large=tuple(Norm(op, *size) for op in OPERATORS for size in ((1024, 1024, 480), (512, 4096, 240))),
+    cpu=tuple(Norm(op, *size) for op in OPERATORS for size in ((4, 65, 192), (4, 256, 96))),
+)
+
+
+def gates(names: tuple[str, ...], D: int, device: torch.device) -> dict[str, Any]:
+    return {name: random(D, dtype=torch.float32, device=device) for name in names}
+
+
+def workload(shape: Norm, dtype: torch.dtype, device: torch.device) -> Workload:
+    operator, B, L, D = shape
+    residual = operator.endswith("_residual")
+    norm = operator.removesuffix("_residual")
+    parameters = SCALE if norm == "td_rms_norm" else SCALE + SHIFT
 
     def make_inputs() -> dict[str, Any]:
-        inputs = make(*shape, dtype=dtype, device=device)
-        return with_residual(inputs) if residual else inputs
+        x = random(B, L, D, dtype=dtype, device=device)
+        t = random(B, dtype=torch.float32, device=device)
+        inputs = {"x": x, "t": t, **gates(parameters, D, device)}
+        return inputs | {"residual": random(B, L, D, dtype=dtype, device=device)} if residual else inputs
 
-    workload = Workload(
-        operator=f"{norm}{'+residual' if residual else ''}",
+    size = B * L * D * dtype.itemsize
+    gated, times = len(parameters) * D * 4, B * 4
+    rows = ("x", "residual") if residual else ("x",)
+    return Workload(
+        operator=operator,
+        shape=f"{B} x {L} x {D}",
+        batch=B,
+        width=D,
         fused="triton",
         function=getattr(dk.functional, norm),
         make_inputs=make_inputs,
-        forward_bytes=(4 if residual else 2) * size,  # x in, y out; the residual in and the sum out
-        backward_bytes=(4 if residual else 3) * size,  # x and dy in, dx out; the sum's gradient in
+        batched=(*rows, "t"),
+        directions={
+            # x in, y out; the residual in and the sum out; parameters and t in.
+            "forward": Direction((4 if residual else 2) * size + gated + times),
+            # x (or the sum) and y's gradient in, dx out, the sum's gradient in; parameters in, their gradients out.
+            "backward": Direction((4 if residual else 3) * size + 2 * gated + times, (*rows, *parameters)),
+        },
+        rivals=norm_rivals(norm.removeprefix("td_"), (B, L, D), dtype, device, residual),
     )
-    measure(workload, implementation, direction)
+
+
+def test_td_norm(measure, case):
+    measure(case)

@@ -1,22 +1,44 @@
-"""How a call is timed: rotating random inputs, synchronised, and on a GPU also the kernels alone under a CUDA graph."""
+"""How a call is timed: rotating random inputs on a cold cache, synchronised, and on a GPU also the kernels alone.
+
+Everything on a GPU runs on one side stream (:func:`stream`): a backward's kernels go to the stream of their forward,
+so a CUDA graph can record a backward only on the stream that the forward ran on.
+"""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
-ROUNDS = 30
-WARMUP_ROUNDS = 3
-# More bytes than this go round before an input is used again, so a GPU's L2 cache (50 MB on an H100) is cold.
-ROTATED_BYTES = {"cuda": 256 << 20, "cpu": 32 << 20}
-MOST_COPIES = 32
+Call = Callable[[], Any]
+
+ROUNDS = 20
+HOST_ROUNDS = 50
+GRAPH_REPLAYS = 10
+# Between two uses of the same memory this many times the L2 cache goes through it.
+COLD = 4
+ROTATED_ON_CPU = 32 << 20
+MOST_COPIES = {"cuda": 512, "cpu": 16}
+SLEEP_CYCLES = 20_000_000  # about 10 ms, in which the host fills the queue
 
 
-def copies_to_rotate(bytes_per_call: int, device: torch.device) -> int:
-    return max(2, min(MOST_COPIES, -(-ROTATED_BYTES[device.type] // max(bytes_per_call, 1))))
+def rotated_bytes(device: torch.device) -> int:
+    if device.type == "cpu":
+        return ROTATED_ON_CPU
+    return COLD * torch.cuda.get_device_properties(device).L2_cache_size
+
+
+def copies_to_rotate(bytes_per_call: int, rotated: int, most: int) -> int:
+    """Calls on memory of their own that go round: at least two, however large one is."""
+    return max(2, min(most, -(-rotated // max(bytes_per_call, 1))))
+
+
+def stream(device: torch.device) -> AbstractContextManager[Any]:
+    return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()
 
 
 def synchronise(device: torch.device) -> None:
@@ -24,19 +46,67 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def kernel_seconds(calls: Sequence[Callable[[], object]], repeats: int = 10) -> float:
-    """GPU time of one call, without the host: all calls captured in one CUDA graph, replayed, timed by events."""
+def free_bytes(device: torch.device) -> int | None:
+    """What can still be allocated, torch's own cache included; None on a CPU, which is not asked."""
+    if device.type != "cuda":
+        return None
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + cached
+
+
+def host_seconds(calls: Sequence[Call], device: torch.device) -> float:
+    """Time to return from a call, the device not waited for. It is idle before each, so its queue never fills."""
+    seconds = []
+    for i in range(HOST_ROUNDS):
+        call = calls[i % len(calls)]
+        synchronise(device)
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    synchronise(device)
+    return statistics.median(seconds)
+
+
+def kernel_seconds(calls: Sequence[Call]) -> tuple[float, str]:
+    """GPU time of one call without the host, and how it was taken: from a CUDA graph, else why not and from events."""
     for call in calls:
         call()
     torch.cuda.synchronize()
+    try:
+        return _graph_seconds(calls), "cuda graph"
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # an operator that waits for the device, for example
+        torch.cuda.synchronize()
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return _queued_seconds(calls), f"events, no graph: {first_line}"
+
+
+def _graph_seconds(calls: Sequence[Call]) -> float:
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    return _median_event_seconds(graph.replay, repeats) / len(calls)
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+        # Results are kept: freed ones would all lie in the same memory, which then stays in the cache.
+        results = [call() for call in calls]
+    seconds = _median_event_seconds(graph.replay, GRAPH_REPLAYS) / len(calls)
+    del results
+    return seconds
 
 
-def _median_event_seconds(run: Callable[[], object], repeats: int) -> float:
+def _queued_seconds(calls: Sequence[Call]) -> float:
+    """The GPU sleeps while the host queues calls, which then run back to back as far as the host was quick enough."""
+    seconds = []
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    for call in calls[:GRAPH_REPLAYS]:
+        torch.cuda._sleep(SLEEP_CYCLES)
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        seconds.append(start.elapsed_time(end) / 1e3)
+    return statistics.median(seconds)
+
+
+def _median_event_seconds(run: Call, repeats: int) -> float:
     run()
     seconds = []
     for _ in range(repeats):
@@ -49,23 +119,37 @@ def _median_event_seconds(run: Callable[[], object], repeats: int) -> float:
     return statistics.median(seconds)
 
 
-def copy_bandwidth(device: torch.device) -> float:
-    """Bytes per second, read plus written, of a large copy on this machine: the ceiling for memory-bound work."""
-    size = (1 << 30) if device.type == "cuda" else (1 << 27)
-    source = torch.randint(0, 255, (size,), dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    if device.type == "cuda":
-        seconds = _median_event_seconds(lambda: target.copy_(source), 10)
-    else:
-        seconds = _median_host_seconds(lambda: target.copy_(source), 5)
-    return 2 * size / seconds
-
-
-def _median_host_seconds(run: Callable[[], object], repeats: int) -> float:
+def peak_memory(run: Call, device: torch.device) -> int:
+    """Bytes allocated at most during a call, above what was there before it."""
+    synchronise(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
     run()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+    synchronise(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def _seconds(calls: Sequence[Call], device: torch.device) -> float:
+    """Measured as the kernels are, so that a fraction compares like with like."""
+    return kernel_seconds(calls)[0] if device.type == "cuda" else host_seconds(calls, device)
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes per second, read plus written, of a large copy: the ceiling for memory-bound work.
+
+    The faster of the driver's copy and an elementwise kernel's.
+    """
+    count = (1 << 28) if device.type == "cuda" else (1 << 25)  # 1 GiB and 128 MiB of float32, far beyond any cache
+    with stream(device):
+        source = torch.randn(count, device=device)
+        target = torch.empty_like(source)
+        copies: tuple[Call, ...] = (lambda: target.copy_(source), lambda: torch.neg(source, out=target))
+        return 2 * source.nbytes / min(_seconds([copy], device) for copy in copies)
+
+
+def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of a large square matrix product of random numbers: the ceiling for such work."""
+    n = 8192 if device.type == "cuda" else 1024
+    with stream(device):
+        a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+        return 2 * n**3 / _seconds([lambda: a @ b], device)

@@ -1,44 +1,101 @@
-"""What is timed: one operator at one shape, with the bytes it has to move."""
+"""What is timed: one operator at one shape, the bytes it has to move, and what it is compared with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# Rival name -> the backend its function runs under. "compiled" is torch.compile of the eager definition.
-IMPLEMENTATIONS = ("eager", "compiled", "fused")
-DIRECTIONS = ("forward", "backward")
+Inputs = dict[str, Any]
+# Every operator runs as these; further rivals belong to the workload.
+IMPLEMENTATIONS = ("fused", "eager", "compiled", "max-autotune")
+
+
+@dataclass(frozen=True)
+class Direction:
+    """The forward, or the gradients of some inputs with the forward already run."""
+
+    bytes: int
+    """Each tensor that is needed read once, each result written once."""
+    gradients: tuple[str, ...] = ()
+    """The inputs that are differentiated; () is the forward."""
+    flops: int = 0
+    """Floating-point operations, where they may decide; 0 where they do not."""
+
+
+@dataclass(frozen=True)
+class Rival:
+    """Another implementation, ours included: what is called and under which settings."""
+
+    function: Callable[..., Any]
+    backend: str = "eager"
+    """In force for ``dk.use_backend`` while it runs."""
+    make_inputs: Callable[[], Inputs] | None = None
+    """Its own inputs, where they differ from the workload's in layout or kind."""
+    gradients: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Direction -> which of its own inputs are differentiated."""
+    batched: tuple[str, ...] = ()
+    """Which of its own inputs begin with the batch."""
+    definition: Callable[..., Any] | None = None
+    """Plain PyTorch for what it computes, where that is not the workload's operator."""
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext
+    why_not: Callable[[str, Inputs], str | None] = lambda direction, inputs: None
+    """Why it cannot run a direction on these inputs, or None."""
+    note: str = ""
+    """What a reader of its figures must know."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """``function(**make_inputs())``; inputs that require a gradient are those the backward differentiates."""
+    """``function(**make_inputs())``, once in each direction and implementation."""
 
     operator: str
+    shape: str
+    batch: int
+    width: int
     fused: str
-    """The backend of the operator's fused form: "triton" or "cuda"; "auto" where that is a choice of the function."""
+    """The backend of the operator's fused form: "triton" or "cuda"; "auto" where torch's own kernels are."""
     function: Callable[..., Any]
-    make_inputs: Callable[[], dict[str, Any]]
-    forward_bytes: int
-    """Each input read once, each output written once."""
-    backward_bytes: int
-    """The same, for the gradients of every input that requires one."""
-    flops: int = 0
-    """Forward floating-point operations, where they may decide; 0 where they do not."""
+    make_inputs: Callable[[], Inputs]
+    batched: tuple[str, ...]
+    """Inputs whose first dimension is the batch, as it is of every output."""
+    directions: Mapping[str, Direction]
+    rivals: Mapping[str, Rival] = field(default_factory=dict)
+    matmul: bool = False
+    """Its flops are those of matrix products, to be held against a large one's."""
+
+    @property
+    def implementations(self) -> tuple[str, ...]:
+        return *IMPLEMENTATIONS, *self.rivals
+
+    @property
+    def differentiable(self) -> set[str]:
+        return {name for direction in self.directions.values() for name in direction.gradients}
 
 
-def outputs_of(workload: Workload, inputs: dict[str, Any]) -> tuple[Tensor, ...]:
-    out = workload.function(**inputs)
-    return out if isinstance(out, tuple) else (out,)
+def random(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.randn(shape, dtype=torch.float32, device=device).to(dtype)
 
 
-def differentiable(inputs: dict[str, Any]) -> list[Tensor]:
-    return [x for x in inputs.values() if isinstance(x, Tensor) and x.requires_grad]
+def as_tuple(outputs: Any) -> tuple[Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-def random(*shape: int, dtype: torch.dtype, device: torch.device, grad: bool = True) -> Tensor:
-    return torch.randn(shape, dtype=torch.float32, device=device).to(dtype).requires_grad_(grad)
+def bind(function: Callable[..., Any], inputs: Inputs, gradients: tuple[str, ...]) -> Callable[[], tuple[Tensor, ...]]:
+    """A call on these inputs. For gradients the forward runs here, and its graph is kept for every call."""
+    inputs = {name: x.detach() if isinstance(x, Tensor) else x for name, x in inputs.items()}
+    if not gradients:
+        return lambda: as_tuple(function(**inputs))
+    leaves = [inputs[name].requires_grad_() for name in gradients]
+    outputs = [out for out in as_tuple(function(**inputs)) if out.requires_grad]
+    cotangents = [torch.randn_like(out) for out in outputs]
+    return lambda: torch.autograd.grad(outputs, leaves, cotangents, retain_graph=True)
+
+
+def first_samples(inputs: Inputs, batched: tuple[str, ...], count: int) -> Inputs:
+    """The same inputs for the first samples of the batch alone."""
+    return {name: x[:count] if name in batched else x for name, x in inputs.items()}

@@ -1,0 +1,192 @@
+"""Other implementations of the same work, and why one cannot run here."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+import torch._functorch.config
+import torch.nn.functional as F
+from torch import Tensor
+
+from dimr_kernels.dispatch import why_unavailable
+
+from .workload import Inputs, Rival, Workload, random
+
+# torch.compile with its own CUDA graphs would copy every input into the graph's memory and, in the host's time, show a
+# replay instead of launches; the time of the kernels comes from a graph of ours for every implementation alike.
+COMPILE_MODES = {"compiled": "default", "max-autotune": "max-autotune-no-cudagraphs"}
+
+
+class Unavailable(Exception):
+    """This implementation cannot run here; the message says why."""
+
+
+def resolve(workload: Workload, implementation: str, device: torch.device, dtype: torch.dtype) -> Rival:
+    """What to call for an implementation, or :class:`Unavailable`."""
+    if implementation == "fused":
+        return _fused(workload, device, dtype)
+    if implementation == "eager":
+        return Rival(workload.function)
+    if implementation in COMPILE_MODES:
+        return Rival(compiled(workload.function, COMPILE_MODES[implementation]))
+    return workload.rivals[implementation]
+
+
+def _fused(workload: Workload, device: torch.device, dtype: torch.dtype) -> Rival:
+    problem = None if workload.fused == "auto" else why_unavailable(workload.fused, device, dtype)
+    if problem is None and workload.fused == "triton" and device.type == "cpu":
+        problem = "Triton's interpreter is not worth timing"
+    if problem is not None:
+        raise Unavailable(f"no fused form here: {problem}")
+    return Rival(workload.function, backend=workload.fused)
+
+
+def compiled(function: Callable[..., Any], mode: str) -> Callable[..., Any]:
+    """Compiled anew, for the one shape it will see."""
+    torch._dynamo.reset()
+    # A compiled backward may write over what its forward kept, and then cannot run again on the same graph.
+    torch._functorch.config.donated_buffer = False
+    return torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
+
+
+def why_not_installed(module: str, package: str, device: torch.device) -> str | None:
+    if find_spec(module) is None:
+        return f"{package} is not installed (pip install {package})"
+    return None if device.type == "cuda" else f"{package} needs a GPU"
+
+
+def _installed_rival(module: str, package: str, device: torch.device, **fields: Any) -> Rival:
+    problem = why_not_installed(module, package, device)
+    return Rival(why_not=lambda direction, inputs: problem, **fields)
+
+
+def liger_geglu(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Rival:
+    """``shape [..., D]`` is that of the gate and of the value, which Liger-Kernel takes as two tensors."""
+
+    def function(gate: Tensor, value: Tensor) -> Tensor:
+        from liger_kernel.ops.geglu import LigerGELUMulFunction
+
+        return LigerGELUMulFunction.apply(gate, value)
+
+    return _installed_rival(
+        "liger_kernel",
+        "liger-kernel",
+        device,
+        function=function,
+        make_inputs=lambda: {name: random(*shape, dtype=dtype, device=device) for name in ("gate", "value")},
+        gradients={"backward": ("gate", "value")},
+        batched=("gate", "value"),
+        definition=lambda gate, value: F.gelu(gate, approximate="tanh") * value,
+        note="approximate='tanh', the only one it has; gate and value in two tensors; its backward writes over them",
+    )
+
+
+def norm_rivals(
+    kind: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, residual: bool
+) -> dict[str, Rival]:
+    """Norms without a timestep, ``kind`` "layer_norm" or "rms_norm", over ``shape [..., D]``: less work than ours.
+
+    torch's own is there for its host time; Liger-Kernel and quack come nearest among fused norms.
+    """
+    rms = kind == "rms_norm"
+    D = shape[-1]
+
+    sizes = {"x": shape, "residual": shape, "weight": (D,), "bias": (D,)}
+    given = {"x": True, "residual": residual, "weight": True, "bias": not rms}
+    names = tuple(name for name in sizes if given[name])
+
+    def torch_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Any:
+        total = x if residual is None else x + residual
+        y = F.rms_norm(total, (D,), weight, 1e-6) if rms else F.layer_norm(total, (D,), weight, bias, 1e-6)
+        return y if residual is None else (y, total)
+
+    fields: dict[str, Any] = {
+        "make_inputs": lambda: {name: random(*sizes[name], dtype=dtype, device=device) for name in names},
+        "gradients": {"backward": names},
+        "batched": ("x", "residual"),
+        "definition": torch_norm,
+        "note": "without a timestep",
+    }
+    rivals = {kind: Rival(torch_norm, **fields)}
+    if rms:
+        fields["note"] += "; its weight in x's dtype"
+        rivals["liger"] = _installed_rival("liger_kernel", "liger-kernel", device, function=_liger_rms_norm, **fields)
+        rivals["quack"] = _installed_rival("quack", "quack-kernels", device, function=_quack_rms_norm, **fields)
+    elif not residual:
+        rivals["liger"] = _installed_rival("liger_kernel", "liger-kernel", device, function=_liger_layer_norm, **fields)
+    return rivals
+
+
+def _liger_layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    from liger_kernel.ops.layer_norm import LigerLayerNormFunction
+
+    return LigerLayerNormFunction.apply(x, weight, bias, 1e-6)
+
+
+def _liger_rms_norm(x: Tensor, weight: Tensor, residual: Tensor | None = None) -> Any:
+    # Arguments: eps, offset, casting mode, whether the backward may write over the incoming gradient.
+    options = 1e-6, 0.0, "llama", False
+    if residual is None:
+        from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+
+        return LigerRMSNormFunction.apply(x, weight, *options)
+    from liger_kernel.ops.fused_add_rms_norm import LigerFusedAddRMSNormFunction
+
+    return LigerFusedAddRMSNormFunction.apply(x, residual, weight, *options)
+
+
+def _quack_rms_norm(x: Tensor, weight: Tensor, residual: Tensor | None = None) -> Any:
+    from quack import rmsnorm
+
+    return rmsnorm(x, weight, residual=residual, eps=1e-6, prenorm=residual is not None)
+
+
+def depthwise_rivals(B: int, S: int, C: int, K: int, dtype: torch.dtype, device: torch.device) -> dict[str, Rival]:
+    """cuDNN and ATen's own depthwise kernels, each in both memory formats."""
+    return {
+        f"{library} {layout}": _convolution((B, S, C, K), library, layout, dtype, device)
+        for library in ("cudnn", "aten")
+        for layout in ("nhwc", "nchw")
+    }
+
+
+def _convolution(
+    shape: tuple[int, int, int, int], library: str, layout: str, dtype: torch.dtype, device: torch.device
+) -> Rival:
+    B, S, C, K = shape
+    memory_format = torch.channels_last if layout == "nhwc" else torch.contiguous_format
+
+    def make_inputs() -> Inputs:
+        x = random(B, C, S, S, dtype=dtype, device=device).to(memory_format=memory_format)
+        weight = random(C, 1, K, K, dtype=dtype, device=device)
+        return {"x": x, "weight": weight, "bias": random(C, dtype=dtype, device=device)}
+
+    return Rival(
+        convolve,
+        make_inputs=make_inputs,
+        batched=("x",),
+        definition=convolve,
+        # cuDNN tries its algorithms and keeps the fastest.
+        around=functools.partial(torch.backends.cudnn.flags, enabled=library == "cudnn", benchmark=True),
+        why_not=_why_not_cudnn if library == "cudnn" else lambda direction, inputs: None,
+    )
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``x [B, C, H, W]`` in either memory format; torch picks the library by it and by the settings around."""
+    return F.conv2d(x, weight, bias, padding=weight.shape[3] // 2, groups=x.shape[1])
+
+
+def _why_not_cudnn(direction: str, inputs: Inputs) -> str | None:
+    x, weight, bias = inputs["x"], inputs["weight"], inputs["bias"]
+    if x.device.type != "cuda":
+        return "cuDNN needs CUDA tensors"
+    padding = [weight.shape[3] // 2] * 2
+    taken = torch._C._select_conv_backend(x, weight, bias, [1, 1], padding, [1, 1], False, [0, 0], x.shape[1])
+    if "Cudnn" in taken.name:
+        return None
+    return f"with cuDNN on, torch still takes {taken.name} for this call and has no other way to cuDNN"

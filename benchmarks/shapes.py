@@ -1,0 +1,95 @@
+"""Which shapes are measured: read off the configurations of the paper's models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from dimr.config import DiMRConfig
+from dimr.variants import VARIANTS
+
+SCOPES = ("target", "sweep", "large")
+PAPER = ("dimr-m-3r", "dimr-l-3r", "dimr-xl-2r", "dimr-xl-3r", "dimr-g-2r")
+# The models, and the batch, that the targets speak of (``benchmarks.targets``).
+TARGET = ("dimr-m-3r", "dimr-xl-2r", "dimr-xl-3r")
+TARGET_BATCH = 64
+BATCHES = (1, 8, 64, 256)
+
+
+class Tokens(NamedTuple):
+    """``[batch, tokens, width]``"""
+
+    batch: int
+    tokens: int
+    width: int
+
+
+class Image(NamedTuple):
+    """``[batch, side, side, width]``"""
+
+    batch: int
+    side: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """One operator's shapes by scope. ``cpu`` stands for the target where there is no GPU: seconds on two cores."""
+
+    target: tuple[Any, ...]
+    sweep: tuple[Any, ...]
+    large: tuple[Any, ...]
+    cpu: tuple[Any, ...]
+
+    def select(self, choice: str | None, device_type: str) -> Iterator[tuple[str, Any]]:
+        """Scope and shape, none twice. ``choice``: a scope or "all"; None is "all" on a GPU, "target" on a CPU."""
+        on_cpu = device_type == "cpu"
+        choice = choice or ("target" if on_cpu else "all")
+        target = self.cpu if on_cpu else self.target
+        seen = set(target)
+        for scope, shapes in (("target", target), ("sweep", self.sweep), ("large", self.large)):
+            for shape in dict.fromkeys(shapes):
+                if choice in (scope, "all") and (scope == "target" or shape not in seen):
+                    yield scope, shape
+            seen.update(shapes)
+
+
+def configurations(names: Iterable[str]) -> list[DiMRConfig]:
+    return [VARIANTS[name] for name in names]
+
+
+def branches(names: Iterable[str], norm: str | None = None) -> list[tuple[int, int]]:
+    """Tokens and width of the branches of these models: the lowest has a class token. ``norm``: of its models only."""
+    found = []
+    for config in configurations(names):
+        if norm in (None, config.norm):
+            for i, (side, D) in enumerate(zip(config.resolutions, config.dims, strict=True)):
+                found.append((side * side + (i == 0), D))
+    return list(dict.fromkeys(found))
+
+
+def cascades(names: Iterable[str]) -> list[tuple[int, int, int]]:
+    """Side and width of what a branch hands to the next one, and the next one's width."""
+    found = []
+    for config in configurations(names):
+        for i, D in enumerate(config.dims[1:]):
+            found.append((config.resolutions[i], config.dims[i] * (config.blocks[i] + 1), D))
+    return list(dict.fromkeys(found))
+
+
+def images(names: Iterable[str]) -> list[tuple[int, int]]:
+    """Side and width of the ConvNeXt branches."""
+    found = [
+        pair for config in configurations(names) for pair in zip(config.resolutions[1:], config.dims[1:], strict=True)
+    ]
+    return list(dict.fromkeys(found))
+
+
+def mlps(names: Iterable[str]) -> list[tuple[int, int]]:
+    """Tokens and hidden width of the MLPs."""
+    found = []
+    for config in configurations(names):
+        for i, (side, D) in enumerate(zip(config.resolutions, config.hidden_dims, strict=True)):
+            found.append((side * side + (i == 0), D))
+    return list(dict.fromkeys(found))
