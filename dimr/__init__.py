@@ -11,6 +11,7 @@ from .checkpoints import (
 from .config import DiMRConfig
 from .counting import count_macs, count_parameters
 from .guidance import Guidance
+from .inference import InferenceEngine, optimize_for_inference
 from .loss import branch_losses, multi_scale_loss
 from .network import DiMR
 from .sampling import sample
@@ -22,6 +23,7 @@ __all__ = [
     "DiMR",
     "DiMRConfig",
     "Guidance",
+    "InferenceEngine",
     "NoiseSchedule",
     "branch_losses",
     "convert_to_folder",
@@ -34,6 +36,7 @@ __all__ = [
     "load_official_checkpoint",
     "model_config",
     "multi_scale_loss",
+    "optimize_for_inference",
     "sample",
     "save_model",
 ]

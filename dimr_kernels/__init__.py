@@ -1,6 +1,6 @@
 """Fused operators for diffusion models: Triton and CUDA on a GPU, plain PyTorch everywhere else."""
 
-from . import functional
+from . import functional, inference
 from .conditioning import time_conditioning
 from .dispatch import BackendError, current_backend, use_backend
 from .nn import GEGLU, GEGLUMLP, DepthwiseConv2d, PixelShuffleUpsample
@@ -21,6 +21,7 @@ __all__ = [
     "TDRMSNorm",
     "current_backend",
     "functional",
+    "inference",
     "pad_head_dim",
     "padded_head_dim",
     "time_conditioning",

@@ -1,0 +1,138 @@
+"""One CUDA graph per kind of call, recorded when it first comes and replayed afterwards.
+
+The graphs share one pool of memory, which therefore is as large as the largest of them needs: they are never replayed
+at the same time, and their results are copied out before the next replay.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+WARM_UPS = 2  # compilations and choices of algorithms happen in the first, the second has only launches
+Tensors = tuple[Tensor, ...]
+
+
+class Recorder(Protocol):
+    """How calls are recorded and replayed: CUDA's way is below, tests on a CPU have theirs."""
+
+    def record(self, function: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors, int]:
+        """Run ``function`` -> what runs it again on the same memory, its results, bytes that were set aside for it."""
+
+    def turn(self) -> Any:
+        """A context in which nothing else uses the recorded memory."""
+
+    def release(self) -> None:
+        """Give the memory back; nothing recorded is in use any more."""
+
+
+class CudaRecorder:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool: Any = None
+        self._idle = torch.cuda.Event()
+
+    def record(self, function: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors, int]:
+        reserved = torch.cuda.memory_reserved(self._device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(self._device):
+            stream = torch.cuda.Stream()
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+                results = function()
+        self._pool = graph.pool()
+        return graph.replay, results, torch.cuda.memory_reserved(self._device) - reserved
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Callers on different streams take turns on the device, without the host waiting."""
+        stream = torch.cuda.current_stream(self._device)
+        stream.wait_event(self._idle)
+        with torch.cuda.device(self._device):
+            yield
+        self._idle.record(stream)
+
+    def release(self) -> None:
+        self._pool = None
+        torch.cuda.empty_cache()
+
+
+class _Recording(NamedTuple):
+    inputs: Tensors
+    replay: Callable[[], None]
+    results: Tensors
+    bytes: int
+
+
+class GraphCache:
+    """``compute(*inputs)`` replayed from the last ``limit`` kinds of call; the least recently used makes room.
+
+    Args:
+        compute: tensors -> tensors; must launch the same kernels for inputs of the same shapes and ``key``.
+        recorder: see :class:`Recorder`.
+        limit: recordings kept.
+    """
+
+    def __init__(self, compute: Callable[..., Tensors], recorder: Recorder, limit: int) -> None:
+        self._compute = compute
+        self._recorder = recorder
+        self._limit = limit
+        self._recordings: OrderedDict[Hashable, _Recording] = OrderedDict()
+        self._lock = threading.Lock()
+        self.problem: str | None = None
+        """Why recording failed, after which every call is computed directly."""
+
+    def __call__(self, key: Hashable, *inputs: Tensor) -> Tensors:
+        """Results that belong to the caller."""
+        with self._lock:
+            kind = (key, *(tuple(x.shape) for x in inputs))
+            recording = self._recordings.get(kind) or self._record(kind, inputs)
+            if recording is None:
+                return self._compute(*inputs)
+            self._recordings.move_to_end(kind)
+            with self._recorder.turn():
+                for static, x in zip(recording.inputs, inputs, strict=True):
+                    static.copy_(x)
+                recording.replay()
+                return tuple(result.clone() for result in recording.results)
+
+    def _record(self, kind: Hashable, inputs: Tensors) -> _Recording | None:
+        if self.problem is not None:
+            return None
+        with torch.inference_mode(False), torch.no_grad():  # memory that is written to in either mode
+            static = tuple(x.clone() for x in inputs)
+            for _ in range(WARM_UPS):
+                self._compute(*static)
+            while len(self._recordings) >= self._limit:
+                self._recordings.popitem(last=False)
+            try:
+                replay, results, size = self._recorder.record(lambda: self._compute(*static))
+            except RuntimeError as error:
+                self._recordings.clear()
+                self.problem = str(error).strip().partition("\n")[0]
+                logger.warning("no CUDA graphs, calls are launched one by one: %s", self.problem)
+                return None
+        self._recordings[kind] = _Recording(static, replay, results, size)
+        return self._recordings[kind]
+
+    def free(self) -> None:
+        """Forget every recording and give its memory back; later calls record anew."""
+        with self._lock:
+            self._recordings.clear()
+            self._recorder.release()
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes that each recording added to the shared pool, by the shapes of its inputs."""
+        with self._lock:
+            return {
+                " ".join("x".join(map(str, x.shape)) for x in recording.inputs): recording.bytes
+                for recording in self._recordings.values()
+            }
