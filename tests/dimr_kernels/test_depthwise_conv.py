@@ -53,6 +53,11 @@ def test_many_tiles(shape, K, device):
     assert_parity(add_input, inputs)
 
 
+@pytest.mark.parametrize(("shape", "K"), [((1, 3, 20, 3), 3), ((2, 3, 4, 3), 5), ((1, 2, 8, 3), 7)], ids=str)
+def test_widths_that_the_columns_per_thread_divide(shape, K, device):
+    assert_parity(depthwise_conv2d, make_inputs(shape, K, device))
+
+
 @pytest.mark.parametrize("K", [3, pytest.param(7, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtypes", [(BFLOAT, BFLOAT), (HALF, HALF), (BFLOAT, FLOAT), (FLOAT, BFLOAT)], ids=str)
 def test_dtypes(K, dtypes, device):
@@ -204,8 +209,8 @@ def test_module_is_torchs_convolution(device):
 
 
 # Most instructions per output, of which K * K are fused multiply-adds.
-FORWARD_LIMIT = {"K=7": 66, "K=7,residual": 69, "K=5": 40, "K=3": 17}
-WEIGHT_LIMIT = {"K=7": 75, "K=5": 44, "K=3": 24}
+FORWARD_LIMIT = {"K=7": 66, "K=7,residual": 66, "K=7,odd": 66, "K=5": 40, "K=3": 17}
+WEIGHT_LIMIT = {"K=7": 75, "K=7,odd": 75, "K=5": 44, "K=3": 24}
 
 
 @pytest.mark.slow
@@ -214,7 +219,6 @@ def test_machine_code():
     for row in compiled_kernels("depthwise_conv"):
         where = f"{row['name']} sm_{row['architecture']}"
         assert row["spill_bytes"] == 0, f"{where}: {row['spill_bytes']} bytes spilled"
-        assert row["registers"] < 255, f"{where}: {row['registers']} registers"
         assert min(int(width) for width in (row["loads"] | row["stores"])) >= 4, f"{where}: narrow accesses"
         limits = FORWARD_LIMIT if "_fwd" in row["name"] else WEIGHT_LIMIT
         kind = row["name"].partition("[")[2].rstrip("]").replace(",bf16", "").replace(",fp32", "")

@@ -2,7 +2,9 @@
 
 A program owns ``GROUPS`` groups of ``COLS`` neighbouring columns times ``BLOCK_C`` channels and walks down the rows of
 an image. K*K taps (or tap gradients) live in registers, so a thread has room for two channels (four where K is 3) and
-an access is that wide: 4 bytes of bfloat16 at K = 7. A warp still covers whole 32-byte sectors.
+an access is that wide: 4 bytes of bfloat16 at K = 7. A warp still covers whole 32-byte sectors. Wider ones do not pay:
+compiled for sm_90, 8 bytes (four channels, one column) spill 88 bytes per thread at 78 instructions per output, 16 bytes
+2184 at 166. Rows staged in shared memory would add copies to the same narrow reads, in a kernel bound by issue.
 
 With K = 7 the kernels are bound by the issue of instructions, 49 of them fused multiply-adds per output. Therefore the
 rows rotate by rebinding tuples (no copies), the distance between columns is a constant (it becomes part of each
@@ -44,40 +46,64 @@ def _if_row(in_c, r, top, bottom):
 
 
 @triton.jit
-def _load_row(ptrs, col, mask, W, COL_STRIDE: tl.constexpr, FIRST: tl.constexpr, N: tl.constexpr):
+def _inside(col, j: tl.constexpr, W, COLS: tl.constexpr, EVEN: tl.constexpr):
+    """Whether column ``col + j`` lies inside the image.
+
+    ``EVEN``: COLS divides W and is no less than R. Then the columns before a group, in it and after it are all inside
+    or all outside, and for a group that begins outside (which stores nothing) the answer does not matter: three
+    conditions, which hold for all rows, instead of one for each column, and up to 6% fewer instructions.
+    """
+    if EVEN and j < 0:
+        return (col - 1).to(tl.uint32) < (W - 1).to(tl.uint32)
+    elif EVEN and j < COLS:
+        return col < W
+    elif EVEN:
+        return col + COLS < W
+    else:  # Unsigned, a negative column is a huge one: one comparison does for both edges.
+        return (col + j).to(tl.uint32) < W.to(tl.uint32)
+
+
+@triton.jit
+def _load_row(
+    ptrs, col, mask, W, COL_STRIDE: tl.constexpr, FIRST: tl.constexpr, N: tl.constexpr, COLS: tl.constexpr,
+    EVEN: tl.constexpr,
+):  # fmt: skip
     """Columns ``col + FIRST`` .. ``col + FIRST + N - 1`` as N tiles [GROUPS, BLOCK_C], zero outside the image."""
     row = ()
     for j in tl.static_range(N):
-        # Unsigned, a negative column is a huge one: one comparison does for both edges.
-        inside = (col + (FIRST + j)).to(tl.uint32) < W.to(tl.uint32)
-        row = row + (tl.load(ptrs + (FIRST + j) * COL_STRIDE, mask=inside & mask, other=0.0).to(tl.float32),)
+        inside = _inside(col, FIRST + j, W, COLS, EVEN) & mask
+        row = row + (tl.load(ptrs + (FIRST + j) * COL_STRIDE, mask=inside, other=0.0).to(tl.float32),)
     return row
 
 
 @triton.jit
-def _store_row(ptrs, row, col, mask, W, COL_STRIDE: tl.constexpr, N: tl.constexpr):
-    for j in tl.static_range(N):
-        tl.store(ptrs + j * COL_STRIDE, row[j].to(ptrs.dtype.element_ty), mask=(col + j < W) & mask)
+def _store_row(ptrs, row, col, mask, W, COL_STRIDE: tl.constexpr, COLS: tl.constexpr, EVEN: tl.constexpr):
+    for j in tl.static_range(COLS):
+        inside = _inside(col, j, W, COLS, EVEN) & mask
+        tl.store(ptrs + j * COL_STRIDE, row[j].to(ptrs.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _first_sums(bias, residual_ptr, offset, col, mask, W, COL_STRIDE: tl.constexpr, N: tl.constexpr):
-    """What the sums of one output row start from: bias, and the residual where there is one."""
-    if residual_ptr is not None:
-        row = _load_row(residual_ptr + offset, col, mask, W, COL_STRIDE, 0, N)
+def _first_sums(bias, residual_ptrs, col, mask, W, COL_STRIDE: tl.constexpr, COLS: tl.constexpr, EVEN: tl.constexpr):
+    """What the sums of one output row start from: bias, and the residual where there is one.
+
+    Outside the image that may be anything, since the sums there are never stored.
+    """
+    if residual_ptrs is not None:
         sums = ()
-        for j in tl.static_range(N):
-            sums = sums + (row[j] + bias,)
+        for j in tl.static_range(COLS):
+            residual = tl.load(residual_ptrs + j * COL_STRIDE, mask=_inside(col, j, W, COLS, EVEN) & mask)
+            sums = sums + (residual.to(tl.float32) + bias,)
         return sums
     else:
-        return _repeated(bias, N)
+        return _repeated(bias, COLS)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def _fwd_kernel(
     x_ptr, taps_ptr, bias_ptr, residual_ptr, out_ptr, H, W, C, chunk, x_image, x_row, residual_image, residual_row,
     X_COL: tl.constexpr, RESIDUAL_COL: tl.constexpr, K: tl.constexpr, FLIP: tl.constexpr, ADD_INPUT: tl.constexpr,
-    COLS: tl.constexpr, GROUPS: tl.constexpr, BLOCK_C: tl.constexpr, OUT_COL: tl.constexpr,
+    COLS: tl.constexpr, EVEN: tl.constexpr, GROUPS: tl.constexpr, BLOCK_C: tl.constexpr, OUT_COL: tl.constexpr,
 ):  # fmt: skip
     """Output rows [top, bottom) of one image. ``sums`` holds K rows of partial sums, the next one to store first."""
     R: tl.constexpr = K // 2
@@ -108,19 +134,21 @@ def _fwd_kernel(
     x_ptrs = x_ptr + b * x_image + first.to(tl.int64) * x_row + wide_col * X_COL + c
     out_row = W.to(tl.int64) * OUT_COL
     out_ptrs = out_ptr + (b * H + first - R) * out_row + wide_col * OUT_COL + c
-    residual_offset = b * residual_image + (first - R).to(tl.int64) * residual_row + wide_col * RESIDUAL_COL + c
+    residual_ptrs = None
+    if residual_ptr is not None:
+        residual_ptrs = residual_ptr + b * residual_image + (first - R).to(tl.int64) * residual_row
+        residual_ptrs += wide_col * RESIDUAL_COL + c
     sums = ()
     for s in tl.static_range(K):
         r = first - R + s
-        sums = sums + _first_sums(
-            bias, residual_ptr, residual_offset, col, _if_row(in_c, r, top, bottom), W, RESIDUAL_COL, COLS
-        )
-        residual_offset += residual_row
-    ahead = _load_row(x_ptrs, col, in_c, W, X_COL, -R, COLS + K - 1)
+        sums = sums + _first_sums(bias, residual_ptrs, col, _if_row(in_c, r, top, bottom), W, RESIDUAL_COL, COLS, EVEN)
+        if residual_ptrs is not None:
+            residual_ptrs += residual_row
+    ahead = _load_row(x_ptrs, col, in_c, W, X_COL, -R, COLS + K - 1, COLS, EVEN)
     for h in range(first, last):
         row = ahead
         x_ptrs += x_row
-        ahead = _load_row(x_ptrs, col, _if_row(in_c, h + 1, first, last), W, X_COL, -R, COLS + K - 1)
+        ahead = _load_row(x_ptrs, col, _if_row(in_c, h + 1, first, last), W, X_COL, -R, COLS + K - 1, COLS, EVEN)
         done = ()
         for s in tl.static_range(K):  # output row h - R + s sees input row h through tap row K - 1 - s
             for j in tl.static_range(COLS):
@@ -128,23 +156,24 @@ def _fwd_kernel(
                 for kw in tl.static_range(K):
                     total = tl.fma(row[j + kw], taps[(K - 1 - s) * K + kw], total)
                 done = done + (total,)
-        _store_row(out_ptrs, done, col, _if_row(in_c, h - R, top, bottom), W, OUT_COL, COLS)
+        _store_row(out_ptrs, done, col, _if_row(in_c, h - R, top, bottom), W, OUT_COL, COLS, EVEN)
         sums = done[COLS:] + _first_sums(
-            bias, residual_ptr, residual_offset, col, _if_row(in_c, h + R + 1, top, bottom), W, RESIDUAL_COL, COLS
+            bias, residual_ptrs, col, _if_row(in_c, h + R + 1, top, bottom), W, RESIDUAL_COL, COLS, EVEN
         )
         out_ptrs += out_row
-        residual_offset += residual_row
+        if residual_ptrs is not None:
+            residual_ptrs += residual_row
     for s in tl.static_range(R):  # complete too: below the last input row there are only zeros
         r = last - R + s
-        _store_row(out_ptrs, sums[s * COLS :], col, _if_row(in_c, r, top, bottom), W, OUT_COL, COLS)
+        _store_row(out_ptrs, sums[s * COLS :], col, _if_row(in_c, r, top, bottom), W, OUT_COL, COLS, EVEN)
         out_ptrs += out_row
 
 
 @triton.jit(do_not_specialize=SIZES)
 def _weight_kernel(
     x_ptr, grad_ptr, partial_ptr, B, H, W, C, chunk, units_per_split, x_image, x_row, grad_image, grad_row,
-    X_COL: tl.constexpr, GRAD_COL: tl.constexpr, K: tl.constexpr, COLS: tl.constexpr, GROUPS: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    X_COL: tl.constexpr, GRAD_COL: tl.constexpr, K: tl.constexpr, COLS: tl.constexpr, EVEN: tl.constexpr,
+    GROUPS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Tap and bias gradients over some columns of some units (``chunk`` rows of one image) -> partial [., K*K+1, C].
 
@@ -171,17 +200,17 @@ def _weight_kernel(
         ring = ()
         for s in tl.static_range(2 * R):
             r = top - R + s
-            ring = ring + _load_row(grad_ptrs, col, _if_row(in_c, r, 0, H), W, GRAD_COL, 0, COLS)
+            ring = ring + _load_row(grad_ptrs, col, _if_row(in_c, r, 0, H), W, GRAD_COL, 0, COLS, COLS, EVEN)
             grad_ptrs += grad_row
-        x_ahead = _load_row(x_ptrs, col, in_c, W, X_COL, -R, COLS + K - 1)
-        grad_ahead = _load_row(grad_ptrs, col, _if_row(in_c, top + R, 0, H), W, GRAD_COL, 0, COLS)
+        x_ahead = _load_row(x_ptrs, col, in_c, W, X_COL, -R, COLS + K - 1, COLS, EVEN)
+        grad_ahead = _load_row(grad_ptrs, col, _if_row(in_c, top + R, 0, H), W, GRAD_COL, 0, COLS, COLS, EVEN)
         for h in range(top, bottom):
             row = x_ahead
             ring = ring + grad_ahead
             x_ptrs += x_row
             grad_ptrs += grad_row
-            x_ahead = _load_row(x_ptrs, col, _if_row(in_c, h + 1, top, bottom), W, X_COL, -R, COLS + K - 1)
-            grad_ahead = _load_row(grad_ptrs, col, _if_row(in_c, h + 1 + R, 0, H), W, GRAD_COL, 0, COLS)
+            x_ahead = _load_row(x_ptrs, col, _if_row(in_c, h + 1, top, bottom), W, X_COL, -R, COLS + K - 1, COLS, EVEN)
+            grad_ahead = _load_row(grad_ptrs, col, _if_row(in_c, h + 1 + R, 0, H), W, GRAD_COL, 0, COLS, COLS, EVEN)
             sums = ()
             for kh in tl.static_range(K):  # tap row kh brought input row h to output row h - kh + R
                 for kw in tl.static_range(K):
@@ -228,6 +257,10 @@ class LaunchConfig:
     @property
     def tile_width(self) -> int:
         return self.cols * self.groups
+
+    def is_even(self, K: int, W: int) -> bool:
+        """Whether three conditions do for the columns of a row (see ``_inside``)."""
+        return W % self.cols == 0 and self.cols >= K // 2
 
 
 # Not yet timed on a GPU, chosen by the compiled code: the most columns per thread that fit the registers.
@@ -291,8 +324,8 @@ def forward(
             x, taps, bias if bias is None else bias.contiguous(), residual, out, H, W, C, chunk,
             x.stride(0), x.stride(1), residual_strides[0], residual_strides[1],
             X_COL=x.stride(2), RESIDUAL_COL=residual_strides[2], K=K, FLIP=flip, ADD_INPUT=add_input,
-            COLS=config.cols, GROUPS=config.groups, BLOCK_C=config.block_c, OUT_COL=out.stride(2),
-            num_warps=config.num_warps,
+            COLS=config.cols, EVEN=config.is_even(K, W), GROUPS=config.groups, BLOCK_C=config.block_c,
+            OUT_COL=out.stride(2), num_warps=config.num_warps,
         )  # fmt: skip
     return out
 
@@ -319,7 +352,7 @@ def weight_gradient(
         _weight_kernel[(c_blocks * parts,)](
             x, grad, partial, B, H, W, C, chunk, units_per_split, x.stride(0), x.stride(1), grad.stride(0),
             grad.stride(1), X_COL=x.stride(2), GRAD_COL=grad.stride(2), K=K, COLS=config.cols,
-            GROUPS=config.groups, BLOCK_C=config.block_c, num_warps=config.num_warps,
+            EVEN=config.is_even(K, W), GROUPS=config.groups, BLOCK_C=config.block_c, num_warps=config.num_warps,
         )  # fmt: skip
         _sum_partials_kernel[(K * K + 1, ceil_div(C, SUM_BLOCK_C))](
             partial, dweight, dbias, C, parts, TAPS=K * K, ROWS=SUM_ROWS, BLOCK_C=SUM_BLOCK_C, num_warps=4
@@ -328,47 +361,44 @@ def weight_gradient(
 
 
 def cases() -> Iterator[KernelCase]:
-    """What the models' ConvNeXt branches compile (K = 7; the width only changes constants), and the smaller kernels."""
+    """What the models' ConvNeXt branches compile (K = 7; the width only changes constants), and the smaller kernels.
+
+    "odd": for images whose width is not a multiple of the columns per thread.
+    """
     bf16, fp32 = torch.bfloat16, torch.float32
     for K, dtype, residual in ((7, bf16, False), (7, bf16, True), (7, fp32, False), (5, bf16, False), (3, bf16, False)):
-        yield _forward_case(K, dtype, residual, C=480)
+        yield _forward_case(K, dtype, residual)
+    yield _forward_case(7, bf16, False, even=False)
     for K, dtype in ((7, bf16), (7, fp32), (5, bf16), (3, bf16)):
-        yield _weight_case(K, dtype, C=480)
+        yield _weight_case(K, dtype)
+    yield _weight_case(7, bf16, even=False)
 
 
-def _tiling(config: LaunchConfig) -> dict[str, int]:
-    return {"COLS": config.cols, "GROUPS": config.groups, "BLOCK_C": config.block_c}
-
-
-def _forward_case(K: int, dtype: torch.dtype, residual: bool, C: int) -> KernelCase:
+def _forward_case(K: int, dtype: torch.dtype, residual: bool, C: int = 480, even: bool = True) -> KernelCase:
     config = forward_config(K, 32)
     constants = {"X_COL": C, "RESIDUAL_COL": C, "OUT_COL": C, "K": K, "FLIP": False, "ADD_INPUT": not residual}
     absent = {} if residual else {"residual_ptr": None}
     x, parameter = f"*{TRITON_TYPES[dtype]}", "*fp32"
     pointers = {"x_ptr": x, "taps_ptr": parameter, "bias_ptr": parameter, "residual_ptr": x, "out_ptr": x}
-    return _case(
-        f"depthwise_conv_fwd[K={K},{TRITON_TYPES[dtype]}{',residual' if residual else ''}]",
-        _fwd_kernel, pointers, constants | absent | _tiling(config), config,
-    )  # fmt: skip
+    name = f"depthwise_conv_fwd[K={K},{TRITON_TYPES[dtype]}{',residual' if residual else ''}{'' if even else ',odd'}]"
+    return _case(name, _fwd_kernel, pointers, constants | absent, config, even)
 
 
-def _weight_case(K: int, dtype: torch.dtype, C: int) -> KernelCase:
-    config = weight_config(K)
+def _weight_case(K: int, dtype: torch.dtype, C: int = 480, even: bool = True) -> KernelCase:
     x = f"*{TRITON_TYPES[dtype]}"
-    return _case(
-        f"depthwise_conv_weight[K={K},{TRITON_TYPES[dtype]}]", _weight_kernel,
-        {"x_ptr": x, "grad_ptr": x, "partial_ptr": "*fp32"},
-        {"X_COL": C, "GRAD_COL": C, "K": K} | _tiling(config), config,
-    )  # fmt: skip
+    pointers = {"x_ptr": x, "grad_ptr": x, "partial_ptr": "*fp32"}
+    name = f"depthwise_conv_weight[K={K},{TRITON_TYPES[dtype]}{'' if even else ',odd'}]"
+    return _case(name, _weight_kernel, pointers, {"X_COL": C, "GRAD_COL": C, "K": K}, weight_config(K), even)
 
 
-def _case(name: str, kernel, pointers: dict[str, str], constants: dict, config: LaunchConfig) -> KernelCase:
-    run_time = [n for n in kernel.arg_names if n not in constants]
+def _case(name: str, kernel, pointers: dict[str, str], constants: dict, config: LaunchConfig, even: bool) -> KernelCase:
+    tiling = {"COLS": config.cols, "EVEN": even, "GROUPS": config.groups, "BLOCK_C": config.block_c}
+    run_time = [n for n in kernel.arg_names if n not in constants and n not in tiling]
     return KernelCase(
         name=name,
         kernel=kernel,
         signature={n: pointers.get(n, "i32") for n in run_time},
-        constants=constants,
+        constants=constants | tiling,
         num_warps=config.num_warps,
         aligned=frozenset(run_time) - set(SIZES),
         outputs_per_turn=config.tile_width * config.block_c,
