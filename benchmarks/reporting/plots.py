@@ -1,4 +1,4 @@
-"""Two diagrams: how near each operator comes to the copy bandwidth, and how it compares with its rivals."""
+"""Two diagrams: how near each operator comes to its ceiling, and how it compares with its rivals."""
 
 from __future__ import annotations
 
@@ -41,11 +41,17 @@ Points = Callable[[Row], dict[str, float]]
 
 
 def fractions(row: Row) -> dict[str, float]:
-    return {name: record.fraction_of_copy for name, record in row.records.items()}
+    return {name: record.fraction_of_roofline for name, record in row.records.items()}
 
 
 def save_roofline(path: Path, rows: Sequence[Row]) -> None:
-    _save(path, rows, fractions, "Fraction of copy bandwidth", logarithmic=False)
+    _save(
+        path,
+        rows,
+        fractions,
+        "Fraction of copy bandwidth, or of a large matrix product where that is nearer",
+        logarithmic=False,
+    )
 
 
 def save_speed_ups(path: Path, rows: Sequence[Row]) -> None:

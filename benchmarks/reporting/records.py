@@ -77,6 +77,13 @@ class Record:
         return self.wall_us if self.on_cpu else self.kernel_us
 
     @property
+    def fraction_of_roofline(self) -> float:
+        """Of the copy bandwidth, or of a large product's speed where that is the nearer ceiling."""
+        if not (self.matmul_teraflops_ceiling and self.microseconds):
+            return self.fraction_of_copy
+        return max(self.fraction_of_copy, self.flops / self.microseconds / 1e6 / self.matmul_teraflops_ceiling)
+
+    @property
     def measurement(self) -> tuple[str, ...]:
         """What was measured; two records that agree in it are the same measurement, done twice."""
         return self.operator, self.direction, self.shape, self.dtype, self.implementation

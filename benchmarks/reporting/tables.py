@@ -16,6 +16,8 @@ FULL_COLUMNS = (
     "operator", "direction", "shape", "us", "GB/s", "of copy", "predicted", "TFLOP/s",
     *(f"x {rival}" for rival in RIVALS), "x others", "fastest rival", "host us", "peak MB", "error",
 )  # fmt: skip
+# Columns that are dropped where no line has anything in them, as on a CPU.
+MAY_BE_LEFT_OUT = ("predicted", "TFLOP/s", "x others", "host us", "peak MB")
 VERSIONS = {"torch": "torch", "triton": "Triton", "cuda": "CUDA", "python": "Python"}
 
 
@@ -23,17 +25,24 @@ def report(rows: Sequence[Row]) -> str:
     parts = [
         _heading(rows),
         SUMMARY_MARKERS[0] + "\n" + _table(*summary(rows)) + "\n" + SUMMARY_MARKERS[1],
-        "![Fraction of copy bandwidth](roofline.png)\n\n![Speed-up over each rival](speed_up.png)",
-        "## Targets\n\nSet for bfloat16 at batch 64 on an H100, one of them for a CPU with 2 cores; the worst shape "
-        "counts. No figure, no verdict.\n\n" + _table(*targets(rows)),
-        "## Host time\n\nMicroseconds that one forward call keeps the host, median over the shapes"
-        + (" (on a CPU that is the work itself)" if rows[0].any_record.on_cpu else "")
-        + ".\n\n"
-        + _table(*host_times(rows)),
-        "## Every measurement\n\n" + _legend(rows) + "\n\n" + _table(*every_measurement(rows)),
-        *_notes(rows),
+        "![Fraction of the roofline](roofline.png)\n\n![Speed-up over each rival](speed_up.png)",
+        "## Targets\n\n" + _on_targets(rows) + "\n\n" + _table(*targets(rows)),
     ]
-    return "\n\n".join(parts) + "\n"
+    if not _on_cpu(rows):
+        explained = "Microseconds that one forward call keeps the host, median over the shapes."
+        parts.append(f"## Host time\n\n{explained}\n\n" + _table(*host_times(rows)))
+    parts.append("## Every measurement\n\n" + _legend(rows) + "\n\n" + _table(*every_measurement(rows)))
+    return "\n\n".join(parts + _notes(rows)) + "\n"
+
+
+def _on_cpu(rows: Sequence[Row]) -> bool:
+    return rows[0].any_record.on_cpu
+
+
+def _on_targets(rows: Sequence[Row]) -> str:
+    if _on_cpu(rows):
+        return "For a CPU with 2 cores; the worst shape counts. The other targets are for a GPU."
+    return "Set for bfloat16 at batch 64 on an H100; the worst shape counts. No figure, no verdict."
 
 
 def _heading(rows: Sequence[Row]) -> str:
@@ -66,7 +75,7 @@ def summary(rows: Sequence[Row]) -> tuple[Sequence[str], Iterator[Sequence[str]]
         groups.setdefault((row.operator, row.direction), []).append(row)
     columns = ("operator", "direction", "of copy bandwidth", "x eager", "x compiled", "host us")
     lines = (_summary_line(*key, _main_rows(group)) for key, group in groups.items())
-    if rows[0].any_record.on_cpu:  # where the host does the work, its time says nothing more
+    if _on_cpu(rows):  # where the host does the work, its time says nothing more
         return columns[:-1], (line[:-1] for line in lines)
     return columns, lines
 
@@ -88,7 +97,8 @@ def _summary_line(operator: str, direction: str, rows: Sequence[Row]) -> Sequenc
 
 
 def targets(rows: Sequence[Row]) -> tuple[Sequence[str], Iterator[Sequence[str]]]:
-    return ("operator", "direction", "target", "worst measured", "at", "verdict"), map(_target_line, evaluate(rows))
+    outcomes = (outcome for outcome in evaluate(rows) if outcome.target.on_cpu == _on_cpu(rows))
+    return ("operator", "direction", "target", "worst measured", "at", "verdict"), map(_target_line, outcomes)
 
 
 def _target_line(outcome: Outcome) -> Sequence[str]:
@@ -102,8 +112,7 @@ def _target_line(outcome: Outcome) -> Sequence[str]:
             target.metric
         ]
         at = row.shape
-    where = " (CPU)" if target.on_cpu else ""
-    return outcome.operator + where, _words(outcome.direction), f"{target}{widths}", value, at, outcome.verdict
+    return outcome.operator, _words(outcome.direction), f"{target}{widths}", value, at, outcome.verdict
 
 
 def host_times(rows: Sequence[Row]) -> tuple[Sequence[str], Iterator[Sequence[str]]]:
@@ -120,12 +129,12 @@ def host_times(rows: Sequence[Row]) -> tuple[Sequence[str], Iterator[Sequence[st
 
 
 def _legend(rows: Sequence[Row]) -> str:
-    clock = "`wall us`: the whole call" if rows[0].any_record.on_cpu else "`us`: the kernels alone"
+    clock = "`wall us`: the whole call" if _on_cpu(rows) else "`us`: the kernels alone"
     return (
-        f"{clock}; `of copy`: bytes moved per second over the copy bandwidth; `predicted`: of copy, worked out "
-        "before measuring (`benchmarks/NOTES.md`); `TFLOP/s`: in brackets of "
-        "a large product's; `x rival`: its time over ours; `error`: largest difference from "
-        "float64 over the largest value. An empty cell was not measured."
+        f"{clock}; `of copy`: bytes moved per second over the copy bandwidth, above 100% where a cache holds them; "
+        "`predicted`: of copy, worked out before measuring (`benchmarks/NOTES.md`); `TFLOP/s`: in brackets, of a large "
+        "product's; `x rival`: its time over ours; `error`: largest difference from float64 over the largest value. "
+        "An empty cell was not measured."
     )
 
 
@@ -142,23 +151,34 @@ def _notes(rows: Sequence[Row]) -> list[str]:
     return ["## Notes\n\n" + "\n".join(found)] if found else []
 
 
-def every_measurement(rows: Sequence[Row]) -> tuple[Sequence[str], Iterator[Sequence[str]]]:
-    on_cpu = rows[0].any_record.on_cpu
-    return ["wall us" if on_cpu and name == "us" else name for name in FULL_COLUMNS], map(full_line, rows)
+def every_measurement(rows: Sequence[Row]) -> tuple[Sequence[str], list[Sequence[str]]]:
+    several = len({row.dtype for row in rows}) > 1
+    lines = [full_line(row, f"{row.shape} {row.dtype}" if several else row.shape) for row in rows]
+    kept = [i for i, name in enumerate(FULL_COLUMNS) if name not in MAY_BE_LEFT_OUT or any(line[i] for line in lines)]
+    names = ["wall us" if name == "us" and _on_cpu(rows) else name for name in FULL_COLUMNS]
+    return [names[i] for i in kept], [[line[i] for i in kept] for line in lines]
 
 
-def full_line(row: Row) -> Sequence[str]:
+def full_line(row: Row, shape: str) -> Sequence[str]:
     ours, speed_ups = row.ours, row.speed_ups()
-    record = row.any_record
-    shape = row.shape if record.dtype == PREDICTED_DTYPE else f"{row.shape} {row.dtype}"
     others = ", ".join(f"{name} {ratio:.2f}" for name, ratio in speed_ups.items() if name not in RIVALS)
     over_rivals = (_cell(speed_ups.get(rival), ".2f") for rival in RIVALS)
     return (
-        row.operator, _words(row.direction), shape, *_own_cells(ours), *over_rivals, others,
-        _fastest(row), _cell(ours and ours.host_us, ".1f"),
-        _cell(ours and ours.peak_memory_bytes and ours.peak_memory_bytes / 1e6, ".1f"),
-        _cell(ours and ours.relative_error_float64, ".1e"),
+        row.operator, _words(row.direction), shape, *_own_cells(ours), *over_rivals, others, _fastest(row),
+        *_own_costs(ours),
     )  # fmt: skip
+
+
+def _own_costs(ours: Record | None) -> Sequence[str]:
+    """host us, peak MB, error. On a CPU the host's time is that of the whole call."""
+    if ours is None:
+        return [""] * 3
+    peak = ours.peak_memory_bytes
+    return (
+        _cell(None if ours.on_cpu else ours.host_us, ".1f"),
+        _cell(None if peak is None else peak / 1e6, ".1f"),
+        _cell(ours.relative_error_float64, ".1e"),
+    )
 
 
 def _own_cells(ours: Record | None) -> Sequence[str]:
