@@ -3,7 +3,7 @@
 A program owns ``GROUPS`` groups of ``COLS`` neighbouring columns times ``BLOCK_C`` channels and walks down the rows of
 an image. K*K taps (or tap gradients) live in registers, so a thread has room for two channels (four where K is 3) and
 an access is that wide: 4 bytes of bfloat16 at K = 7. A warp still covers whole 32-byte sectors. Wider ones do not pay:
-compiled for sm_90, 8 bytes (four channels, one column) spill 88 bytes per thread at 78 instructions per output, 16 bytes
+compiled for sm_90, 8 bytes (four channels, one column) spill 88 bytes a thread at 78 instructions per output, 16 bytes
 2184 at 166. Rows staged in shared memory would add copies to the same narrow reads, in a kernel bound by issue.
 
 With K = 7 the kernels are bound by the issue of instructions, 49 of them fused multiply-adds per output. Therefore the
