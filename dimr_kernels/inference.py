@@ -45,7 +45,7 @@ def td_norm(
         t: ``[B]`` or ``[1]``.
         gates, eps, rms: see :data:`Gates`; ``rms`` chooses between :func:`~dimr_kernels.functional.td_layer_norm` and
             :func:`~dimr_kernels.functional.td_rms_norm`.
-        residual: x's shape and dtype.
+        residual: x's shape and dtype; None, with ``total``, for none.
         total: x's shape and dtype, whole rows, viewable as ``[B, N, D]``; must not overlap x.
         offset: ``[D]`` float32.
 
@@ -66,8 +66,8 @@ def td_norm(
             checks.check_shape(operator, name, tensor, tuple(x.shape))
     if offset is not None:
         checks.check_shape(operator, "offset", offset, (D,))
-    if total is not None and residual is None:
-        raise ValueError(f"{operator}: total was given without residual, there is no sum to write")
+    if (total is None) != (residual is None):
+        raise ValueError(f"{operator}: residual and total must both be given or both be None")
     checks.check_same_device(operator, x=x, residual=residual, total=total, offset=offset, t=t)
     checks.check_same_dtype(operator, x=x, residual=residual, total=total)
     _check_pixels(operator, "total", total)

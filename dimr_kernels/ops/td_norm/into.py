@@ -24,8 +24,8 @@ def definition(
 ) -> Tensor:
     """``x [B, ..., D]``, ``offset [D]``, ``t [B]`` or ``[1]`` -> the norm of ``x + residual + offset`` in x's dtype."""
     if residual is not None:
-        x = torch.add(x, residual) if total is None else torch.add(x, residual, out=total)
-    summed = x if offset is None else x.float() + offset
+        x = torch.add(x, residual, out=total)
+    summed = x if offset is None else x.to(torch.promote_types(x.dtype, torch.float32)) + offset
     return eager.td_norm(summed, None, t, *gates_eps_rms)[0].to(x.dtype)  # type: ignore[call-arg]
 
 
