@@ -50,5 +50,15 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def fresh_launches() -> Iterator[None]:
+    """A test that changes launch configurations sees its own, and leaves none behind."""
+    from dimr_kernels.ops.launch import forget_launches
+
+    forget_launches()
+    yield
+    forget_launches()
+
+
+@pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from .launch import ceil_div, next_power_of_2
+from .launch import cached_by_shape, ceil_div, next_power_of_2
+
+Strides = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -27,26 +31,48 @@ class Samples:
         return max(ceil_div(self.N, rows_per_chunk), 1)
 
 
-def as_samples(x: Tensor, *others: Tensor | None, shared: bool) -> tuple[Samples, list[Tensor | None]]:
-    """Views (copies where there is none) ``[B, N, D]`` with a unit last stride.
+@cached_by_shape
+def row_strides(shape: Strides, strides: Strides) -> Any:
+    """Two, of samples and of rows; None where ``[B, ..., D]`` is no view ``[B, N, D]`` with a unit last stride.
+
+    What does not matter is chosen so that the samples follow one another.
+    """
+    if shape[-1] > 1 and strides[-1] != 1:
+        return None
+    row, N = None, 1
+    for size, stride in zip(reversed(shape[1:-1]), reversed(strides[1:-1]), strict=True):
+        if size != 1:
+            if row is not None and stride != row * N:
+                return None
+            row, N = stride if row is None else row, N * size
+    if row is None:
+        return strides[0], strides[0]
+    return strides[0] if shape[0] > 1 else row * N, row
+
+
+def strides_of(x: Tensor | None) -> Strides | None:
+    return None if x is None else x.stride()
+
+
+def with_rows(x: Tensor) -> Tensor:
+    """``x [B, ..., D]`` itself, or a copy where its rows do not lie at equal distances inside a sample."""
+    if x.is_contiguous():
+        return x
+    return x.contiguous() if row_strides(x.shape, x.stride()) is None else x.resolve_neg()
+
+
+def as_samples(
+    shape: Sequence[int], *strides: Strides | None, shared: bool
+) -> tuple[Samples, list[tuple[int, int]]]:  # fmt: skip
+    """Of tensors of one shape, as ``with_rows`` gives them: samples, and each one's strides of samples and rows.
 
     ``shared``: one timestep for all, so that sample borders mean nothing; they go where the strides allow.
     """
-    B, D = x.shape[0], x.shape[-1]
-    N = math.prod(x.shape[1:-1])
-    views = [None if v is None else _unit_stride(v.reshape(B, N, D)) for v in (x, *others)]
-    if shared and all(v is None or v.stride(0) == N * v.stride(1) for v in views):
-        views = [None if v is None else v.view(1, B * N, D) for v in views]
+    B, N, D = shape[0], math.prod(shape[1:-1]), shape[-1]
+    pairs: list[Any] = [(0, 0) if s is None else row_strides(tuple(shape), s) for s in strides]
+    if shared and all(sample == N * row for sample, row in pairs):
         B, N = 1, B * N
-    return Samples(B, N, D), views
-
-
-def _unit_stride(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
-
-
-def row_strides(x: Tensor | None) -> tuple[int, int]:
-    return (0, 0) if x is None else (x.stride(0), x.stride(1))
+    return Samples(B, N, D), pairs
 
 
 def walk(samples: Samples, tile: int, programs: int, longest: int) -> tuple[int, int]:

@@ -150,13 +150,13 @@ def test_strided_inputs(view, device):
 
 
 def test_pixels_apart_are_not_copied(device):
-    from dimr_kernels.ops.shuffle_norm_add.triton import _pixels
+    from dimr_kernels.ops.samples import with_rows
 
     arguments = inputs(3, H=3, W=4, device=device)
     for name in ("x", "y"):
         B, H, W, C = arguments[name].shape
         arguments[name] = torch.randn(B, H, W, C + 4, device=device)[..., :C].requires_grad_()
-        assert _pixels(arguments[name]).data_ptr() == arguments[name].data_ptr()
+        assert with_rows(arguments[name]).data_ptr() == arguments[name].data_ptr()
     assert_parity(call(), arguments)
 
 

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import TRITON_TYPES, KernelCase, ceil_div, device_guard, next_power_of_2
+from ..launch import TRITON_TYPES, KernelCase, Launch, cached_by_shape, ceil_div, next_power_of_2
 
 
 @triton.jit
@@ -81,43 +81,39 @@ def launch_config(D: int) -> LaunchConfig:
     return LaunchConfig(rows=max(1, TILE_ELEMENTS // block_d), block_d=block_d, num_warps=4)
 
 
-def _as_rows(x: Tensor) -> tuple[Tensor, int]:
-    """``x [rows, D]`` with a unit last stride, and its row stride."""
-    x = x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
-    return x, x.stride(0)
+def _with_unit_stride(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
 
 
 def forward(gate: Tensor, value: Tensor, approximate: str) -> Tensor:
     """``gate, value [rows, D]`` (rows may be strided) -> ``[rows, D]``."""
-    rows, D = gate.shape
-    out = torch.empty((rows, D), dtype=gate.dtype, device=gate.device)
-    if out.numel() == 0:
-        return out
-    config = launch_config(D)
-    (gate, gate_stride), (value, value_stride) = _as_rows(gate), _as_rows(value)
-    grid = (ceil_div(rows, config.rows), ceil_div(D, config.block_d))
-    with device_guard(gate):
-        _fwd_kernel[grid](
-            gate, value, out, rows, D, gate_stride, value_stride,
-            TANH=approximate == "tanh", ROWS=config.rows, BLOCK_D=config.block_d, num_warps=config.num_warps,
-        )  # fmt: skip
+    out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
+    if out.numel():
+        gate, value = _with_unit_stride(gate), _with_unit_stride(value)
+        _launch(gate.shape, (gate.stride(0), value.stride(0)), approximate)(gate, value, out)
     return out
 
 
 def backward(grad: Tensor, gate: Tensor, value: Tensor, dgate: Tensor, dvalue: Tensor, approximate: str) -> None:
     """Write the gradients into ``dgate`` and ``dvalue`` ``[rows, D]``, which may be the halves of a packed tensor."""
-    rows, D = gate.shape
-    if gate.numel() == 0:
-        return
+    if gate.numel():
+        gate, value = _with_unit_stride(gate), _with_unit_stride(value)
+        strides = gate.stride(0), value.stride(0), dgate.stride(0), dvalue.stride(0)
+        launch = _launch(gate.shape, strides, approximate, backward=True)
+        launch(grad.contiguous(), gate, value, dgate, dvalue)
+
+
+@cached_by_shape
+def _launch(shape, strides, approximate, backward=False) -> Launch:
+    rows, D = shape
     config = launch_config(D)
-    (gate, gate_stride), (value, value_stride) = _as_rows(gate), _as_rows(value)
-    grid = (ceil_div(rows, config.rows), ceil_div(D, config.block_d))
-    with device_guard(gate):
-        _bwd_kernel[grid](
-            grad.contiguous(), gate, value, dgate, dvalue, rows, D, gate_stride, value_stride, dgate.stride(0),
-            dvalue.stride(0), TANH=approximate == "tanh", ROWS=config.rows, BLOCK_D=config.block_d,
-            num_warps=config.num_warps,
-        )  # fmt: skip
+    return Launch(
+        _bwd_kernel if backward else _fwd_kernel,
+        (ceil_div(rows, config.rows), ceil_div(D, config.block_d)),
+        (rows, D, *strides),
+        {"TANH": approximate == "tanh", "ROWS": config.rows, "BLOCK_D": config.block_d},
+        num_warps=config.num_warps,
+    )
 
 
 def cases() -> Iterator[KernelCase]:

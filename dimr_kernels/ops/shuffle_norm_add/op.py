@@ -24,7 +24,14 @@ def _forward(x: Tensor, y: Tensor, t: Tensor, upscale_factor: int, *rest: Any) -
     from . import triton as kernels
 
     *gates, eps = rest
-    return kernels.forward(x, y, t, upscale_factor, by_kind(gates), eps)
+    return kernels.forward(x, y, t, upscale_factor, by_kind(gates), eps)  # type: ignore[return-value]
+
+
+def _inference(x: Tensor, y: Tensor, t: Tensor, upscale_factor: int, *rest: Any) -> tuple[Tensor, Tensor | None]:
+    from . import triton as kernels
+
+    *gates, eps = rest
+    return kernels.forward(x, y, t, upscale_factor, by_kind(gates), eps, statistics=False)
 
 
 def _fake_forward(x: Tensor, y: Tensor, t: Tensor, upscale_factor: int, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -50,6 +57,7 @@ shuffle_norm_add = define_op(
     f"shuffle_norm_add(Tensor x, Tensor y, Tensor t, int upscale_factor, {GATES}, float eps) -> (Tensor, Tensor)",
     kernel=_forward,
     fake=_fake_forward,
+    inference=_inference,
 )
 shuffle_norm_add_backward = define_op(
     f"shuffle_norm_add_backward(Tensor grad, Tensor x, Tensor stats, Tensor t, int upscale_factor, {GATES}, "

@@ -15,10 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import TRITON_TYPES, KernelCase, device_guard, next_power_of_2
+from ..launch import TRITON_TYPES, KernelCase, Launch, cached_by_shape, next_power_of_2
 from ..row_statistics import row_statistics
-from ..samples import Samples, walk
-from ..time_gate.triton import gate_gradients, gate_stride, mixed_at, time_stride
+from ..samples import Samples, row_strides, walk, with_rows
+from ..time_gate.triton import dense, gate_gradients, gate_widths, mixed_at
 
 
 @triton.jit
@@ -136,47 +136,56 @@ def _config(samples: Samples, tile: int, programs: int, longest: int) -> LaunchC
     return LaunchConfig(block_c, rows, iterations, num_warps=max(4, min(16, block_c // 512)))
 
 
-def _samples(x: Tensor, r: int) -> Samples:
-    """Rows of the result, sample by sample."""
-    B, H, W, channels = x.shape
+def _samples(shape: Sequence[int], r: int) -> Samples:
+    """Rows of the result of an ``x`` of this shape, sample by sample."""
+    B, H, W, channels = shape
     return Samples(B, r * H * r * W, channels // (r * r))
 
 
-def _pixels(x: Tensor) -> Tensor:
-    """``[B, H, W, channels]`` -> ``[B, H * W, channels]`` with a unit last stride; a view where there is one."""
-    x = x.reshape(x.shape[0], x.shape[1] * x.shape[2], x.shape[3])
-    return x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
-
-
-def forward(x: Tensor, y: Tensor, t: Tensor, r: int, gates: tuple[Tensor, ...], eps: float) -> tuple[Tensor, Tensor]:
+def forward(
+    x: Tensor, y: Tensor, t: Tensor, r: int, gates: Sequence[Tensor | None], eps: float, statistics: bool = True
+) -> tuple[Tensor, Tensor | None]:
     """``x [B, H, W, r*r*C]``, ``y [B, r*H, r*W, C]``, ``t [B]`` or ``[1]``, ``gates`` by kind -> sum, statistics."""
-    samples = _samples(x, r)
     out = torch.empty(y.shape, dtype=torch.promote_types(x.dtype, y.dtype), device=x.device)
-    stats = torch.empty((2, samples.rows), dtype=torch.float32, device=x.device)
-    if out.numel():
-        _launch_forward(samples, x, _pixels(y), _pixels(out), stats, t, r, gates, eps)
+    stats = None
+    if statistics:
+        stats = torch.empty((2, y.numel() // y.shape[3]), dtype=torch.float32, device=x.device)
+    _add(x, with_rows(y), out, stats, t, r, gates, eps)
     return out, stats
 
 
-def forward_into(x: Tensor, y: Tensor, t: Tensor, r: int, gates: tuple[Tensor, ...], eps: float) -> None:
+def forward_into(x: Tensor, y: Tensor, t: Tensor, r: int, gates: Sequence[Tensor | None], eps: float) -> None:
     """The same in place of y, whose pixels may be any equal distance apart, without statistics for a backward."""
-    if y.numel():
-        pixels = y.view(y.shape[0], -1, y.shape[3])
-        _launch_forward(_samples(x, r), x, pixels, pixels, None, t, r, gates, eps)
+    _add(x, y, y, None, t, r, gates, eps)
 
 
-def _launch_forward(samples, x, y, out, stats, t, r, gates, eps) -> None:
-    """``x [B, H, W, r*r*C]``; ``y`` and ``out``, which may be one, ``[B, r*H * r*W, C]``."""
+def _add(x, y, out, stats, t, r, gates, eps) -> None:
+    """``x [B, H, W, r*r*C]``; ``y`` and ``out``, which may be one, ``[B, r*H, r*W, C]``."""
+    if out.numel():
+        x, gates = with_rows(x), dense(gates)
+        strides = x.stride(), y.stride(), out.stride()
+        launch = _forward_launch(x.shape, y.shape, *strides, r, t.shape[0], t.stride(0), *gate_widths(gates), eps)
+        launch(x, y, out, stats, t, *gates)
+
+
+@cached_by_shape
+def _forward_launch(shape, out_shape, x, y, out, r, T, t_stride, scale_gate, shift_gate, eps) -> Launch:
+    """``shape`` is x's; ``x``, ``y`` and ``out`` are strides."""
+    samples = _samples(shape, r)
     config = forward_config(samples)
     chunks = samples.chunks(config.rows * config.iterations)
-    width, x = x.shape[2], _pixels(x)
-    with device_guard(x):
-        _fwd_kernel[(samples.B * chunks,)](
-            x, y, out, stats, t, *gates, samples.N, samples.D, width, chunks, x.stride(0), x.stride(1), y.stride(0),
-            y.stride(1), out.stride(0), out.stride(1), time_stride(t), samples.rows, eps, R=r,
-            SCALE_GATE=gate_stride(gates[2], samples.D), SHIFT_GATE=gate_stride(gates[6], samples.D),
-            ITERATIONS=config.iterations, ROWS=config.rows, BLOCK_C=config.block_c, num_warps=config.num_warps,
-        )  # fmt: skip
+    C = samples.D
+    strides = *row_strides(shape, x), *row_strides(out_shape, y), *row_strides(out_shape, out)
+    return Launch(
+        _fwd_kernel,
+        (samples.B * chunks,),
+        (samples.N, C, shape[2], chunks, *strides, 0 if T == 1 else t_stride, samples.rows, eps),
+        {
+            "R": r, "SCALE_GATE": int(scale_gate == C), "SHIFT_GATE": int(shift_gate == C),
+            "ITERATIONS": config.iterations, "ROWS": config.rows, "BLOCK_C": config.block_c,
+        },
+        num_warps=config.num_warps,
+    )  # fmt: skip
 
 
 def backward(
@@ -185,32 +194,44 @@ def backward(
     stats: Tensor,
     t: Tensor,
     r: int,
-    gates: tuple[Tensor, ...],
+    gates: Sequence[Tensor | None],
     needs: Sequence[bool],
 ) -> list[Tensor | None]:
     """Gradients of x, of t and of each of ``gates``; None where ``needs`` (in that order) is False."""
-    samples = _samples(x, r)
-    config = backward_config(samples)
-    chunks = samples.chunks(config.rows * config.iterations)
-    programs = samples.B * chunks
+    x, gates = with_rows(x), dense(gates)
+    arguments = x.shape, x.stride(), r, t.shape[0], t.stride(0), gate_widths(gates)[0]
+    programs, chunks, launch = _backward_launch(*arguments)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if needs[0] else None
     partials = None
     if any(needs[1:]):
-        partials = torch.empty((2, programs, samples.D), dtype=torch.float32, device=x.device)
-    if samples.rows:
-        width, x = x.shape[2], _pixels(x)
-        with device_guard(x):
-            _bwd_kernel[(programs,)](
-                grad.contiguous(), x, stats, dx, partials, t, *gates[:4], samples.N, samples.D, width, chunks,
-                x.stride(0), x.stride(1), time_stride(t), samples.rows, programs, R=r,
-                SCALE_GATE=gate_stride(gates[2], samples.D), ITERATIONS=config.iterations, ROWS=config.rows,
-                BLOCK_C=config.block_c, num_warps=config.num_warps,
-            )  # fmt: skip
+        partials = torch.empty((2, programs, grad.shape[3]), dtype=torch.float32, device=x.device)
+    if x.numel():
+        launch(grad.contiguous(), x, stats, dx, partials, t, *gates[:4])
     elif partials is not None:
         partials.zero_()
     if partials is None:
         return [dx, *[None] * len(needs[1:])]
     return [dx, *gate_gradients(partials, chunks, t, gates, needs[1:])]
+
+
+@cached_by_shape
+def _backward_launch(shape, x, r, T, t_stride, scale_gate) -> tuple[int, int, Launch]:
+    """Rows of partials, how many of them a sample has, and the launch."""
+    samples = _samples(shape, r)
+    config = backward_config(samples)
+    chunks = samples.chunks(config.rows * config.iterations)
+    programs, C = samples.B * chunks, samples.D
+    launch = Launch(
+        _bwd_kernel,
+        (programs,),
+        (samples.N, C, shape[2], chunks, *row_strides(shape, x), 0 if T == 1 else t_stride, samples.rows, programs),
+        {
+            "R": r, "SCALE_GATE": int(scale_gate == C), "ITERATIONS": config.iterations, "ROWS": config.rows,
+            "BLOCK_C": config.block_c,
+        },
+        num_warps=config.num_warps,
+    )  # fmt: skip
+    return programs, chunks, launch
 
 
 def cases() -> Iterator[KernelCase]:

@@ -15,7 +15,16 @@ def _forward(x: Tensor, residual: Tensor | None, t: Tensor, *rest: Any) -> tuple
     from . import triton as kernels
 
     *gates, eps, rms = rest
-    return kernels.forward(x, residual, t, by_kind(gates), eps, rms)
+    y, total, stats = kernels.forward(x, residual, t, by_kind(gates), eps, rms)
+    return y, x.new_empty(0) if total is None else total, stats  # type: ignore[return-value]
+
+
+def _inference(x: Tensor, residual: Tensor | None, t: Tensor, *rest: Any) -> tuple[Tensor, Tensor | None, None]:
+    from . import triton as kernels
+
+    *gates, eps, rms = rest
+    y, total, _ = kernels.forward(x, residual, t, by_kind(gates), eps, rms, statistics=False)
+    return y, total, None
 
 
 def _fake_forward(x: Tensor, residual: Tensor | None, t: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,6 +59,7 @@ td_norm = define_op(
     f"td_norm(Tensor x, Tensor? residual, Tensor t, {GATES}, float eps, bool rms) -> (Tensor, Tensor, Tensor)",
     kernel=_forward,
     fake=_fake_forward,
+    inference=_inference,
 )
 td_norm_backward = define_op(
     f"td_norm_backward(Tensor dy, Tensor? dtotal, Tensor x, Tensor stats, Tensor t, {GATES}, float eps, bool rms, "

@@ -15,10 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import ceil_div, device_guard, next_power_of_2
+from ..launch import Launch, cached_by_shape, ceil_div, next_power_of_2
 from ..row_statistics import factor_of, projection_of
-from ..samples import Samples, as_samples, row_strides, walk
-from ..time_gate.triton import gate_gradients, gate_stride, mixed_at, time_stride
+from ..samples import Samples, as_samples, walk, with_rows
+from ..time_gate.triton import dense, gate_gradients, gate_widths, mixed_at
 from .triton_forward import WIDEST_IN_REGISTERS, modulation_table
 
 
@@ -163,47 +163,58 @@ def backward(
 
     ``x`` is what the forward normalized: its input, or the sum with the residual. ``dtotal`` is that sum's gradient.
     """
+    gates, needs_gates = dense(gates), any(needs[1:])
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if needs[0] else None
-    dy = dy.contiguous()
+    x, dy = with_rows(x), dy.contiguous()
     dtotal = None if dtotal is None or dx is None else dtotal.contiguous()
-    samples, (x,) = as_samples(x, shared=t.shape[0] == 1)
-    config = backward_config(samples)
-    chunks = samples.chunks(config.rows * config.iterations)
-    R = samples.B * chunks
-    kinds = 1 if gates[4] is None else 2
+    shape, T, shift = (x.shape, x.stride()), t.shape[0], gates[4] is not None
+    programs, chunks, launch = _launch(*shape, T, t.stride(0), shift, gate_widths(gates)[0], eps, rms)
     partials = None
-    if any(needs[1:]):
-        partials = torch.empty((kinds, R, samples.D), dtype=torch.float32, device=x.device)
-    if samples.rows and (dx is not None or partials is not None):
-        with device_guard(x):
-            _launch(samples, config, chunks, dy, dtotal, x, stats, dx, partials, t, gates, eps, rms)
+    if needs_gates:
+        partials = torch.empty((2 if shift else 1, programs, x.shape[-1]), dtype=torch.float32, device=x.device)
+    if x.numel() == 0:
+        partials = None if partials is None else partials.zero_()
+    elif dx is not None or needs_gates:
+        row_sums = None
+        if x.shape[-1] > WIDEST_IN_REGISTERS and dx is not None:
+            row_sums = torch.empty((1 if rms else 2, x.numel() // x.shape[-1]), dtype=torch.float32, device=x.device)
+            table = modulation_table(t, (*gates[:4], None, None, None, None), x.shape[-1])
+            _row_sums_launch(*shape, T, eps, rms)(dy, x, stats, row_sums, table)
+        launch(dy, dtotal, x, stats, row_sums, dx, partials, t, *gates[:4])
     if partials is None:
         return [dx, *[None] * len(needs[1:])]
-    if samples.rows == 0:
-        partials.zero_()
     return [dx, *gate_gradients(partials, chunks, t, gates, needs[1:])]
 
 
-def _launch(samples, config, chunks, dy, dtotal, x, stats, dx, partials, t, gates, eps, rms) -> None:
-    D = samples.D
-    wide = config.block_d < D
-    row_sums = _wide_row_sums(samples, dy, x, stats, t, gates, eps, rms) if wide and dx is not None else None
-    _bwd_kernel[(samples.B * chunks, ceil_div(D, config.block_d))](
-        dy, dtotal, x, stats, row_sums, dx, partials, t, *gates[:4], samples.N, D, chunks, *row_strides(x),
-        time_stride(t), samples.rows, samples.B * chunks, eps, RMS=rms, HAS_SHIFT=gates[4] is not None,
-        SCALE_GATE=gate_stride(gates[2], D), ITERATIONS=config.iterations, ROWS=config.rows, BLOCK_D=config.block_d,
+@cached_by_shape
+def _launch(shape, strides, T, t_stride, shift, scale_gate, eps, rms) -> tuple[int, int, Launch]:
+    """Rows of partials, how many of them a sample has, and the launch; ``x`` has this shape and these strides."""
+    samples, (x,) = as_samples(shape, strides, shared=T == 1)
+    config = backward_config(samples)
+    chunks = samples.chunks(config.rows * config.iterations)
+    programs, D = samples.B * chunks, samples.D
+    launch = Launch(
+        _bwd_kernel,
+        (programs, ceil_div(D, config.block_d)),
+        (samples.N, D, chunks, *x, 0 if T == 1 else t_stride, samples.rows, programs, eps),
+        {
+            "RMS": rms, "HAS_SHIFT": shift, "SCALE_GATE": int(scale_gate == D), "ITERATIONS": config.iterations,
+            "ROWS": config.rows, "BLOCK_D": config.block_d,
+        },
         num_warps=config.num_warps,
     )  # fmt: skip
+    return programs, chunks, launch
 
 
-def _wide_row_sums(samples, dy, x, stats, t, gates, eps, rms) -> Tensor:
+@cached_by_shape
+def _row_sums_launch(shape, strides, T, eps, rms) -> Launch:
+    samples, (x,) = as_samples(shape, strides, shared=T == 1)
     config = row_sums_config(samples)
     chunks = samples.chunks(config.rows)
-    table = modulation_table(t, (*gates[:4], None, None, None, None), samples.D)
-    row_sums = torch.empty((1 if rms else 2, samples.rows), dtype=torch.float32, device=x.device)
-    _row_sums_kernel[(samples.B * chunks,)](
-        dy, x, stats, row_sums, table, samples.N, samples.D, chunks, *row_strides(x),
-        0 if t.shape[0] == 1 else table.stride(0), samples.rows, eps, RMS=rms, BLOCKS=config.iterations,
-        ROWS=config.rows, BLOCK_D=config.block_d, num_warps=config.num_warps,
-    )  # fmt: skip
-    return row_sums
+    return Launch(
+        _row_sums_kernel,
+        (samples.B * chunks,),
+        (samples.N, samples.D, chunks, *x, 0 if T == 1 else samples.D, samples.rows, eps),
+        {"RMS": rms, "BLOCKS": config.iterations, "ROWS": config.rows, "BLOCK_D": config.block_d},
+        num_warps=config.num_warps,
+    )

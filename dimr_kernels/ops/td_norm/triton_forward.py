@@ -7,6 +7,7 @@ to a table once, which stays in the L2 cache.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import ceil_div, device_guard, next_power_of_2
+from ..launch import Launch, cached_by_shape, ceil_div, next_power_of_2
 from ..row_statistics import factor_of, reciprocal_deviation, row_statistics
-from ..samples import Samples, as_samples, row_strides, walk
-from ..time_gate.triton import gate_stride, mixed_at, time_stride
+from ..samples import Samples, as_samples, strides_of, walk, with_rows
+from ..time_gate.triton import dense, gate_widths, mixed_at
 
 
 @triton.jit
@@ -185,24 +186,25 @@ def wide_forward_config(samples: Samples) -> ForwardConfig:
 
 
 def forward(
-    x: Tensor, residual: Tensor | None, t: Tensor, gates: tuple[Tensor | None, ...], eps: float, rms: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+    x: Tensor,
+    residual: Tensor | None,
+    t: Tensor,
+    gates: Sequence[Tensor | None],
+    eps: float,
+    rms: bool,
+    statistics: bool = True,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """``x [B, ..., D]``, ``t [T]``, ``gates`` as in ``time_gate.triton.gate_gradients`` -> norm, sum, statistics.
 
-    The sum is an empty tensor where there is no residual.
+    The sum is None where there is no residual, the statistics where they are not wanted.
     """
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    total = x.new_empty(0) if residual is None else x.new_empty(x.shape, dtype=sum_dtype(x, residual))
-    samples, (x, residual) = as_samples(x, residual, shared=t.shape[0] == 1)
-    stats = torch.empty((1 if rms else 2, samples.rows), dtype=torch.float32, device=x.device)
-    if y.numel():
-        with device_guard(x):
-            if samples.D > WIDEST_IN_REGISTERS:
-                _launch_wide(samples, x, residual, y, total, stats, t, gates, eps, rms)
-            else:
-                strides = (samples.N * samples.D, samples.D)
-                _launch(samples, x, residual, None, y, total, strides, stats, t, gates, eps, rms)
-    return y, total, stats
+    total = stats = None
+    if residual is not None:
+        total = torch.empty(x.shape, dtype=sum_dtype(x, residual), device=x.device)
+    if statistics:
+        rows = x.numel() // x.shape[-1]
+        stats = torch.empty((1 if rms else 2, rows), dtype=torch.float32, device=x.device)
+    return _normalized(x, residual, None, total, stats, t, gates, eps, rms), total, stats
 
 
 def forward_into(
@@ -211,7 +213,7 @@ def forward_into(
     total: Tensor | None,
     offset: Tensor | None,
     t: Tensor,
-    gates: tuple[Tensor | None, ...],
+    gates: Sequence[Tensor | None],
     eps: float,
     rms: bool,
 ) -> Tensor:
@@ -219,11 +221,21 @@ def forward_into(
 
     ``total`` may have any strides that leave its rows whole. D is at most ``WIDEST_IN_REGISTERS``.
     """
+    return _normalized(x, residual, offset, total, None, t, gates, eps, rms)
+
+
+def _normalized(x, residual, offset, total, stats, t, gates, eps, rms) -> Tensor:
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    samples, (x, residual, total) = as_samples(x, residual, total, shared=t.shape[0] == 1)
-    if y.numel():
-        with device_guard(x):
-            _launch(samples, x, residual, offset, y, total, row_strides(total), None, t, gates, eps, rms)
+    if y.numel() == 0:
+        return y
+    x, residual, gates = with_rows(x), None if residual is None else with_rows(residual), dense(gates)
+    strides = x.stride(), strides_of(residual), strides_of(total)
+    if x.shape[-1] > WIDEST_IN_REGISTERS:
+        launch = _wide_launch(x.shape, *strides, t.shape[0], gates[4] is not None, eps, rms)
+        launch(x, residual, y, total, stats, modulation_table(t, gates, x.shape[-1]))
+    else:
+        launch = _launch(x.shape, *strides, t.shape[0], t.stride(0), *gate_widths(gates), eps, rms)
+        launch(x, residual, offset, y, total, stats, t, *gates)
     return y
 
 
@@ -231,34 +243,54 @@ def sum_dtype(x: Tensor, residual: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, residual.dtype)
 
 
-def _launch(samples, x, residual, offset, y, total, total_strides, stats, t, gates, eps, rms) -> None:
+@cached_by_shape
+def _launch(shape, x, residual, total, T, t_stride, scale_gate, shift_gate, eps, rms) -> Launch:
+    """For tensors of this ``shape`` and these strides, T timesteps, gates of these widths."""
+    samples, (x, residual, total) = as_samples(shape, x, residual, total, shared=T == 1)
     config = forward_config(samples)
     chunks = samples.chunks(config.rows * config.iterations)
-    _fwd_kernel[(samples.B * chunks,)](
-        x, residual, offset, y, total, stats, t, *gates, samples.N, samples.D, chunks, *row_strides(x),
-        *row_strides(residual), *total_strides, time_stride(t), samples.rows, eps, RMS=rms,
-        SCALE_GATE=gate_stride(gates[2], samples.D), SHIFT_GATE=gate_stride(gates[6], samples.D),
-        ITERATIONS=config.iterations, ROWS=config.rows, BLOCK_D=config.block_d, num_warps=config.num_warps,
+    D = samples.D
+    return Launch(
+        _fwd_kernel,
+        (samples.B * chunks,),
+        (samples.N, D, chunks, *x, *residual, *total, 0 if T == 1 else t_stride, samples.rows, eps),
+        {
+            "RMS": rms, "SCALE_GATE": int(scale_gate == D), "SHIFT_GATE": int(shift_gate == D),
+            "ITERATIONS": config.iterations, "ROWS": config.rows, "BLOCK_D": config.block_d,
+        },
+        num_warps=config.num_warps,
     )  # fmt: skip
 
 
-def _launch_wide(samples, x, residual, y, total, stats, t, gates, eps, rms) -> None:
+@cached_by_shape
+def _wide_launch(shape, x, residual, total, T, shift, eps, rms) -> Launch:
+    samples, (x, residual, _) = as_samples(shape, x, residual, total, shared=T == 1)
     config = wide_forward_config(samples)
     chunks = samples.chunks(config.rows)
-    table = modulation_table(t, gates, samples.D)
-    _fwd_wide_kernel[(samples.B * chunks,)](
-        x, residual, y, total, stats, table, samples.N, samples.D, chunks, *row_strides(x), *row_strides(residual),
-        0 if t.shape[0] == 1 else table.stride(0), samples.rows, eps, RMS=rms, HAS_SHIFT=gates[4] is not None,
-        BLOCKS=config.iterations, ROWS=config.rows, BLOCK_D=config.block_d, num_warps=config.num_warps,
+    table_stride = 0 if T == 1 else (2 if shift else 1) * samples.D
+    return Launch(
+        _fwd_wide_kernel,
+        (samples.B * chunks,),
+        (samples.N, samples.D, chunks, *x, *residual, table_stride, samples.rows, eps),
+        {
+            "RMS": rms, "HAS_SHIFT": shift, "BLOCKS": config.iterations, "ROWS": config.rows,
+            "BLOCK_D": config.block_d,
+        },
+        num_warps=config.num_warps,
     )  # fmt: skip
 
 
-def modulation_table(t: Tensor, gates: tuple[Tensor | None, ...], D: int) -> Tensor:
+def modulation_table(t: Tensor, gates: Sequence[Tensor | None], D: int) -> Tensor:
     """gamma, and beta where there is a shift: ``[T, 1 or 2, D]`` float32."""
-    T, blocks = t.shape[0], ceil_div(D, TABLE_BLOCK)
+    T = t.shape[0]
     table = torch.empty((T, 1 if gates[4] is None else 2, D), dtype=torch.float32, device=t.device)
-    _table_kernel[(T * blocks,)](
-        table, t, *gates, D, blocks, time_stride(t), SCALE_GATE=gate_stride(gates[2], D),
-        SHIFT_GATE=gate_stride(gates[6], D), BLOCK_D=TABLE_BLOCK,
-    )  # fmt: skip
+    _table_launch(D, T, t.stride(0), *gate_widths(gates))(table, t, *gates)
     return table
+
+
+@cached_by_shape
+def _table_launch(D, T, t_stride, scale_gate, shift_gate) -> Launch:
+    blocks = ceil_div(D, TABLE_BLOCK)
+    numbers = D, blocks, 0 if T == 1 else t_stride
+    constants = {"SCALE_GATE": int(scale_gate == D), "SHIFT_GATE": int(shift_gate == D), "BLOCK_D": TABLE_BLOCK}
+    return Launch(_table_kernel, (T * blocks,), numbers, constants)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import ceil_div, device_guard, next_power_of_2
+from ..launch import Launch, cached_by_shape, ceil_div, next_power_of_2
 
 
 @triton.jit
@@ -121,9 +121,15 @@ def reduce_config(R: int, D: int) -> ReduceConfig:
     return ReduceConfig(block_d, rows, iterations, groups=ceil_div(tiles, iterations))
 
 
-def gate_stride(gate_weight: Tensor | None, D: int) -> int:
-    """1 for a gate per channel ``[D]``, 0 for a scalar one ``[1]``."""
-    return int(gate_weight is not None and gate_weight.shape[0] == D)
+def dense(gates: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The kernels read parameters as contiguous."""
+    return [v if v is None or v.is_contiguous() else v.contiguous() for v in gates]
+
+
+def gate_widths(gates: Sequence[Tensor | None]) -> tuple[int, int]:
+    """Of the gates of scale and shift: D for a gate per channel, 1 for a scalar one, 0 where there is no shift."""
+    scale_weight, shift_weight = gates[2], gates[6]
+    return scale_weight.shape[0], 0 if shift_weight is None else shift_weight.shape[0]  # type: ignore[union-attr]
 
 
 def gate_gradients(
@@ -143,23 +149,34 @@ def gate_gradients(
         One gradient in its tensor's shape and dtype, or None, for t and each of ``gates``.
     """
     kinds, R, D = partials.shape
-    config = reduce_config(R, D)
-    blocks = ceil_div(D, config.block_d)
+    groups, blocks, launch = _reduce_launch(kinds, R, D, chunks, t.shape[0], t.stride(0), *gate_widths(gates))
     sums = [
-        torch.empty((config.groups, D), dtype=_sum_dtype(v, D, config.groups), device=v.device) if need else None
+        torch.empty((groups, D), dtype=_sum_dtype(v, D, groups), device=v.device) if need else None
         for v, need in zip(gates, needs[1:], strict=True)
     ]
     dt = torch.empty((kinds, blocks, R), dtype=torch.float32, device=t.device) if needs[0] else None
     dt_of_kind = (None, None) if dt is None else (dt[0], dt[-1])
-    shift_partials = partials[1] if kinds == 2 else None
-    with device_guard(partials):
-        _reduce_kernel[(blocks, kinds, config.groups)](
-            partials[0], shift_partials, t, *gates, *sums, *dt_of_kind, R, D, chunks, time_stride(t), D,
-            SCALE_GATE=gate_stride(gates[2], D), SHIFT_GATE=gate_stride(gates[6], D), ITERATIONS=config.iterations,
-            ROWS=config.rows, BLOCK_D=config.block_d, num_warps=config.num_warps,
-        )  # fmt: skip
+    launch(partials[0], partials[1] if kinds == 2 else None, t, *gates, *sums, *dt_of_kind)
     gradients = [None if s is None else _of_shape(s, v) for s, v in zip(sums, gates, strict=True)]
     return [_time_gradient(dt, t), *gradients]
+
+
+@cached_by_shape
+def _reduce_launch(kinds, R, D, chunks, T, t_stride, scale_gate, shift_gate) -> tuple[int, int, Launch]:
+    """Groups of partials, blocks of columns, and the launch."""
+    config = reduce_config(R, D)
+    blocks = ceil_div(D, config.block_d)
+    launch = Launch(
+        _reduce_kernel,
+        (blocks, kinds, config.groups),
+        (R, D, chunks, 0 if T == 1 else t_stride, D),
+        {
+            "SCALE_GATE": int(scale_gate == D), "SHIFT_GATE": int(shift_gate == D), "ITERATIONS": config.iterations,
+            "ROWS": config.rows, "BLOCK_D": config.block_d,
+        },
+        num_warps=config.num_warps,
+    )  # fmt: skip
+    return config.groups, blocks, launch
 
 
 def _sum_dtype(v: Tensor, D: int, groups: int) -> torch.dtype:
@@ -181,7 +198,3 @@ def _time_gradient(dt: Tensor | None, t: Tensor) -> Tensor | None:
     kinds, blocks, R = dt.shape
     T = t.shape[0]
     return dt.view(kinds * blocks, T, R // max(T, 1)).sum((0, 2)).to(t.dtype)
-
-
-def time_stride(t: Tensor) -> int:
-    return 0 if t.shape[0] == 1 else t.stride(0)
