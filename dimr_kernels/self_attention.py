@@ -71,7 +71,9 @@ class SelfAttention(nn.Module):
         pad = not self.is_packed and packing.flash_would_copy(x, self.head_dim)
         qkv_weight, qkv_bias, out_weight = self._padded() if pad else (self.qkv.weight, self.qkv.bias, self.out.weight)
         qkv = nn.functional.linear(x, qkv_weight, qkv_bias).unflatten(-1, (3, self.num_heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [B, L, 3, heads, head_dim] -> three views [B, heads, L, head_dim]
+        # [B, L, 3, heads, head_dim] -> three views [B, heads, L, head_dim]; this order lets the backward join the three
+        # gradients in one copy.
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
         h = F.attention(q, k, v, self.backend, scale=self.head_dim**-0.5)
         return nn.functional.linear(h.transpose(1, 2).flatten(-2), out_weight, self.out.bias)
 
