@@ -48,7 +48,8 @@ def sample(
     """Draw one image or latent per class label.
 
     Args:
-        model: a :class:`~dimr.network.DiMR`, or anything else with its ``config``, ``device``, ``dtype`` and call.
+        model: a :class:`~dimr.network.DiMR`, what :func:`~dimr.optimize_for_inference` made of one, or anything else
+            with its ``config``, ``device``, ``dtype`` and call.
         class_labels: ``[B]`` class ids.
         noise: ``[B, C, S, S]`` to start from; None draws it from ``generator`` (on the generator's own device, so that
             a CPU generator gives the same images on every machine).
@@ -59,6 +60,8 @@ def sample(
         generator: source of the noise; None is torch's global one.
         schedule: what the model was trained with.
         progress: show a progress bar (needs tqdm).
+
+    The host never waits for a GPU: all coefficients are computed on the host, so it runs ahead of the device.
 
     Returns:
         ``[B, C, S, S]`` float32 on the model's device.
@@ -97,12 +100,12 @@ def guided(
         both = torch.cat((class_labels, torch.full_like(class_labels, model.config.num_classes)))
 
     def denoise(x: Tensor, timestep: float) -> Tensor:
-        x = x.to(model.dtype)
         step = torch.full((1,), timestep, device=model.device)  # a tensor: a compiled model would keep a number
         if guidance is None:
-            out = model(x, step, class_labels)[-1].float()
+            out = model(x.to(model.dtype), step, class_labels)[-1].float()
         else:
-            conditional, unconditional = model(torch.cat((x, x)), step, both)[-1].float().chunk(2)
+            twice = torch.empty((2, *x.shape), dtype=model.dtype, device=x.device).copy_(x)  # cast on the way
+            conditional, unconditional = model(twice.flatten(0, 1), step, both)[-1].float().chunk(2)
             out = guidance.combine(conditional, unconditional, timestep)
         advance()
         return out
@@ -118,7 +121,8 @@ def _start(model: NoisePredictor, batch: int, noise: Tensor | None, generator: t
         noise = torch.randn(shape, generator=generator, device=device)
     elif tuple(noise.shape) != shape or not noise.is_floating_point():
         raise ValueError(f"noise must be floating-point of shape {list(shape)}, got {noise.dtype} {list(noise.shape)}")
-    return noise.to(model.device, torch.float32)
+    to_gpu = model.device.type == "cuda"  # where pinned noise need not be waited for
+    return noise.to(model.device, torch.float32, non_blocking=to_gpu)
 
 
 @contextmanager

@@ -39,7 +39,7 @@ class PackedEmbedding:
 
 
 class PackedHead:
-    """TD layer norm and 3x3 convolution, channels last throughout; the small prediction is made contiguous."""
+    """TD layer norm and 3x3 convolution, both channels last, as the result is."""
 
     def __init__(self, head: NoiseHead, pack: Packer) -> None:
         self.norm = PackedNorm(head.norm, pack)
@@ -48,7 +48,7 @@ class PackedHead:
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """``x [B, h, w, D]`` -> ``[B, C, h, w]``."""
-        return F.conv2d(self.norm(x, t).permute(0, 3, 1, 2), self.weight, self.bias, padding=1).contiguous()
+        return F.conv2d(self.norm(x, t).permute(0, 3, 1, 2), self.weight, self.bias, padding=1)
 
 
 class PackedLift:

@@ -100,10 +100,11 @@ class InferenceEngine(nn.Module):
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             x = x.to(self.dtype)
             if self._graphs is None or x.shape[0] == 0 or torch.cuda.is_current_stream_capturing():
-                return self._compute(x, timestep, class_labels)
+                return tuple(out.contiguous() for out in self._compute(x, timestep, class_labels))
             return self._graphs(dk.current_backend(), x, timestep, class_labels.long())
 
     def _compute(self, x: Tensor, timestep: Tensor, class_labels: Tensor) -> tuple[Tensor, ...]:
+        """Predictions with channels last in memory: the caller makes them contiguous, the one copy of an output."""
         t = timestep / 500 - 1  # what the norms see, in (-1, 1]
         x = x.contiguous()
         predictions: list[Tensor] = []

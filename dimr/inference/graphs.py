@@ -91,18 +91,18 @@ class GraphCache:
         """Why recording failed, after which every call is computed directly."""
 
     def __call__(self, key: Hashable, *inputs: Tensor) -> Tensors:
-        """Results that belong to the caller."""
+        """Contiguous results that belong to the caller."""
         with self._lock:
             kind = (key, *(tuple(x.shape) for x in inputs))
             recording = self._recordings.get(kind) or self._record(kind, inputs)
             if recording is None:
-                return self._compute(*inputs)
+                return tuple(x.contiguous() for x in self._compute(*inputs))
             self._recordings.move_to_end(kind)
             with self._recorder.turn():
                 for static, x in zip(recording.inputs, inputs, strict=True):
                     static.copy_(x)
                 recording.replay()
-                return tuple(result.clone() for result in recording.results)
+                return tuple(x.clone(memory_format=torch.contiguous_format) for x in recording.results)
 
     def _record(self, kind: Hashable, inputs: Tensors) -> _Recording | None:
         if self.problem is not None:

@@ -83,6 +83,20 @@ def test_td_norm_of_rows_too_wide_for_registers(device, monkeypatch):
     torch.testing.assert_close(total, 2 * x)
 
 
+def test_cascades_are_normalized_by_a_kernel(device, monkeypatch):
+    """Rows too wide for registers, too, as long as they are only read."""
+    kernels = pytest.importorskip("dimr_kernels.ops.td_norm.triton_forward")
+    assert kernels.WIDEST_IN_REGISTERS == into.WIDEST
+    monkeypatch.setattr(into, "definition", None)
+    for module in (into, kernels):
+        monkeypatch.setattr(module, "WIDEST" if module is into else "WIDEST_IN_REGISTERS", 8)
+    x, t, parameters = torch.randn(2, 3, 16, device=device), torch.rand(2, device=device), gates(16)
+    parameters = [v.to(device) for v in parameters]
+    with dk.use_backend("triton"):
+        y = inference.td_norm(slot(x, leading=1)[0].copy_(x), t, parameters, 1e-5, False)
+    torch.testing.assert_close(y, F.td_layer_norm(x, t, *parameters))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [(5, 6), (3, 1)])
 def test_depthwise_conv_writes_into_its_slot(dtype, size, device):

@@ -15,7 +15,7 @@ from ..registration import define_op
 from ..time_gate.arguments import GATES, by_kind
 from . import eager
 
-# A row is held in registers.
+# With a residual or an offset, a row is held in registers.
 WIDEST = 8192
 
 

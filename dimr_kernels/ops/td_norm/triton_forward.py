@@ -134,7 +134,8 @@ def _fwd_wide_kernel(
         mean = tl.sum(count * lane_mean, axis=1, keep_dims=True) / D
         between = count * (lane_mean - mean) * (lane_mean - mean)
         scale = reciprocal_deviation(tl.sum(lane_squares + between, axis=1, keep_dims=True), D, eps)
-    _store_statistics(stats_ptr, row, mean, scale, rows, n < N, RMS)
+    if stats_ptr is not None:
+        _store_statistics(stats_ptr, row, mean, scale, rows, n < N, RMS)
     factor = factor_of(scale, eps, RMS)
     if residual_ptr is not None:  # the sum is read back, perhaps by another thread than wrote it
         tl.debug_barrier()
