@@ -58,7 +58,7 @@ class Launch:
         self._grid = (*grid, 1, 1)[:3]
         self._numbers = numbers
         self._options = {**constants, "num_warps": num_warps, **options}
-        self._tail = (*numbers, *constants.values())
+        self._tail = (*numbers, *(constants[name] for name in kernel.arg_names if name in constants))
         self._compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
     def __call__(self, *pointers: Tensor | None) -> None:
@@ -120,5 +120,9 @@ class KernelCase:
     """Elements that one program writes; 0 where the figure means nothing."""
     outputs_per_turn: int = 0
     """Elements that one program finishes per turn of its longest loop; 0 where the figure means nothing."""
+    turns: int = 1
+    """How many turns each innermost loop takes, where that is fixed when the kernel is compiled."""
+    bytes_per_output: float = 0.0
+    """Moved to and from memory for each of those elements, at the least."""
     architectures: tuple[int, ...] = ()
     """Compute capabilities times ten whose launch configuration this is; empty where all share it."""

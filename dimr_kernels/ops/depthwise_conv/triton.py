@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import TRITON_TYPES, KernelCase, ceil_div, device_guard
+from ..launch import TRITON_TYPES, KernelCase, Launch, cached_by_shape, ceil_div
 
 # Sizes that only steer loops and masks: compiling again for each of their values would gain nothing.
 SIZES = ("B", "H", "W", "chunk", "units_per_split", "partials")
@@ -305,41 +305,62 @@ def forward(
     ``add_input`` adds x to the result; ``flip`` turns the taps around, which makes it the gradient for the input.
     ``out``, where given, has its pixels at equal distances and must not overlap x.
     """
-    B, H, W, C = x.shape
-    K = weight.shape[3]
     if out is None:
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if out.numel() == 0:
         return out
     x = _dense_channels(x)
     residual = None if residual is None else _dense_channels(residual)
-    residual_strides = (0, 0, 0) if residual is None else residual.stride()[:3]
-    # [K*K, C]: a small copy, or none where the weight is stored with its channels last.
-    taps = weight.reshape(C, K * K).t().contiguous()
+    residual_strides = (0, 0, 0, 0) if residual is None else residual.stride()
+    # [1, C, K, K], channels last: a small copy, or none where the weight is stored with its channels last.
+    taps = weight.transpose(0, 1).contiguous(memory_format=torch.channels_last)
+    strides = x.stride(), residual_strides, out.stride(2)
+    launch = _forward_launch(x.shape, *strides, weight.shape[3], add_input, flip)
+    launch(x, taps, bias if bias is None else bias.contiguous(), residual, out)
+    return out
+
+
+@cached_by_shape
+def _forward_launch(shape, x, residual, out_column, K, add_input, flip) -> Launch:
+    """``x`` and ``residual`` are strides."""
+    B, H, W, C = shape
     config = forward_config(K, W)
     programs = ceil_div(C, config.block_c) * ceil_div(W, config.tile_width) * B
     chunk = _rows_per_program(H, programs * config.num_warps)
-    with device_guard(x):
-        _fwd_kernel[(programs * ceil_div(H, chunk),)](
-            x, taps, bias if bias is None else bias.contiguous(), residual, out, H, W, C, chunk,
-            x.stride(0), x.stride(1), residual_strides[0], residual_strides[1],
-            X_COL=x.stride(2), RESIDUAL_COL=residual_strides[2], K=K, FLIP=flip, ADD_INPUT=add_input,
-            COLS=config.cols, EVEN=config.is_even(K, W), GROUPS=config.groups, BLOCK_C=config.block_c,
-            OUT_COL=out.stride(2), num_warps=config.num_warps,
-        )  # fmt: skip
-    return out
+    return Launch(
+        _fwd_kernel,
+        (programs * ceil_div(H, chunk),),
+        (H, W, C, chunk, x[0], x[1], residual[0], residual[1]),
+        {
+            "X_COL": x[2], "RESIDUAL_COL": residual[2], "K": K, "FLIP": flip, "ADD_INPUT": add_input,
+            "COLS": config.cols, "EVEN": config.is_even(K, W), "GROUPS": config.groups, "BLOCK_C": config.block_c,
+            "OUT_COL": out_column,
+        },
+        num_warps=config.num_warps,
+    )  # fmt: skip
 
 
 def weight_gradient(
     grad: Tensor, x: Tensor, K: int, weight_dtype: torch.dtype, bias_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """``grad, x [B, H, W, C]`` -> gradients for weight ``[C, 1, K, K]`` and bias ``[C]``; no atomics."""
-    B, H, W, C = x.shape
+    C = x.shape[3]
     dweight = torch.empty((C, 1, K, K), dtype=weight_dtype, device=x.device)
     dbias = torch.empty((C,), dtype=bias_dtype, device=x.device)
-    if B == 0:
+    if x.shape[0] == 0:
         return dweight.zero_(), dbias.zero_()
     x, grad = _dense_channels(x), _dense_channels(grad)
+    parts, launch, sum_launch = _weight_launches(x.shape, x.stride(), grad.stride(), K)
+    partial = torch.empty((parts, K * K + 1, C), dtype=torch.float32, device=x.device)
+    launch(x, grad, partial)
+    sum_launch(partial, dweight, dbias)
+    return dweight, dbias
+
+
+@cached_by_shape
+def _weight_launches(shape, x, grad, K) -> tuple[int, Launch, Launch]:
+    """The number of partials, their kernel and the one that sums them up; ``x`` and ``grad`` are strides."""
+    B, H, W, C = shape
     config = weight_config(K)
     c_blocks, tiles = ceil_div(C, config.block_c), ceil_div(W, config.tile_width)
     splits = ceil_div(RESIDENT_WARPS, c_blocks * tiles * config.num_warps)
@@ -347,17 +368,23 @@ def weight_gradient(
     units = B * ceil_div(H, chunk)
     units_per_split = ceil_div(units, splits)
     parts = ceil_div(units, units_per_split) * tiles
-    partial = torch.empty((parts, K * K + 1, C), dtype=torch.float32, device=x.device)
-    with device_guard(x):
-        _weight_kernel[(c_blocks * parts,)](
-            x, grad, partial, B, H, W, C, chunk, units_per_split, x.stride(0), x.stride(1), grad.stride(0),
-            grad.stride(1), X_COL=x.stride(2), GRAD_COL=grad.stride(2), K=K, COLS=config.cols,
-            EVEN=config.is_even(K, W), GROUPS=config.groups, BLOCK_C=config.block_c, num_warps=config.num_warps,
-        )  # fmt: skip
-        _sum_partials_kernel[(K * K + 1, ceil_div(C, SUM_BLOCK_C))](
-            partial, dweight, dbias, C, parts, TAPS=K * K, ROWS=SUM_ROWS, BLOCK_C=SUM_BLOCK_C, num_warps=4
-        )
-    return dweight, dbias
+    launch = Launch(
+        _weight_kernel,
+        (c_blocks * parts,),
+        (B, H, W, C, chunk, units_per_split, x[0], x[1], grad[0], grad[1]),
+        {
+            "X_COL": x[2], "GRAD_COL": grad[2], "K": K, "COLS": config.cols, "EVEN": config.is_even(K, W),
+            "GROUPS": config.groups, "BLOCK_C": config.block_c,
+        },
+        num_warps=config.num_warps,
+    )  # fmt: skip
+    sum_launch = Launch(
+        _sum_partials_kernel,
+        (K * K + 1, ceil_div(C, SUM_BLOCK_C)),
+        (C, parts),
+        {"TAPS": K * K, "ROWS": SUM_ROWS, "BLOCK_C": SUM_BLOCK_C},
+    )
+    return parts, launch, sum_launch
 
 
 def cases() -> Iterator[KernelCase]:
