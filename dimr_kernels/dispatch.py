@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from functools import lru_cache
 
 import torch
 
@@ -102,10 +103,15 @@ def _why_no_extension(device: torch.device) -> str | None:
     return _why_no_gpu(device)
 
 
+@lru_cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
 @torch.compiler.assume_constant_result
 def capability(device: torch.device) -> tuple[int, int]:
-    """A CUDA device's compute capability, a constant in traced code."""
-    return torch.cuda.get_device_capability(device)
+    """A CUDA device's compute capability, a constant in traced code; asked for once, since asking takes long."""
+    return _capability(device)
 
 
 def _why_no_gpu(device: torch.device) -> str | None:

@@ -22,21 +22,42 @@ def as_timesteps(operator: str, t: Tensor | float, x: Tensor) -> Tensor:
         if not torch.compiler.is_compiling() and math.isnan(t):
             raise ValueError(f"{operator}: t is NaN")
         return torch.full((1,), t, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-    checks.check_floating(operator, t=t)
-    checks.check_same_device(operator, x=x, t=t)
+    if not t.is_floating_point() or t.device != x.device:
+        checks.check_floating(operator, t=t)
+        checks.check_same_device(operator, x=x, t=t)
     if t.dim() > 1 or t.numel() not in (1, x.shape[0]):
         raise ValueError(
             f"{operator}: t must have shape [B] = [{x.shape[0]}], [1] or [], got {list(t.shape)} for x {list(x.shape)}"
         )
     # A subclass may hold no values to look at (fake tensors).
-    readable = t.device.type == "cpu" and type(t) in (Tensor, torch.nn.Parameter)
-    if readable and not torch.compiler.is_compiling() and bool(t.detach().isnan().any()):
-        raise ValueError(f"{operator}: t holds NaN: {t.tolist()}")
+    if t.device.type == "cpu" and type(t) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling():
+        refuse_nan(operator, t)
     return t if t.dim() == 1 else t.reshape(1)
+
+
+def refuse_nan(operator: str, t: Tensor) -> None:
+    if bool(t.detach().isnan().any()):
+        raise ValueError(f"{operator}: t holds NaN: {t.tolist()}")
 
 
 def check_gated_pair(operator: str, D: int, device: torch.device, **tensors: Any) -> None:
     """In this order: two parameters ``[D]``, their gate's weight and offset (both ``[D]`` or both ``[1]``)."""
+    wanted = (D,)
+    for tensor in tensors.values():
+        if (
+            not isinstance(tensor, Tensor)
+            or tensor.shape != wanted
+            or tensor.device != device
+            or not tensor.is_floating_point()
+        ):
+            break
+    else:
+        return  # what nearly every call brings
+    _explain_gated_pair(operator, D, device, tensors)
+
+
+def _explain_gated_pair(operator: str, D: int, device: torch.device, tensors: dict[str, Any]) -> None:
+    """Name what does not fit; a scalar gate does."""
     (_, first), (_, second), (weight_name, weight), (offset_name, offset) = tensors.items()
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
