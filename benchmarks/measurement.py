@@ -140,6 +140,7 @@ def measure(benchmark: Any, case: Case, machine: Machine) -> None:
     """
     workload, direction, device = case.workload, case.workload.directions[case.direction], machine.device
     rival = resolve(workload, case.implementation, device, machine.dtype)
+    ceilings = machine.copy_bandwidth, machine.matmul_flops if workload.matmul else None  # while memory is free
     gradients = rival.gradients.get(case.direction, direction.gradients)
     with (
         timing.stream(device),
@@ -160,7 +161,7 @@ def measure(benchmark: Any, case: Case, machine: Machine) -> None:
             record["relative_error_float64"] = error_against_float64(workload, rival, machine)
     benchmark.group = f"{workload.operator} {case.direction}"
     benchmark.extra_info |= record | description(case, rival, machine)
-    benchmark.extra_info |= rates(record.get("kernel_us", wall) / 1e6, direction, workload.matmul, machine)
+    benchmark.extra_info |= rates(record.get("kernel_us", wall) / 1e6, direction, *ceilings)
 
 
 def prepare(
@@ -217,18 +218,21 @@ def description(case: Case, rival: Rival, machine: Machine) -> dict[str, Any]:
     }
 
 
-def rates(seconds: float, direction: Direction, matmul: bool, machine: Machine) -> dict[str, float]:
-    """Against the ceilings: ``seconds`` are the kernels' on a GPU, the call's on a CPU."""
+def rates(seconds: float, direction: Direction, copy: float, matmul: float | None) -> dict[str, float]:
+    """Against the ceilings, in bytes and operations per second.
+
+    ``seconds`` are the kernels' on a GPU, the call's on a CPU. ``matmul`` is None where the operations are no matrix products.
+    """
     record = {
         "bytes": direction.bytes,
         "flops": direction.flops,
         "gigabytes_per_second": direction.bytes / seconds / 1e9,
-        "fraction_of_copy": direction.bytes / seconds / machine.copy_bandwidth,
-        "copy_gigabytes_per_second": machine.copy_bandwidth / 1e9,
+        "fraction_of_copy": direction.bytes / seconds / copy,
+        "copy_gigabytes_per_second": copy / 1e9,
     }
     if direction.flops:
         record["teraflops_per_second"] = direction.flops / seconds / 1e12
-    if matmul:
-        record["matmul_teraflops_ceiling"] = machine.matmul_flops / 1e12
-        record["fraction_of_matmul"] = direction.flops / seconds / machine.matmul_flops
+    if matmul is not None:
+        record["matmul_teraflops_ceiling"] = matmul / 1e12
+        record["fraction_of_matmul"] = direction.flops / seconds / matmul
     return record

@@ -6,6 +6,7 @@ so a CUDA graph can record a backward only on the stream that the forward ran on
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ Call = Callable[[], Any]
 
 ROUNDS = 20
 HOST_ROUNDS = 50
+CEILING_ROUNDS = 10
 GRAPH_REPLAYS = 10
 # Between two uses of the same memory this many times the L2 cache goes through it.
 COLD = 4
@@ -37,8 +39,13 @@ def copies_to_rotate(bytes_per_call: int, rotated: int, most: int) -> int:
     return max(2, min(most, -(-rotated // max(bytes_per_call, 1))))
 
 
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
 def stream(device: torch.device) -> AbstractContextManager[Any]:
-    return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()
+    return torch.cuda.stream(_side_stream(device)) if device.type == "cuda" else nullcontext()
 
 
 def synchronise(device: torch.device) -> None:
@@ -54,10 +61,10 @@ def free_bytes(device: torch.device) -> int | None:
     return torch.cuda.mem_get_info(device)[0] + cached
 
 
-def host_seconds(calls: Sequence[Call], device: torch.device) -> float:
+def host_seconds(calls: Sequence[Call], device: torch.device, rounds: int = HOST_ROUNDS) -> float:
     """Time to return from a call, the device not waited for. It is idle before each, so its queue never fills."""
     seconds = []
-    for i in range(HOST_ROUNDS):
+    for i in range(rounds):
         call = calls[i % len(calls)]
         synchronise(device)
         start = time.perf_counter()
@@ -78,8 +85,8 @@ def kernel_seconds(calls: Sequence[Call]) -> tuple[float, str]:
         raise
     except RuntimeError as error:  # an operator that waits for the device, for example
         torch.cuda.synchronize()
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return _queued_seconds(calls), f"events, no graph: {first_line}"
+        cause = error.__context__ or error  # ending a capture that failed raises again
+        return _queued_seconds(calls), f"events, no graph: {(str(cause).splitlines() or [repr(cause)])[0]}"
 
 
 def _graph_seconds(calls: Sequence[Call]) -> float:
@@ -131,7 +138,7 @@ def peak_memory(run: Call, device: torch.device) -> int:
 
 def _seconds(calls: Sequence[Call], device: torch.device) -> float:
     """Measured as the kernels are, so that a fraction compares like with like."""
-    return kernel_seconds(calls)[0] if device.type == "cuda" else host_seconds(calls, device)
+    return kernel_seconds(calls)[0] if device.type == "cuda" else host_seconds(calls, device, CEILING_ROUNDS)
 
 
 def copy_bandwidth(device: torch.device) -> float:
