@@ -221,7 +221,7 @@ def description(case: Case, rival: Rival, machine: Machine) -> dict[str, Any]:
 def rates(seconds: float, direction: Direction, copy: float, matmul: float | None) -> dict[str, float]:
     """Against the ceilings, in bytes and operations per second.
 
-    ``seconds`` are the kernels' on a GPU, the call's on a CPU. ``matmul`` is None where the operations are no matrix products.
+    ``seconds`` are the kernels' on a GPU, the call's on a CPU; ``matmul`` is None for other operations than products.
     """
     record = {
         "bytes": direction.bytes,
