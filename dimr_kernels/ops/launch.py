@@ -84,9 +84,13 @@ class Launch:
         if aligned and key in self._compiled:
             self._compiled[key](*pointers, *self._tail)
             return
-        compiled = self._kernel[self._grid](*pointers, *self._numbers, **self._options)
+        compiled = self.by_triton(pointers)
         if compiled is not None and aligned and torch.version.hip is None:
             self._compiled[key] = compiled[self._grid]
+
+    def by_triton(self, pointers: tuple[Tensor | None, ...]) -> Any:
+        """Launch on the current device in Triton's usual way; returns what Triton compiled."""
+        return self._kernel[self._grid](*pointers, *self._numbers, **self._options)
 
 
 def device_guard(x: Tensor) -> contextlib.AbstractContextManager[Any]:
