@@ -115,7 +115,7 @@ def _attention_on(device: torch.device) -> str:
     """For bfloat16 and a head dim of 64."""
     if current_backend() == "eager":
         return "eager"
-    if device.type == "cpu":
+    if device.type != "cuda":
         return "torch SDPA"
     call = rules.Call(
         device="cuda", dtype=torch.bfloat16, head_dim=64, value_dim=64, batch=1, queries=257, keys=257,

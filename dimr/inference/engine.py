@@ -6,6 +6,7 @@ reads the numbers anyway (``packing``, ``blocks``), and where CUDA graphs can be
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import Any, NoReturn
 
@@ -97,9 +98,11 @@ class InferenceEngine(nn.Module):
         check_image(self.config, x, self.dtype, self.device)
         check_class_labels(self.config, class_labels, x.shape[0], self.device)
         timestep = as_timestep(timestep, x.shape[0], self.device)
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+        with torch.no_grad(), _no_autocast(self.device):
             x = x.to(self.dtype)
-            if self._graphs is None or x.shape[0] == 0 or torch.cuda.is_current_stream_capturing():
+            if x.shape[0] == 0:
+                return tuple(x.new_empty(0, self.config.in_channels, s, s) for s in self.config.resolutions)
+            if self._graphs is None:
                 return tuple(out.contiguous() for out in self._compute(x, timestep, class_labels))
             return self._graphs(dk.current_backend(), x, timestep, class_labels.long())
 
@@ -146,3 +149,9 @@ class InferenceEngine(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.config}, dtype={self.dtype}, device={self.device}, CUDA graphs: {self.graph_status}"
+
+
+def _no_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()

@@ -25,6 +25,9 @@ Tensors = tuple[Tensor, ...]
 class Recorder(Protocol):
     """How calls are recorded and replayed: CUDA's way is below, tests on a CPU have theirs."""
 
+    def is_recorded_by_caller(self) -> bool:
+        """Whether the call is part of a recording of the caller's own, which a replay cannot be part of."""
+
     def record(self, function: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors, int]:
         """Run ``function`` -> what runs it again on the same memory, its results, bytes that were set aside for it."""
 
@@ -40,6 +43,9 @@ class CudaRecorder:
         self._device = device
         self._pool: Any = None
         self._idle = torch.cuda.Event()
+
+    def is_recorded_by_caller(self) -> bool:
+        return torch.cuda.is_current_stream_capturing()
 
     def record(self, function: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors, int]:
         reserved = torch.cuda.memory_reserved(self._device)
@@ -92,17 +98,22 @@ class GraphCache:
 
     def __call__(self, key: Hashable, *inputs: Tensor) -> Tensors:
         """Contiguous results that belong to the caller."""
+        if self._recorder.is_recorded_by_caller():
+            return self._directly(*inputs)
         with self._lock:
             kind = (key, *(tuple(x.shape) for x in inputs))
             recording = self._recordings.get(kind) or self._record(kind, inputs)
             if recording is None:
-                return tuple(x.contiguous() for x in self._compute(*inputs))
+                return self._directly(*inputs)
             self._recordings.move_to_end(kind)
             with self._recorder.turn():
                 for static, x in zip(recording.inputs, inputs, strict=True):
                     static.copy_(x)
                 recording.replay()
                 return tuple(x.clone(memory_format=torch.contiguous_format) for x in recording.results)
+
+    def _directly(self, *inputs: Tensor) -> Tensors:
+        return tuple(x.contiguous() for x in self._compute(*inputs))
 
     def _record(self, kind: Hashable, inputs: Tensors) -> _Recording | None:
         if self.problem is not None:
