@@ -9,6 +9,7 @@ import dimr_kernels as dk
 
 from .blocks import ConvNeXtBlock, TransformerBlock
 from .config import DiMRConfig
+from .recomputation import checkpointed
 
 
 class PatchEmbedding(nn.Module):
@@ -24,7 +25,8 @@ class PatchEmbedding(nn.Module):
         B, C, H, W = x.shape
         p = self.patch_size
         patches = x.reshape(B, C, H // p, p, W // p, p).permute(0, 2, 4, 1, 3, 5)  # [B, H/p, W/p, C, p, p]
-        return self.proj(patches.flatten(3)) + self.position
+        h = self.proj(patches.flatten(3))
+        return h + self.position.to(h.dtype)  # under autocast everything after this has its dtype
 
 
 class NoiseHead(nn.Module):
@@ -50,6 +52,7 @@ class Branch(nn.Module):
         self.skips = nn.ModuleList(nn.Linear(2 * D, D) for _ in range(count // 2))
         self.head = NoiseHead(D, config.in_channels)
         self.feeds_another = index + 1 < config.num_branches
+        self.checkpointing = "none"  # see DiMR.set_checkpointing
 
     def through_blocks(self, h: Tensor, t: Tensor) -> tuple[Tensor, list[Tensor]]:
         """``h [B, ..., D]`` -> the last block's output, and for a branch above ``h`` and the output of every block.
@@ -59,15 +62,18 @@ class Branch(nn.Module):
         features: list[Tensor] = [h]
         skips: list[Tensor] = []
         half = len(self.skips)
-        for i, block in enumerate(self.blocks):
-            if i > half:
-                h = self.skips[i - half - 1](torch.cat((h, skips.pop()), dim=-1))
-            h = block(h, t)
+        for i in range(len(self.blocks)):
+            h = checkpointed(self.checkpointing, self._block, i, h, skips.pop() if i > half else None, t)
             if i < half:
                 skips.append(h)
             if self.feeds_another:
                 features.append(h)
         return h, features
+
+    def _block(self, i: int, h: Tensor, skip: Tensor | None, t: Tensor) -> Tensor:
+        if skip is not None:
+            h = self.skips[i - len(self.skips) - 1](torch.cat((h, skip), dim=-1))
+        return self.blocks[i](h, t)
 
 
 class TransformerBranch(Branch):
@@ -80,7 +86,8 @@ class TransformerBranch(Branch):
 
     def forward(self, x: Tensor, t: Tensor, class_labels: Tensor) -> tuple[Tensor, list[Tensor]]:
         """``x [B, C, S, S]``, ``t [B] or [1]``, ``class_labels [B]`` -> prediction and features ``[B, h, w, D]``."""
-        tokens = torch.cat((self.class_embedding(class_labels)[:, None], self.embed(x).flatten(1, 2)), dim=1)
+        patches = self.embed(x).flatten(1, 2)
+        tokens = torch.cat((self.class_embedding(class_labels)[:, None].to(patches.dtype), patches), dim=1)
         h, features = self.through_blocks(tokens, t)
         return self.head(self._without_class(h), t), [self._without_class(f) for f in features]
 
@@ -99,6 +106,9 @@ class ConvNeXtBranch(Branch):
 
     def forward(self, x: Tensor, t: Tensor, lower: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """``x [B, C, S, S]``, ``t [B] or [1]``, ``lower [B, h/2, w/2, D'] each`` -> prediction and features."""
-        h = self.upsample(torch.cat(lower, dim=-1), self.embed(x), t)
+        h = checkpointed(self.checkpointing, self._upsampled, self.embed(x), t, *lower)
         h, features = self.through_blocks(h, t)
         return self.head(h, t), features
+
+    def _upsampled(self, patches: Tensor, t: Tensor, *lower: Tensor) -> Tensor:
+        return self.upsample(torch.cat(lower, dim=-1), patches, t)

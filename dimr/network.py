@@ -9,6 +9,7 @@ from .branches import ConvNeXtBranch, TransformerBranch
 from .config import DiMRConfig
 from .initialization import initialize
 from .inputs import as_timestep, check_class_labels, check_image
+from .recomputation import check_mode
 
 
 class DiMR(nn.Module):
@@ -26,6 +27,26 @@ class DiMR(nn.Module):
         higher = (ConvNeXtBranch(config, i) for i in range(1, config.num_branches))
         self.branches = nn.ModuleList([TransformerBranch(config, 0), *higher])
         initialize(self)
+
+    def set_checkpointing(self, mode: str) -> DiMR:
+        """What training keeps of the forward for the backward; results and gradients stay the same.
+
+        Args:
+            mode: "none" keeps everything (the start). "blocks" keeps the input of each block and runs the block again
+                in the backward. "selective" keeps the results of matrix products, attention and convolutions, and
+                computes norms, GeGLU products and concatenations again. Counted from shapes, a batch of 64 of XL/2R
+                (bfloat16 autocast, fused operators) holds 33.0, 2.6 and 22.7 GiB.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ValueError: another mode.
+        """
+        check_mode(mode)
+        for branch in self.branches:
+            branch.checkpointing = mode
+        return self
 
     @property
     def device(self) -> torch.device:

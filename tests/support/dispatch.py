@@ -1,0 +1,51 @@
+"""What a piece of code asks of torch's dispatcher: the operators it calls, and the memory it leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class _OperatorCounter(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, operator: Any, types: Any, arguments: Any = (), kwargs: Any = None) -> Any:
+        self.calls[operator._opname] += 1
+        return operator(*arguments, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def operators_called() -> Iterator[Counter[str]]:
+    """Name of each operator called inside the block -> how often; a fused operator counts as itself alone."""
+    counter = _OperatorCounter()
+    with counter:
+        yield counter.calls
+
+
+class LiveMemory(TorchDispatchMode):
+    """Context manager: :meth:`bytes` of the storages that were allocated inside it and still live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, operator: Any, types: Any, arguments: Any = (), kwargs: Any = None) -> Any:
+        result = operator(*arguments, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                reference = StorageWeakRef(storage)
+                self._storages[reference.cdata] = reference, storage.nbytes()
+        return result
+
+    def bytes(self) -> int:
+        return sum(size for reference, size in self._storages.values() if not reference.expired())
