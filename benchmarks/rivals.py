@@ -37,12 +37,18 @@ def resolve(workload: Workload, implementation: str, device: torch.device, dtype
 
 
 def _fused(workload: Workload, device: torch.device, dtype: torch.dtype) -> Rival:
-    problem = None if workload.fused == "auto" else why_unavailable(workload.fused, device, dtype)
-    if problem is None and workload.fused == "triton" and device.type == "cpu":
-        problem = "Triton's interpreter is not worth timing"
+    problem = None if workload.fused == "auto" else why_not_worth_timing(workload.fused, device, dtype)
     if problem is not None:
         raise Unavailable(f"no fused form here: {problem}")
     return Rival(workload.function, backend=workload.fused)
+
+
+def why_not_worth_timing(fused: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why a fused form ("triton" or "cuda") cannot run here, or only in Triton's interpreter; None if it can."""
+    problem = why_unavailable(fused, device, dtype)
+    if problem is None and fused == "triton" and device.type == "cpu":
+        return "Triton's interpreter is not worth timing"
+    return problem
 
 
 def compiled(function: Callable[..., Any], mode: str) -> Callable[..., Any]:
