@@ -10,6 +10,7 @@ import dimr
 from dimr.cli import main
 from dimr.optional import MissingPackageError
 from tests.support.requirements import needs_demo_extra
+from tests.support.small_models import perturbed_model
 
 PIXELS = dimr.DiMRConfig(in_channels=1, input_size=8, dims=(16, 8), layers=(1, 1), num_heads=2, num_classes=3)
 LATENTS = dimr.DiMRConfig(in_channels=4, input_size=8, dims=(16, 8), layers=(1, 1), num_heads=2, num_classes=3)
@@ -203,3 +204,21 @@ def test_runs_as_a_module():
     assert done.returncode == 0
     for command in ("demo", "sample", "convert", "info"):
         assert command in done.stdout
+
+
+@needs_demo_extra
+def test_samples_through_the_engine(tmp_path, capsys):
+    numpy = pytest.importorskip("numpy")
+    folder = dimr.save_model(perturbed_model(PIXELS), tmp_path / "checkpoint")
+    drawn = []
+    for name, options in (("plain", ()), ("engine", ("--engine",)), ("without", ("--no-engine",))):
+        path = tmp_path / f"{name}.npz"
+        assert sample(folder, path, *options) == 0
+        how = capsys.readouterr().out.splitlines()[-1]
+        assert " images/s with " in how
+        assert ("inference engine in float32, no CUDA graphs" in how) == (name == "engine")
+        drawn.append(numpy.load(path)["samples"])
+    plain, engine, without = drawn
+    assert numpy.array_equal(plain, without)
+    assert not numpy.array_equal(plain, engine)
+    numpy.testing.assert_allclose(engine, plain, rtol=1e-3, atol=1e-3)
