@@ -124,8 +124,8 @@ def predict(operator: str, direction: str, moved_bytes: float, width: int, machi
     issued = elements * kernel.padded(width) / width * kernel.instructions
     instructions = issued / (machine.issue * ISSUE_EFFICIENCY)
     seconds = max(memory, instructions) + kernel.starts * START_SECONDS
-    bound = "memory" if memory >= instructions else "instructions"
-    return Prediction(seconds, moved_bytes / machine.copy / seconds, bound)
+    fraction = moved_bytes / machine.copy / seconds
+    return Prediction(seconds, fraction, "memory" if memory >= instructions else "instructions")
 
 
 def predict_for(device: str, operator: str, direction: str, moved_bytes: float, width: int) -> Prediction | None:
@@ -156,7 +156,7 @@ def target_shapes(operator: str) -> tuple[tuple[int, int], ...]:
     return SEQUENCES if operator.startswith("td_") else IMAGES
 
 
-def table() -> Iterator[tuple[str, str, str, str, str]]:
+def table() -> Iterator[tuple[str, ...]]:
     """Operator, direction, H100, H200 (least and most over the target shapes), bound on an H100."""
     for operator, direction in KERNELS:
         yield _line(operator, direction, target_shapes(operator))
@@ -167,7 +167,7 @@ def table() -> Iterator[tuple[str, str, str, str, str]]:
         yield f"geglu_linear, {width} wide", "forward", *(f"{ratio:.2f}x" for ratio in ratios), "matmul"
 
 
-def _line(operator: str, direction: str, shapes: tuple[tuple[int, int], ...]) -> tuple[str, str, str, str, str]:
+def _line(operator: str, direction: str, shapes: tuple[tuple[int, int], ...]) -> tuple[str, ...]:
     counted = KERNELS[operator, direction].counted * ITEM_BYTES
     cells, bounds = [], ""
     for machine in MACHINES:

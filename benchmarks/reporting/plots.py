@@ -21,6 +21,7 @@ STYLES = {
     "eager": ("0.55", "o"),
     "compiled": ("#e08a1e", "s"),
     "max-autotune": ("#b5462f", "^"),
+    "two kernels": ("#b09a2e", "o"),
     "layer_norm": ("0.25", "P"),
     "rms_norm": ("0.25", "P"),
     "liger": ("#4f9d69", "v"),

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +138,8 @@ def parse(values: dict[str, Any], where: str) -> Record:
     for key in (*NOT_NEGATIVE, *NOT_NEGATIVE_OR_ABSENT):
         if values.get(key) is not None and not (_is_number(values[key]) and values[key] >= 0):
             raise RecordError(f"{where}: key '{key}': found {values[key]!r}, want a number from 0")
-    record = Record(**{field.name: values.get(field.name) for field in fields(Record)})
-    return replace(record, dtype=record.dtype.removeprefix("torch."))
+    known: dict[str, Any] = {field.name: values.get(field.name) for field in fields(Record)}
+    return Record(**known | {"dtype": values["dtype"].removeprefix("torch.")})
 
 
 def _is_number(value: Any) -> bool:

@@ -133,8 +133,8 @@ def _legend(rows: Sequence[Row]) -> str:
     return (
         f"{clock}; `of copy`: bytes moved per second over the copy bandwidth, above 100% where a cache holds them; "
         "`predicted`: of copy, worked out before measuring (`benchmarks/NOTES.md`); `TFLOP/s`: in brackets, of a large "
-        "product's; `x rival`: its time over ours; `error`: largest difference from float64 over the largest value. "
-        "An empty cell was not measured."
+        "product's; `x rival`: its time over ours; a star: see the notes; `error`: largest difference from float64 "
+        "over the largest value. An empty cell was not measured."
     )
 
 
@@ -161,7 +161,7 @@ def every_measurement(rows: Sequence[Row]) -> tuple[Sequence[str], list[Sequence
 
 def full_line(row: Row, shape: str) -> Sequence[str]:
     ours, speed_ups = row.ours, row.speed_ups()
-    others = ", ".join(f"{name} {ratio:.2f}" for name, ratio in speed_ups.items() if name not in RIVALS)
+    others = ", ".join(f"{_starred(row, name)} {ratio:.2f}" for name, ratio in speed_ups.items() if name not in RIVALS)
     over_rivals = (_cell(speed_ups.get(rival), ".2f") for rival in RIVALS)
     return (
         row.operator, _words(row.direction), shape, *_own_cells(ours), *over_rivals, others, _fastest(row),
@@ -193,7 +193,7 @@ def _own_cells(ours: Record | None) -> Sequence[str]:
         _cell(us, ".1f"),
         _cell(ours.gigabytes_per_second, ".0f"),
         _cell(ours.fraction_of_copy, ".0%"),
-        _cell(predicted and predicted.fraction_of_copy, ".0%"),
+        _cell(None if predicted is None else predicted.fraction_of_copy, ".0%"),
         _teraflops(ours),
     )
 
@@ -208,7 +208,12 @@ def _teraflops(record: Record) -> str:
 
 def _fastest(row: Row) -> str:
     times = {name: r.microseconds for name, r in row.rivals.items() if r.microseconds is not None}
-    return f"{(name := min(times, key=times.__getitem__))} {times[name]:.1f}" if times else ""
+    return f"{_starred(row, name := min(times, key=times.__getitem__))} {times[name]:.1f}" if times else ""
+
+
+def _starred(row: Row, name: str) -> str:
+    """A star where the record has a note, as on rivals that do less work."""
+    return name + "*" * bool(row.records[name].note)
 
 
 def _cell(value: float | None, format_: str) -> str:

@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+import benchmarks
 from benchmarks.report import main, slug, write_report
 from benchmarks.reporting import plots
 from benchmarks.reporting.records import parse
@@ -139,6 +143,8 @@ def test_notes_of_the_records():
         "- td_layer_norm, liger: without a timestep",
         "- td_layer_norm, liger, forward: timed by events, no graph: it waits",
     ]
+    (line,) = measurements(text)
+    assert (line["x others"], line["fastest rival"]) == ("liger* 1.00", "liger* 100.0")
     assert "## Notes" not in text_of(values())
 
 
@@ -241,6 +247,23 @@ def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write_report([run], tmp_path)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.slow
+def test_what_the_benchmarks_write_is_read(tmp_path):
+    pytest.importorskip("matplotlib")
+    run = tmp_path / "run.json"
+    chosen = "td_rms_norm-target-4x65x192 and eager and not residual"
+    command = ["-m", "pytest", "benchmarks", "-q", "-k", chosen, "--benchmark-only", f"--benchmark-json={run}"]
+    root = Path(benchmarks.__file__).parents[1]
+    subprocess.run([sys.executable, *command, "-p", "no:cacheprovider"], cwd=root, check=True, capture_output=True)
+    folder = write_report([run], tmp_path / "results")
+    lines = measurements((folder / "report.md").read_text())
+    assert [(line["operator"], line["direction"]) for line in lines] == [
+        ("td_rms_norm", "forward"),
+        ("td_rms_norm", "backward"),
+    ]
+    assert all(line["fastest rival"] for line in lines)
 
 
 def test_no_such_file(tmp_path, capsys):

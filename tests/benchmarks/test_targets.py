@@ -92,6 +92,19 @@ def test_a_target_for_a_cpu():
     assert found.verdict == "not measured"
 
 
+def test_each_width_by_itself():
+    (target,) = [target for target in TARGETS if target.each_width]
+    shape = {"operator": "geglu_linear"}
+    times = {480: (50.0, 60.0), 960: (50.0, 55.0)}
+    records = [
+        narrow(us, width, implementation=name, **shape)
+        for width, pair in times.items()
+        for us, name in zip(pair, ("fused", "compiled"), strict=True)
+    ]
+    found = list(evaluate(as_rows(parse(record, "test") for record in records), [target]))
+    assert [(o.target.widths, o.verdict) for o in found] == [((480, 480), "met"), ((960, 960), "missed")]
+
+
 def test_words():
     assert str(FRACTION) == ">= 75% of copy bandwidth"
     assert str(FASTER) == ">= 2x the faster of cudnn and aten"
