@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -12,6 +10,7 @@ from .dispatch import BackendError, choose, current_backend, why_unavailable
 from .ops.geglu import op as geglu_op
 from .ops.geglu_linear import eager as geglu_linear_eager
 from .ops.geglu_linear import op as geglu_linear_op
+from .rows import as_rows, with_rows_of
 
 
 def geglu_linear(
@@ -62,18 +61,10 @@ def geglu_linear(
         return geglu_linear_eager.geglu_linear(x, weight, bias, approximate, gate_first)
     elif form == "two_kernels" or _needs_gradient(x, weight, bias) or not geglu_linear_op.wins(x, weight):
         h = geglu_linear_eager.project(x, weight, bias)
-        return _with_rows_of(x, geglu_op.geglu_packed(_rows(h), approximate, gate_first))
+        return with_rows_of(x, geglu_op.geglu_packed(as_rows(h), approximate, gate_first))
     if cast is not None:
         x, weight = x.to(cast), weight.to(cast)
-    return _with_rows_of(x, geglu_linear_op.geglu_linear(_rows(x), weight, bias, approximate, gate_first))
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-
-
-def _with_rows_of(x: Tensor, out: Tensor) -> Tensor:
-    return out.reshape(*x.shape[:-1], out.shape[-1])
+    return with_rows_of(x, geglu_linear_op.geglu_linear(as_rows(x), weight, bias, approximate, gate_first))
 
 
 def _check_linear(operator: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
