@@ -28,6 +28,9 @@ class Recorder(Protocol):
     def is_recorded_by_caller(self) -> bool:
         """Whether the call is part of a recording of the caller's own, which a replay cannot be part of."""
 
+    def warm_up(self, function: Callable[[], Tensors]) -> None:
+        """Run ``function`` so that what is done only once (compilation, choice of algorithms) is done."""
+
     def record(self, function: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors, int]:
         """Run ``function`` -> what runs it again on the same memory, its results, bytes that were set aside for it."""
 
@@ -35,25 +38,36 @@ class Recorder(Protocol):
         """A context in which nothing else uses the recorded memory."""
 
     def release(self) -> None:
-        """Give the memory back; nothing recorded is in use any more."""
+        """Give the memory back. The host may wait; nothing recorded is replayed any more."""
 
 
 class CudaRecorder:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool: Any = None
+        self._stream = torch.cuda.Stream(device)
         self._idle = torch.cuda.Event()
 
     def is_recorded_by_caller(self) -> bool:
         return torch.cuda.is_current_stream_capturing()
 
+    def warm_up(self, function: Callable[[], Tensors]) -> None:
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):  # libraries keep workspaces by stream
+            for _ in range(WARM_UPS):
+                function()
+        current.wait_stream(self._stream)
+
     def record(self, function: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors, int]:
+        torch.cuda.empty_cache()
         reserved = torch.cuda.memory_reserved(self._device)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self._device):
-            stream = torch.cuda.Stream()
-            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
-                results = function()
+        with (
+            torch.cuda.device(self._device),
+            torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
+        ):
+            results = function()
         self._pool = graph.pool()
         return graph.replay, results, torch.cuda.memory_reserved(self._device) - reserved
 
@@ -67,6 +81,7 @@ class CudaRecorder:
         self._idle.record(stream)
 
     def release(self) -> None:
+        torch.cuda.synchronize(self._device)
         self._pool = None
         torch.cuda.empty_cache()
 
@@ -120,8 +135,7 @@ class GraphCache:
             return None
         with torch.inference_mode(False), torch.no_grad():  # memory that is written to in either mode
             static = tuple(x.clone() for x in inputs)
-            for _ in range(WARM_UPS):
-                self._compute(*static)
+            self._recorder.warm_up(lambda: self._compute(*static))
             while len(self._recordings) >= self._limit:
                 self._recordings.popitem(last=False)
             try:

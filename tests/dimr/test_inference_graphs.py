@@ -19,12 +19,18 @@ class StandIn:
 
     def __init__(self):
         self.recorded = self.replayed = self.released = 0
-        self.fails = self.within = self.callers_own = False
+        self.fails = self.within = self.callers_own = self.warm = False
 
     def is_recorded_by_caller(self):
         return self.callers_own
 
+    def warm_up(self, function):
+        function()
+        self.warm = True
+
     def record(self, function):
+        assert self.warm
+        self.warm = False
         if self.fails:
             raise RuntimeError("operation not permitted\nmore")
         self.recorded += 1
