@@ -249,8 +249,8 @@ def td_layer_norm(
         ValueError, TypeError: an argument's shape, dtype or device does not fit, or ``t`` is NaN.
         BackendError: the implementation asked for cannot run (see :func:`dimr_kernels.use_backend`).
     """
-    shift = (p3, p4, shift_gate_weight, shift_gate_offset)
-    if any(v is None for v in shift) and any(v is not None for v in shift):
+    missing = (p3 is None) + (p4 is None) + (shift_gate_weight is None) + (shift_gate_offset is None)
+    if missing not in (0, 4):
         raise ValueError(
             "td_layer_norm: p3, p4, shift_gate_weight and shift_gate_offset must all be given or all be None"
         )
@@ -299,7 +299,7 @@ def _td_norm(
     checks.check_floating(operator, x=x, residual=residual)
     if x.dim() == 0 or x.shape[-1] == 0:
         raise ValueError(f"{operator}: x must have shape [B, ..., D] with D >= 1, got {list(x.shape)}")
-    if residual is not None:
+    if residual is not None and (residual.shape, residual.dtype, residual.device) != (x.shape, x.dtype, x.device):
         _check_residual(operator, x, residual)
     D = x.shape[-1]
     time_checks.check_gated_pair(
