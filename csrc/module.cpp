@@ -72,6 +72,10 @@ PYBIND11_MODULE(_C, m) {
   m.attr("has_cuda") = false;
 #endif
   m.attr("build_information") = build_information();
+  py::class_<dimr::CpuLimits>(m, "CpuLimits", "What the CPU operators go by, as found on this machine; tests change it.")
+      .def_readwrite("avx2", &dimr::CpuLimits::avx2)
+      .def_readwrite("cache_bytes", &dimr::CpuLimits::cache_bytes);
+  m.def("cpu_limits", &dimr::cpu_limits, py::return_value_policy::reference);
   py::class_<Shape>(m, "PixelShuffleShape", "Low-resolution image of channels * factor**2 channels.")
       .def(py::init(&make_shape), py::arg("batch"), py::arg("channels"), py::arg("height"), py::arg("width"),
            py::arg("factor"), py::arg("layout"));

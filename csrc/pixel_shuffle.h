@@ -254,6 +254,13 @@ inline Launch plan_launch(const Task& task) {
   return plan_launch(task.shape, element_bytes(task.element), bits % kAccessBytes == 0);
 }
 
+// What the CPU operators go by, found on this machine; tests change it.
+struct CpuLimits {
+  bool avx2;
+  int64_t cache_bytes;  // of the last level
+};
+CpuLimits& cpu_limits();
+
 void run_cpu(const Task& task);
 void run_cuda(const Task& task, int device_index);
 // The CUDA kernel's threads, one after another on the host, over the geometry that run_cuda would launch.
