@@ -9,12 +9,19 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import os
 import sys
-from dataclasses import asdict
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dimr_kernels.static_analysis import OPERATORS, cases_by_architecture, compile_case
+from dimr.files import replacing
+from dimr_kernels.machine_code import BULK
+from dimr_kernels.static_analysis import ARCHITECTURES, OPERATORS, compile_case, operator_cases
+
+from .static_extension import extension_rows
 
 RESULTS = Path(__file__).parent / "results"
 REGISTERS_PER_SM = 65536
@@ -22,7 +29,49 @@ WARPS_PER_SM = 64
 BLOCKS_PER_SM = 32
 SHARED_PER_SM = {80: 164 << 10, 90: 228 << 10}
 SHARED_RESERVED = 1 << 10  # per block, by the driver
-COLUMNS = ("kernel", "sm", "warps", "registers", "spilled", "shared", "occupancy", "load", "store", "instr/output", "s")
+EXTENSION = "pixel_shuffle"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a share of issue is worked out for."""
+
+    name: str
+    multiprocessors: int
+    hertz: float
+    """Assumed under load."""
+    bytes_per_second: float
+    """Of a large copy, assumed."""
+    lanes: dict[str, int]
+    """Results per clock and multiprocessor, by unit (CUDA programming guide, throughput of native instructions)."""
+
+
+MACHINES = {
+    80: Machine("A100 80 GB", 108, 1.41e9, 1.75e12, {"all": 128, "float32": 64, "integer": 64, "special": 16}),
+    90: Machine("H100 SXM", 132, 1.7e9, 3.0e12, {"all": 128, "float32": 128, "integer": 64, "special": 16}),
+}
+
+COLUMNS = (
+    "kernel", "sm", "warps", "registers", "spilled", "shared", "occupancy", "loads", "stores", "instr/output",
+    "B/output", "issue/memory", "compile s",
+)  # fmt: skip
+
+EXPLANATION = """\
+# Kernel configurations, compiled
+
+Read off machine code by `python -m benchmarks.static` (Triton {triton}); no GPU took part and nothing here is a speed.
+
+- One line per kernel and architecture; widths that compile to the same code share it (`D=384|480`).
+- loads, stores: bytes per global access x how many stand in the code; `TMA`: copies by the tensor memory accelerator.
+- instr/output: instructions per element and lane, in one turn of the main loop (depthwise) or in the whole program, for
+  the shape among those of the line that leaves most lanes idle. Slow paths inside count as if taken.
+- B/output: each tensor read or written once. Empty for matrix products, where neither says much.
+- issue/memory: *counted*, not measured: the time to issue the instructions (or to run those of one unit: float32,
+  integer, special functions, whichever takes longest) over the time to move the bytes. Above 1 the instructions bind.
+  Assumed: {machines}.
+- compile s: of one kernel on the machine that made this table, which may have been busy; empty for nvcc's.
+- Kernels of the extension (nvcc's): one line per kind, with the figures of its instance with the most registers.
+"""
 
 
 def occupancy(registers: int, shared: int, warps: int, architecture: int) -> float:
@@ -34,53 +83,98 @@ def occupancy(registers: int, shared: int, warps: int, architecture: int) -> flo
     return blocks * warps / WARPS_PER_SM
 
 
-def rows_of(operator: str) -> list[dict[str, Any]]:
-    rows = []
-    for case, architecture in cases_by_architecture(operator):
-        row = asdict(compile_case(case, architecture)) | {"operator": operator, "warps": case.num_warps}
-        row["occupancy"] = occupancy(row["registers"], row["shared_bytes"], case.num_warps, architecture)
-        rows.append(row)
-    return rows
+def issue_over_memory(per_output: dict[str, float], bytes_per_output: float, architecture: int) -> float | None:
+    """Time for the busiest unit over time for memory, per output; None where either is unknown."""
+    if not per_output or not bytes_per_output:
+        return None
+    machine = MACHINES[architecture]
+    clocks = max(per_output[unit] / lanes for unit, lanes in machine.lanes.items())
+    seconds = clocks / (machine.multiprocessors * machine.hertz)
+    return seconds / (bytes_per_output / machine.bytes_per_second)
+
+
+def rows_of(operator: str) -> Iterator[dict[str, Any]]:
+    for architecture in ARCHITECTURES:
+        for case in operator_cases(operator, architecture):
+            row = {"operator": operator, **asdict(compile_case(case, architecture))}
+            del row["opcodes"]
+            yield row
+
+
+def completed(row: dict[str, Any]) -> dict[str, Any]:
+    figures = row["registers"], row["shared_bytes"], row["num_warps"], row["architecture"]
+    share = issue_over_memory(row["per_output"], row["bytes_per_output"], row["architecture"])
+    row["occupancy"] = round(occupancy(*figures), 3)
+    row["issue_over_memory"] = None if share is None else round(share, 2)
+    return row
 
 
 def widths(accesses: dict[str, int]) -> str:
     """``{"16": 8, "4": 2}`` -> ``16 B x8, 4 B x2``, widest first."""
-    return ", ".join(f"{width} B x{n}" for width, n in sorted(accesses.items(), key=lambda item: -int(item[0])))
+    by_width = sorted(accesses.items(), key=lambda item: -1e9 if item[0] == BULK else -int(item[0]))
+    return ", ".join(f"{width if width == BULK else width + ' B'} x{n}" for width, n in by_width)
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
+def cells(row: dict[str, Any]) -> tuple[Any, ...]:
+    per_output, share = row["per_output"].get("all"), row["issue_over_memory"]
+    return (
+        row["name"].replace("|", "\\|"), row["architecture"], row["num_warps"], row["registers"], row["spill_bytes"],
+        row["shared_bytes"], f"{row['occupancy']:.0%}", widths(row["loads"]), widths(row["stores"]),
+        "" if per_output is None else f"{per_output:.1f}", f"{row['bytes_per_output']:g}" if share else "",
+        "" if share is None else f"{share:.2f}", "" if row["compile_seconds"] is None else row["compile_seconds"],
+    )  # fmt: skip
+
+
+def markdown(rows: list[dict[str, Any]], notes: list[str]) -> str:
+    assumed = "; ".join(
+        f"sm_{architecture} {m.name}, {m.multiprocessors} multiprocessors at {m.hertz / 1e9:g} GHz, "
+        f"{m.bytes_per_second / 1e12:g} TB/s"
+        for architecture, m in MACHINES.items()
+    )
     lines = [
-        "# Kernel configurations, compiled",
-        "",
-        f"Read off machine code by `python -m benchmarks.static` (Triton {importlib.metadata.version('triton')}); "
-        "no GPU took part and nothing here is a speed.",
-        "",
+        EXPLANATION.format(triton=importlib.metadata.version("triton"), machines=assumed),
+        *(f"{note}\n" for note in notes),
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),
     ]
-    for row in rows:
-        per_output = row["instructions_per_output"]
-        cells = (
-            row["name"], row["architecture"], row["warps"], row["registers"], row["spill_bytes"], row["shared_bytes"],
-            f"{row['occupancy']:.0%}", widths(row["loads"]), widths(row["stores"]),
-            "" if per_output is None else f"{per_output:.1f}", row["compile_seconds"],
-        )  # fmt: skip
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    lines += ["| " + " | ".join(map(str, cells(row))) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
+def as_json(rows: list[dict[str, Any]]) -> str:
+    """One line per row."""
+    return "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
+
+
+def collect(operators: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows, and notes about what could not be had."""
+    rows: list[dict[str, Any]] = []
+    notes: list[str] = []
+    for operator in operators:
+        if operator == EXTENSION:
+            found, problem = extension_rows()
+            notes += [problem] if problem else []
+        else:
+            found = list(rows_of(operator))
+        sys.stderr.write(f"{operator}: {len(found)} rows\n")
+        rows += map(completed, found)
+    return sorted(rows, key=lambda row: (row["operator"], row["name"], row["architecture"])), notes
+
+
 def main(arguments: list[str] | None = None) -> None:
+    choices = (*OPERATORS, EXTENSION)
     parser = argparse.ArgumentParser(description="Tabulate what every kernel configuration costs in machine code.")
-    parser.add_argument("operators", nargs="*", default=OPERATORS)
+    parser.add_argument("operators", nargs="*", metavar="operator", help=f"of {', '.join(choices)}; default: all")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for static.json and static.md")
     options = parser.parse_args(arguments)
-    rows = []
-    for operator in options.operators:
-        rows += rows_of(operator)
-        sys.stderr.write(f"{operator}: {sum(row['operator'] == operator for row in rows)} kernels compiled\n")
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "static.json").write_text(json.dumps(rows, indent=1) + "\n")
-    (options.output / "static.md").write_text(markdown(rows))
+    if unknown := sorted(set(options.operators) - set(choices)):
+        parser.error(f"no operator is called {', '.join(unknown)}; there are {', '.join(choices)}")
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TRITON_CACHE_DIR"] = cache  # so that every kernel is compiled, and its time is that of compiling
+        rows, notes = collect(options.operators or list(choices))
+    for name, text in (("static.json", as_json(rows)), ("static.md", markdown(rows, notes))):
+        with replacing(options.output / name) as temporary:
+            temporary.write_text(text)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ process of its own without TRITON_INTERPRET=1: the interpreter's kernels cannot 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import json
 import re
@@ -14,16 +15,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from .machine_code import BULK_LOADS, BULK_STORES, LOADS, STORES, Listing
+from .ops.configurations import assume_architecture
 from .ops.launch import KernelCase
 
 OPERATORS = ("depthwise_conv", "geglu", "geglu_linear", "shuffle_norm_add", "td_norm")
 ARCHITECTURES = (80, 90)
-_INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class CompiledKernel:
 
     name: str
     architecture: int
+    num_warps: int
     registers: int
     """Per thread."""
     spill_bytes: int
@@ -42,31 +44,45 @@ class CompiledKernel:
     stores: dict[str, int]
     opcodes: dict[str, int]
     """First word of each instruction -> how often it occurs."""
-    instructions_per_output: float | None
-    """Issued by one lane per turn of the longest innermost loop, per element; None without ``outputs_per_turn``."""
+    per_output: dict[str, float]
+    """Instructions per element, "all" and by the unit that runs them; empty where the figure means nothing."""
+    bytes_per_output: float
+    """Moved to and from memory, at the least; 0 where the figure means nothing."""
     compile_seconds: float
 
     @property
-    def widest_load(self) -> int:
-        return max((int(width) for width in self.loads), default=0)
-
-    @property
-    def widest_store(self) -> int:
-        return max((int(width) for width in self.stores), default=0)
+    def instructions_per_output(self) -> float | None:
+        return self.per_output.get("all")
 
 
-def operator_cases(operator: str) -> list[KernelCase]:
-    return list(importlib.import_module(f"dimr_kernels.ops.{operator}.triton").cases())
+def operator_cases(operator: str, architecture: int) -> list[KernelCase]:
+    """What the operator launches on this architecture. One kernel that serves several shapes is one case."""
+    with assume_architecture(architecture):
+        return merged(importlib.import_module(f"dimr_kernels.ops.{operator}.triton").cases())
 
 
-def cases_by_architecture(
-    operator: str, architectures: Sequence[int] = ARCHITECTURES
-) -> Iterator[tuple[KernelCase, int]]:
-    """Each configuration with each architecture that launches it."""
-    for case in operator_cases(operator):
-        for architecture in architectures:
-            if not case.architectures or architecture in case.architectures:
-                yield case, architecture
+def merged(cases: Iterable[KernelCase]) -> list[KernelCase]:
+    """Those that compile to the same machine code become one, named after all."""
+    same: dict[str, list[KernelCase]] = {}
+    for case in cases:
+        key = (case.kernel.__name__, case.signature, case.constants, case.num_warps, case.num_stages)
+        same.setdefault(f"{key}{sorted(case.aligned)}", []).append(case)
+    # The figures per output are those of the shape that uses the least of the kernel's lanes.
+    first = [min(group, key=lambda case: case.outputs_per_program or case.outputs_per_turn) for group in same.values()]
+    names = [merged_name([case.name for case in group]) for group in same.values()]
+    return [dataclasses.replace(case, name=name) for case, name in zip(first, names, strict=True)]
+
+
+def merged_name(names: Sequence[str]) -> str:
+    """``f[D=480,bf16]`` and ``f[D=384,bf16]`` -> ``f[D=384|480,bf16]``."""
+    kernel, _, rest = names[0].partition("[")
+    fields = zip(*(name.partition("[")[2].rstrip("]").split(",") for name in names), strict=True)
+    parts = []
+    for values in fields:
+        label, equals, _ = values[0].partition("=")
+        found = dict.fromkeys(value.partition("=")[2] for value in values)
+        parts.append(f"{label}={'|'.join(sorted(found, key=lambda v: (len(v), v)))}" if equals else values[0])
+    return f"{kernel}[{','.join(parts)}]" if rest else kernel
 
 
 def compile_case(case: KernelCase, architecture: int) -> CompiledKernel:
@@ -86,27 +102,37 @@ def compile_case(case: KernelCase, architecture: int) -> CompiledKernel:
         options={"num_warps": case.num_warps, "num_stages": case.num_stages},
     )
     seconds = time.perf_counter() - start
-    registers, spill = _resources(compiled.asm["cubin"])
-    code = _run_on_cubin(compiled.asm["cubin"], _tool("nvdisasm"), "-c")
-    opcodes, loads, stores = _instructions(code)
-    per_output = None
-    if case.outputs_per_turn:
-        per_output = round(_longest_loop(code) * 32 * case.num_warps / case.outputs_per_turn, 2)
+    cubin = compiled.asm["cubin"]
+    registers, spill = _resources(cubin)
+    listing = Listing(_run_on_cubin(cubin, tool("nvdisasm"), "-c"))
     return CompiledKernel(
         name=case.name,
         architecture=architecture,
+        num_warps=case.num_warps,
         registers=registers,
         spill_bytes=spill,
         shared_bytes=compiled.metadata.shared,
-        loads=loads,
-        stores=stores,
-        opcodes=opcodes,
-        instructions_per_output=per_output,
-        compile_seconds=round(seconds, 3),
+        loads=listing.accesses(LOADS, BULK_LOADS),
+        stores=listing.accesses(STORES, BULK_STORES),
+        opcodes=listing.opcodes,
+        per_output=_per_output(case, listing),
+        bytes_per_output=case.bytes_per_output,
+        compile_seconds=round(seconds, 2),
     )
 
 
-def _tool(name: str) -> str:
+def _per_output(case: KernelCase, listing: Listing) -> dict[str, float]:
+    if case.outputs_per_turn:
+        counted, outputs = listing.per_turn(), case.outputs_per_turn
+    elif case.outputs_per_program:
+        counted, outputs = listing.per_program(case.turns), case.outputs_per_program
+    else:
+        return {}
+    return {unit: round(32 * case.num_warps * count / outputs, 2) for unit, count in counted.items()}
+
+
+def tool(name: str) -> str:
+    """NVIDIA's, as Triton's package carries it."""
     import triton
 
     return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
@@ -121,50 +147,9 @@ def _run_on_cubin(cubin: bytes, *command: str) -> str:
 
 def _resources(cubin: bytes) -> tuple[int, int]:
     """Registers and local-memory bytes per thread. The stack counts: indexed arrays live there too."""
-    text = _run_on_cubin(cubin, _tool("cuobjdump"), "-res-usage")
+    text = _run_on_cubin(cubin, tool("cuobjdump"), "-res-usage")
     usage = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text))
     return int(usage["REG"]), int(usage["STACK"]) + int(usage["LOCAL"])
-
-
-def _instructions(code: str) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
-    opcodes: Counter[str] = Counter()
-    accesses: dict[str, Counter[str]] = {"LDG": Counter(), "STG": Counter()}
-    for line in code.splitlines():
-        match = _INSTRUCTION.search(line)
-        if match is None:
-            continue
-        instruction = match.group(1)
-        opcode = instruction.partition(".")[0]
-        opcodes[opcode] += 1
-        memory = "LDG" if opcode == "LDGSTS" else opcode  # cp.async: a load that goes straight to shared memory
-        if memory in accesses:
-            accesses[memory][str(_access_bytes(instruction))] += 1
-    return dict(opcodes), dict(accesses["LDG"]), dict(accesses["STG"])
-
-
-def _longest_loop(code: str) -> int:
-    """Instructions between a label and the branch back to it, the longest among loops that hold no other loop."""
-    count = 0
-    labels: dict[str, int] = {}
-    loops: list[tuple[int, int]] = []
-    for line in code.splitlines():
-        if label := re.match(r"\s*(\.L_\w+):", line):
-            labels[label.group(1)] = count
-        elif instruction := _INSTRUCTION.search(line):
-            count += 1
-            target = re.search(r"\bBRA\b.*?(\.L_\w+)", line) if instruction.group(1).startswith("BRA") else None
-            if target is not None and target.group(1) in labels:
-                loops.append((labels[target.group(1)], count))
-    innermost = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
-    return max((end - start for start, end in innermost), default=0)
-
-
-def _access_bytes(instruction: str) -> int:
-    parts = instruction.split(".")
-    for suffix, width in (("128", 16), ("64", 8), ("U16", 2), ("S16", 2), ("U8", 1), ("S8", 1), ("16", 2), ("8", 1)):
-        if suffix in parts:
-            return width
-    return 4
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -173,9 +158,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--architecture", type=int, action="append", help="compute capability times ten: 80, 90")
     options = parser.parse_args(arguments)
     for operator in options.operators:
-        for case, architecture in cases_by_architecture(operator, options.architecture or ARCHITECTURES):
-            sys.stdout.write(json.dumps(asdict(compile_case(case, architecture))) + "\n")
-            sys.stdout.flush()
+        for architecture in options.architecture or ARCHITECTURES:
+            for case in operator_cases(operator, architecture):
+                sys.stdout.write(json.dumps(asdict(compile_case(case, architecture))) + "\n")
+                sys.stdout.flush()
 
 
 if __name__ == "__main__":

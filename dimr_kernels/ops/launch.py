@@ -128,5 +128,3 @@ class KernelCase:
     """How many turns each innermost loop takes, where that is fixed when the kernel is compiled."""
     bytes_per_output: float = 0.0
     """Moved to and from memory for each of those elements, at the least."""
-    architectures: tuple[int, ...] = ()
-    """Compute capabilities times ten whose launch configuration this is; empty where all share it."""

@@ -32,20 +32,29 @@ class Samples:
 
 
 @cached_by_shape
+def row_stride(shape: Strides, strides: Strides) -> Any:
+    """Between the rows of ``[..., D]``; None where it varies or the last stride is not 1."""
+    if shape[-1] > 1 and strides[-1] != 1:
+        return None
+    row, rows = None, 1
+    for size, stride in zip(reversed(shape[:-1]), reversed(strides[:-1]), strict=True):
+        if size != 1:
+            if row is not None and stride != row * rows:
+                return None
+            row, rows = stride if row is None else row, rows * max(size, 1)
+    return shape[-1] if row is None else row
+
+
+@cached_by_shape
 def row_strides(shape: Strides, strides: Strides) -> Any:
     """Two, of samples and of rows; None where ``[B, ..., D]`` is no view ``[B, N, D]`` with a unit last stride.
 
     What does not matter is chosen so that the samples follow one another.
     """
-    if shape[-1] > 1 and strides[-1] != 1:
-        return None
-    row, N = None, 1
-    for size, stride in zip(reversed(shape[1:-1]), reversed(strides[1:-1]), strict=True):
-        if size != 1:
-            if row is not None and stride != row * N:
-                return None
-            row, N = stride if row is None else row, N * size
+    row, N = row_stride(shape[1:], strides[1:]), math.prod(shape[1:-1])
     if row is None:
+        return None
+    if N == 1:
         return strides[0], strides[0]
     return strides[0] if shape[0] > 1 else row * N, row
 
@@ -59,6 +68,13 @@ def with_rows(x: Tensor) -> Tensor:
     if x.is_contiguous():
         return x
     return x.contiguous() if row_strides(x.shape, x.stride()) is None else x.resolve_neg()
+
+
+def with_even_rows(x: Tensor) -> Tensor:
+    """``x [..., D]`` itself, or a copy where its rows do not all lie at equal distances."""
+    if x.is_contiguous():
+        return x
+    return x.contiguous() if row_stride(x.shape, x.stride()) is None else x.resolve_neg()
 
 
 def as_samples(
@@ -75,12 +91,36 @@ def as_samples(
     return Samples(B, N, D), pairs
 
 
-def walk(samples: Samples, tile: int, programs: int, longest: int) -> tuple[int, int]:
-    """Rows per tile and tiles per program: as many as leave ``programs`` of them, both powers of two.
+@dataclass(frozen=True)
+class Walk:
+    """How rows are dealt out to programs, each of which walks over tiles of some rows of one sample."""
+
+    elements: int
+    """Of a tile, its rows rounded up to a power of two."""
+    programs: int
+    """So many are left before a program takes more than one tile."""
+    longest: int
+    """The most tiles that a program takes."""
+    num_warps: int
+
+
+def walk(samples: Samples, how: Walk) -> tuple[int, int]:
+    """Rows per tile and tiles per program, both powers of two.
 
     Depends on shapes alone, so sums are cut the same way every time.
     """
-    rows = min(max(tile // next_power_of_2(samples.D), 1), next_power_of_2(max(samples.N, 1)))
+    rows = min(max(how.elements // next_power_of_2(samples.D), 1), next_power_of_2(max(samples.N, 1)))
     tiles = ceil_div(samples.N, rows)
-    wanted = min(samples.B * tiles // programs, tiles, longest)
+    wanted = min(samples.B * tiles // how.programs, tiles, how.longest)
     return rows, 1 << max(wanted, 1).bit_length() - 1
+
+
+def walk_candidates(D: int, longest: int) -> list[Walk]:
+    """For the tuner: 8 to 64 elements per thread, few programs and many."""
+    tiles = [(elements, warps) for elements in (1024, 2048, 4096, 8192) for warps in (2, 4, 8, 16)]
+    return [
+        Walk(elements, programs, longest, warps)
+        for elements, warps in tiles
+        for programs in (1024, 4096)
+        if elements >= next_power_of_2(D) and 8 <= elements // (32 * warps) <= 64
+    ]

@@ -1,8 +1,20 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from benchmarks.static import COLUMNS, markdown, occupancy, widths
+from benchmarks import static
+from benchmarks.static import COLUMNS, as_json, completed, issue_over_memory, markdown, occupancy, widths
+from benchmarks.static_extension import extension_rows
+from dimr_kernels.extension import extension_status
+from dimr_kernels.static_analysis import merged_name
+
+ROW = {
+    "name": "kernel[D=8|16]", "architecture": 90, "num_warps": 4, "registers": 40, "spill_bytes": 0, "shared_bytes": 16,
+    "loads": {"4": 2, "16": 8, "TMA": 1}, "stores": {"16": 4}, "per_output": {"all": 57.0, "float32": 20.0},
+    "bytes_per_output": 6, "compile_seconds": 1.5,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -19,16 +31,84 @@ def test_occupancy(registers, shared, warps, architecture, expected):
     assert occupancy(registers, shared, warps, architecture) == expected
 
 
+@pytest.mark.parametrize(
+    ("per_output", "bytes_per_output", "architecture", "expected"),
+    [
+        # H100: 132 * 128 * 1.7e9 instructions a second are 57.4 in the time that 6 bytes take at 3 TB/s.
+        ({"all": 57.4, "float32": 0, "integer": 0, "special": 0}, 6, 90, 1.0),
+        ({"all": 57.4, "float32": 0, "integer": 0, "special": 0}, 12, 90, 0.5),
+        ({"all": 57.4, "float32": 0, "integer": 0, "special": 57.4 / 8}, 6, 90, 1.0),
+        ({"all": 57.4, "float32": 0, "integer": 0, "special": 57.4 / 4}, 6, 90, 2.0),
+        # A100: half as many float32 units as lanes that issue. 7x7 taps over 4 bytes: 5.03 ps over 2.29 ps.
+        ({"all": 49, "float32": 49, "integer": 0, "special": 0}, 4, 80, 2.2),
+        ({}, 4, 80, None),
+        ({"all": 3, "float32": 0, "integer": 0, "special": 0}, 0, 80, None),
+    ],
+)
+def test_issue_over_memory(per_output, bytes_per_output, architecture, expected):
+    found = issue_over_memory(per_output, bytes_per_output, architecture)
+    assert found == (expected if expected is None else pytest.approx(expected, rel=0.01))
+
+
 def test_table():
-    row = {
-        "name": "kernel[D=8]", "architecture": 90, "warps": 4, "registers": 40, "spill_bytes": 0, "shared_bytes": 16,
-        "occupancy": 0.5, "loads": {"4": 2, "16": 8}, "stores": {"16": 4}, "instructions_per_output": 3.25,
-        "compile_seconds": 1.5,
-    }  # fmt: skip
-    lines = markdown([row]).splitlines()
-    assert lines[-1] == "| kernel[D=8] | 90 | 4 | 40 | 0 | 16 | 50% | 16 B x8, 4 B x2 | 16 B x4 | 3.2 | 1.5 |"
-    assert lines[-1].count("|") == len(COLUMNS) + 1
+    row = completed(ROW | {"per_output": {unit: 57.4 for unit in ("all", "float32")} | {"integer": 0, "special": 0}})
+    lines = markdown([row], ["A note."]).splitlines()
+    assert "A note." in lines
+    expected = (
+        r"| kernel[D=8\|16] | 90 | 4 | 40 | 0 | 16 | 75% | TMA x1, 16 B x8, 4 B x2 | 16 B x4 | 57.4 | 6 | 1.00 | 1.5 |"
+    )
+    assert lines[-1] == expected
+    assert lines[-1].replace(r"\|", "").count("|") == len(COLUMNS) + 1
+
+
+def test_json_has_one_line_per_row():
+    text = as_json([ROW, ROW])
+    assert json.loads(text) == [ROW, ROW]
+    assert len(text.splitlines()) == 4
 
 
 def test_no_access():
     assert widths({}) == ""
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["f[D=480,bf16]"], "f[D=480,bf16]"),
+        (["f[D=1152,bf16]", "f[D=480,bf16]", "f[D=960,bf16]"], "f[D=480|960|1152,bf16]"),
+        (["f"], "f"),
+    ],
+)
+def test_names_of_merged_cases(names, expected):
+    assert merged_name(names) == expected
+
+
+def test_unknown_operator_is_named(capsys):
+    with pytest.raises(SystemExit):
+        static.main(["conv"])
+    assert "no operator is called conv; there are depthwise_conv, geglu" in capsys.readouterr().err
+
+
+def test_extension_without_cuda_says_so(monkeypatch):
+    missing = type("Status", (), {"has_cuda": False, "reason": "nvcc was not found"})
+    monkeypatch.setattr("benchmarks.static_extension.extension_status", lambda: missing)
+    rows, note = extension_rows()
+    assert rows == []
+    assert "nvcc was not found" in note
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not extension_status().has_cuda, reason="the extension has no CUDA kernels")
+def test_kernels_of_the_extension():
+    pytest.importorskip("triton")
+    rows, note = extension_rows()
+    assert note is None
+    assert {row["architecture"] for row in rows} == {80, 90}
+    assert all(row["spill_bytes"] == 0 for row in rows)
+    for row in rows:
+        width = (
+            "16"
+            if "16-byte" in row["name"]
+            else {"fp32": "4", "4 B": "4"}.get(row["name"].split("[")[1].split(",")[0], "2")
+        )
+        assert set(row["loads"]) == set(row["stores"]) == {width}, row["name"]

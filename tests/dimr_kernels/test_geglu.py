@@ -5,7 +5,6 @@ import torch
 
 import dimr_kernels as dk
 from dimr_kernels.functional import geglu
-from tests.support.machine_code import assert_lean
 from tests.support.parity import assert_deterministic, assert_parity, strided
 from tests.support.requirements import needs_inductor
 
@@ -117,8 +116,3 @@ def test_modules(device):
     gate, value = module.proj(x).chunk(2, dim=-1)
     torch.testing.assert_close(module(x), torch.nn.functional.gelu(gate) * value)
     assert dk.GEGLUMLP(12, 24).to(device)(x).shape == x.shape
-
-
-@pytest.mark.slow
-def test_machine_code():
-    assert_lean("geglu", registers=168)

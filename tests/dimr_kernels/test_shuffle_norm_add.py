@@ -10,7 +10,6 @@ import dimr_kernels as dk
 from dimr_kernels.functional import pixel_shuffle_td_norm_add
 from dimr_kernels.ops.shuffle_norm_add import op
 from tests.support import parity
-from tests.support.machine_code import assert_lean
 from tests.support.parity import assert_deterministic, results_of, strided
 
 GATES = ("scale_gate_weight", "scale_gate_offset", "shift_gate_weight", "shift_gate_offset")
@@ -85,10 +84,13 @@ def test_shapes(shape, device):
 
 def test_several_programs_in_a_sample(device):
     """Several chunks of rows, several tiles each, the last ones not full."""
+    pytest.importorskip("triton")
+    from dimr_kernels.ops.configurations import forced
+    from dimr_kernels.ops.samples import Walk
     from dimr_kernels.ops.shuffle_norm_add import triton as kernels
 
-    small = {"BACKWARD_TILE": 32, "BACKWARD_PROGRAMS": 8, "FORWARD_TILE": 32, "FORWARD_PROGRAMS": 8}
-    with mock.patch.multiple(kernels, **small):
+    small = Walk(32, programs=8, longest=16, num_warps=4)
+    with forced("shuffle_norm_add_fwd", small), forced("shuffle_norm_add_bwd", small):
         config = kernels.backward_config(kernels.Samples(2, 36, 12))
         assert config.iterations > 1
         assert 36 % (config.rows * config.iterations)
@@ -282,8 +284,3 @@ def test_module_fused(device):
     eager = results_of(lambda x, y: upsample(x, y, t), arguments, "eager")
     for name, value in results_of(lambda x, y: upsample(x, y, t), arguments, "triton").items():
         torch.testing.assert_close(value, eager[name], rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.slow
-def test_machine_code():
-    assert_lean("shuffle_norm_add", registers=168)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -8,7 +9,6 @@ from torch import Tensor
 
 import dimr_kernels as dk
 from dimr_kernels.functional import td_layer_norm, td_rms_norm
-from tests.support.machine_code import assert_lean
 from tests.support.parity import assert_deterministic, assert_parity, results_of, strided
 from tests.support.requirements import needs_inductor
 
@@ -118,60 +118,66 @@ def test_wide_rows(norm, D, device):
 @pytest.mark.parametrize("norm", NORMS)
 def test_wide_rows_with_residual_and_one_timestep(norm, device, monkeypatch):
     """The wide form, at a width that the interpreter takes in its stride."""
-    small_blocks(monkeypatch)
     inputs = arguments(norm, (2, 5, 77), device, residual=True, shared=True, offset=100.0)
-    assert_parity(NORMS[norm], inputs, ulps=COLLECTED_ULPS)
-    assert_parity(NORMS[norm], arguments(norm, (3, 5, 64), device), ulps=4)
+    with small_blocks(monkeypatch):
+        assert_parity(NORMS[norm], inputs, ulps=COLLECTED_ULPS)
+        assert_parity(NORMS[norm], arguments(norm, (3, 5, 64), device), ulps=4)
 
 
-def small_blocks(monkeypatch) -> None:
+def small_blocks(monkeypatch) -> contextlib.ExitStack:
+    pytest.importorskip("triton")
+    from dimr_kernels.ops.configurations import forced
     from dimr_kernels.ops.td_norm import triton_backward, triton_forward
+    from dimr_kernels.ops.td_norm.triton_backward import Columns
+    from dimr_kernels.ops.td_norm.triton_forward import Walk, WideRows
 
     for module in (triton_forward, triton_backward):
         monkeypatch.setattr(module, "WIDEST_IN_REGISTERS", 16)
-        monkeypatch.setattr(module, "WIDE_BLOCK", 16)
     monkeypatch.setattr(triton_forward, "TABLE_BLOCK", 32)
-    monkeypatch.setattr(triton_backward, "WIDE_SUMS_BLOCK", 32)
+    stack = contextlib.ExitStack()
+    stack.enter_context(forced("td_norm_fwd_wide", WideRows(16, rows=4, num_warps=4)))
+    stack.enter_context(forced("td_norm_bwd_wide", Columns(16, Walk(2048, programs=1024, longest=32, num_warps=4))))
+    stack.enter_context(forced("td_norm_bwd_wide_sums", WideRows(32, rows=2, num_warps=4)))
+    return stack
 
 
-def test_long_walks(device, monkeypatch):
+def test_long_walks(device):
     """Programs that walk several tiles, chunks that end in the middle of a tile."""
-    from dimr_kernels.ops.td_norm import triton_backward, triton_forward
+    pytest.importorskip("triton")
+    from dimr_kernels.ops.configurations import forced
+    from dimr_kernels.ops.samples import Walk
 
-    for module in (triton_forward, triton_backward):
-        monkeypatch.setattr(module, "PROGRAMS", 4)
-        monkeypatch.setattr(module, "TILE_ELEMENTS", 64)
+    long = Walk(64, programs=4, longest=16, num_warps=4)
     for shared in (False, True):
         inputs = arguments("layer", (2, 21, 24), device, residual=True, shared=shared)
-        assert_parity(td_layer_norm, inputs, ulps=COLLECTED_ULPS)
+        with forced("td_norm_fwd", long), forced("td_norm_bwd", long):
+            assert_parity(td_layer_norm, inputs, ulps=COLLECTED_ULPS)
 
 
 @pytest.mark.parametrize("gate", ["channel", "scalar"])
-def test_many_partials(gate, device, monkeypatch):
+def test_many_partials(gate, device):
     """Partials enough for several groups of rows, whose sums are added at the end."""
+    pytest.importorskip("triton")
+    from dimr_kernels.ops.configurations import forced
     from dimr_kernels.ops.time_gate import triton as time_gate
 
-    monkeypatch.setattr(time_gate, "REDUCE_TILE", 16)
-    monkeypatch.setattr(time_gate, "LONGEST_REDUCTION", 2)
     inputs = arguments("layer", (6, 12), device, gate=gate, parameter_dtype=torch.float16)
-    assert time_gate.reduce_config(6, 12).groups > 2
-    assert_parity(td_layer_norm, inputs, ulps=4)
-    assert_deterministic(td_layer_norm, inputs)
+    with forced("time_gate_reduce", time_gate.Reduction(32, elements=16, longest=2, num_warps=4)):
+        assert time_gate.reduce_config(6, 12).groups > 2
+        assert_parity(td_layer_norm, inputs, ulps=4)
+        assert_deterministic(td_layer_norm, inputs)
 
 
 @pytest.mark.parametrize(("wide", "offset"), [(False, 1e3), (False, -1e4), (True, -1e4)])
 def test_a_large_mean_does_not_cancel(wide, offset, device, monkeypatch):
-    if wide:
-        small_blocks(monkeypatch)
     inputs = arguments("layer", (2, 3, 100), device, offset=offset)
-    fused, truth = (
-        results_of(td_layer_norm, inputs, "triton"),
-        results_of(td_layer_norm, inputs, "eager", torch.float64),
-    )
+    truth = results_of(td_layer_norm, inputs, "eager", torch.float64)
+    with small_blocks(monkeypatch) if wide else contextlib.nullcontext():
+        fused = results_of(td_layer_norm, inputs, "triton")
+        assert_parity(td_layer_norm, inputs, ulps=abs(offset))
     # The mean itself is good to about eps * |mean|, a standard deviation being 1.
     allowed = 8 * torch.finfo(torch.float32).eps * abs(offset)
     assert (fused["out.0"].double() - truth["out.0"]).abs().max() < allowed * truth["out.0"].abs().max()
-    assert_parity(td_layer_norm, inputs, ulps=abs(offset))
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -371,8 +377,3 @@ def test_bad_input_is_named(changed, error, message):
     inputs = arguments("layer", (2, 3, 8), torch.device("cpu"))
     with pytest.raises(error, match=message):
         td_layer_norm(**{**inputs, **changed})
-
-
-@pytest.mark.slow
-def test_machine_code():
-    assert_lean("td_norm", registers=168, narrow_stores=("td_norm_reduce", "td_norm_bwd_wide_sums"))

@@ -24,6 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..configurations import Row, Table
 from ..launch import TRITON_TYPES, KernelCase, Launch, cached_by_shape, ceil_div
 
 # Sizes that only steer loops and masks: compiling again for each of their values would gain nothing.
@@ -251,8 +252,10 @@ def _sum_partials_kernel(
 class LaunchConfig:
     cols: int
     groups: int
-    block_c: int
     num_warps: int
+    block_c: int = 32
+    resident_warps: int = 1024
+    """About what one large GPU keeps resident at these register counts; fewer programs than that leave it idle."""
 
     @property
     def tile_width(self) -> int:
@@ -263,28 +266,46 @@ class LaunchConfig:
         return W % self.cols == 0 and self.cols >= K // 2
 
 
-# Not yet timed on a GPU, chosen by the compiled code: the most columns per thread that fit the registers.
-BLOCK_C = 32
+def _candidates(W: int, family: int) -> list[LaunchConfig]:
+    """For the tuner; at K = 7 many of them do not fit the registers and drop out when they are compiled."""
+    tilings = ((4, 2, 1), (4, 4, 1), (4, 4, 2), (4, 8, 4), (2, 4, 1), (2, 8, 2), (8, 2, 1), (2, 4, 2))
+    return [
+        LaunchConfig(cols, groups, warps, resident_warps=resident)
+        for cols, groups, warps in tilings
+        if cols <= W
+        for resident in (512, 1024, 2048)
+    ]
+
+
+SMALL, LARGE = LaunchConfig(4, 2, num_warps=1), LaunchConfig(4, 4, num_warps=2)
+# By kernel size, then by image width. Chosen by the compiled code: the most columns per thread that fit the registers.
+FORWARD = {
+    3: Table("depthwise_conv_fwd3", (Row(LaunchConfig(4, 4, num_warps=1)),), _candidates),
+    5: Table("depthwise_conv_fwd5", (Row(SMALL, up_to=8), Row(LARGE)), _candidates),
+    7: Table("depthwise_conv_fwd7", (Row(SMALL, up_to=8), Row(LARGE)), _candidates),
+}
+# One warp, so that the sum over its threads is (at K = 7 and 5) an exchange of registers.
+WEIGHT = {
+    3: Table("depthwise_conv_weight3", (Row(LaunchConfig(2, 4, num_warps=1)),), _candidates),
+    5: Table("depthwise_conv_weight5", (Row(SMALL),), _candidates),
+    7: Table("depthwise_conv_weight7", (Row(SMALL),), _candidates),
+}
+TABLES = (*FORWARD.values(), *WEIGHT.values())
 SUM_ROWS, SUM_BLOCK_C = 8, 128
-# About what one large GPU keeps resident at these register counts; fewer programs than that leave it idle.
-RESIDENT_WARPS = 1024
 SHORTEST_CHUNK = 4
 
 
 def forward_config(K: int, W: int) -> LaunchConfig:
-    if K == 3:
-        return LaunchConfig(4, 4, BLOCK_C, num_warps=1)
-    return LaunchConfig(4, 4, BLOCK_C, num_warps=2) if W > 8 else LaunchConfig(4, 2, BLOCK_C, num_warps=1)
+    return FORWARD[K].choose(W)
 
 
-def weight_config(K: int) -> LaunchConfig:
-    """One warp, so that the sum over its threads is (at K = 7 and 5) an exchange of registers."""
-    return LaunchConfig(2, 4, BLOCK_C, num_warps=1) if K == 3 else LaunchConfig(4, 2, BLOCK_C, num_warps=1)
+def weight_config(K: int, W: int) -> LaunchConfig:
+    return WEIGHT[K].choose(W)
 
 
-def _rows_per_program(H: int, warps_per_row_range: int) -> int:
+def _rows_per_program(H: int, warps_per_row_range: int, resident_warps: int) -> int:
     """All of H, or less where that many warps would not fill the GPU. A chunk reads K - 1 rows of its neighbours."""
-    return max(min(SHORTEST_CHUNK, H), ceil_div(H, ceil_div(RESIDENT_WARPS, warps_per_row_range)))
+    return max(min(SHORTEST_CHUNK, H), ceil_div(H, ceil_div(resident_warps, warps_per_row_range)))
 
 
 def _dense_channels(x: Tensor) -> Tensor:
@@ -326,7 +347,7 @@ def _forward_launch(shape, x, residual, out_column, K, add_input, flip) -> Launc
     B, H, W, C = shape
     config = forward_config(K, W)
     programs = ceil_div(C, config.block_c) * ceil_div(W, config.tile_width) * B
-    chunk = _rows_per_program(H, programs * config.num_warps)
+    chunk = _rows_per_program(H, programs * config.num_warps, config.resident_warps)
     return Launch(
         _fwd_kernel,
         (programs * ceil_div(H, chunk),),
@@ -361,9 +382,9 @@ def weight_gradient(
 def _weight_launches(shape, x, grad, K) -> tuple[int, Launch, Launch]:
     """The number of partials, their kernel and the one that sums them up; ``x`` and ``grad`` are strides."""
     B, H, W, C = shape
-    config = weight_config(K)
+    config = weight_config(K, W)
     c_blocks, tiles = ceil_div(C, config.block_c), ceil_div(W, config.tile_width)
-    splits = ceil_div(RESIDENT_WARPS, c_blocks * tiles * config.num_warps)
+    splits = ceil_div(config.resident_warps, c_blocks * tiles * config.num_warps)
     chunk = max(min(2 * SHORTEST_CHUNK, H), ceil_div(H, ceil_div(4 * splits, B)))  # four units a split: even shares
     units = B * ceil_div(H, chunk)
     units_per_split = ceil_div(units, splits)
@@ -399,6 +420,7 @@ def cases() -> Iterator[KernelCase]:
     for K, dtype in ((7, bf16), (7, fp32), (5, bf16), (3, bf16)):
         yield _weight_case(K, dtype)
     yield _weight_case(7, bf16, even=False)
+    yield _sum_case(7)
 
 
 def _forward_case(K: int, dtype: torch.dtype, residual: bool, C: int = 480, even: bool = True) -> KernelCase:
@@ -408,17 +430,42 @@ def _forward_case(K: int, dtype: torch.dtype, residual: bool, C: int = 480, even
     x, parameter = f"*{TRITON_TYPES[dtype]}", "*fp32"
     pointers = {"x_ptr": x, "taps_ptr": parameter, "bias_ptr": parameter, "residual_ptr": x, "out_ptr": x}
     name = f"depthwise_conv_fwd[K={K},{TRITON_TYPES[dtype]}{',residual' if residual else ''}{'' if even else ',odd'}]"
-    return _case(name, _fwd_kernel, pointers, constants | absent, config, even)
+    moved = (3 if residual else 2) * dtype.itemsize
+    return _case(name, _fwd_kernel, pointers, constants | absent, config, even, moved)
 
 
 def _weight_case(K: int, dtype: torch.dtype, C: int = 480, even: bool = True) -> KernelCase:
     x = f"*{TRITON_TYPES[dtype]}"
     pointers = {"x_ptr": x, "grad_ptr": x, "partial_ptr": "*fp32"}
     name = f"depthwise_conv_weight[K={K},{TRITON_TYPES[dtype]}{'' if even else ',odd'}]"
-    return _case(name, _weight_kernel, pointers, {"X_COL": C, "GRAD_COL": C, "K": K}, weight_config(K), even)
+    return _case(
+        name,
+        _weight_kernel,
+        pointers,
+        {"X_COL": C, "GRAD_COL": C, "K": K},
+        weight_config(K, 32),
+        even,
+        2 * dtype.itemsize,
+    )
 
 
-def _case(name: str, kernel, pointers: dict[str, str], constants: dict, config: LaunchConfig, even: bool) -> KernelCase:
+def _sum_case(K: int) -> KernelCase:
+    names = _sum_partials_kernel.arg_names
+    signature = {n: "*fp32" if n.endswith("_ptr") else "i32" for n in names if not n.isupper() or n == "C"}
+    return KernelCase(
+        name=f"depthwise_conv_sum[K={K},fp32]",
+        kernel=_sum_partials_kernel,
+        signature=signature,
+        constants={"TAPS": K * K, "ROWS": SUM_ROWS, "BLOCK_C": SUM_BLOCK_C},
+        aligned=frozenset(signature) - set(SIZES),
+        outputs_per_turn=SUM_ROWS * SUM_BLOCK_C,
+        bytes_per_output=torch.float32.itemsize,
+    )
+
+
+def _case(
+    name: str, kernel, pointers: dict[str, str], constants: dict, config: LaunchConfig, even: bool, moved: int
+) -> KernelCase:
     tiling = {"COLS": config.cols, "EVEN": even, "GROUPS": config.groups, "BLOCK_C": config.block_c}
     run_time = [n for n in kernel.arg_names if n not in constants and n not in tiling]
     return KernelCase(
@@ -429,4 +476,5 @@ def _case(name: str, kernel, pointers: dict[str, str], constants: dict, config: 
         num_warps=config.num_warps,
         aligned=frozenset(run_time) - set(SIZES),
         outputs_per_turn=config.tile_width * config.block_c,
+        bytes_per_output=moved,
     )

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..configurations import Row, Table
 from ..launch import TRITON_TYPES, KernelCase, ceil_div, device_guard
 
 
@@ -95,9 +96,8 @@ class LaunchConfig:
     num_stages: int
 
 
-# Compute capability times ten -> what a tuner should try. The first is what runs. None was timed: the order follows
-# from compiled code. On 8.0 two programs share an SM, so one's products cover the other's epilogue; it also fits the
-# 99 KB of shared memory of 8.6, 8.9 and 12.0. On 9.0 the widest wgmma, whose operands strain L2 least.
+# On 8.0 two programs share an SM, so one's products cover the other's epilogue; it also fits the 99 KB of shared memory
+# of 8.6, 8.9 and 12.0. On 9.0 the widest wgmma, whose operands strain L2 least.
 CANDIDATES: dict[int, tuple[LaunchConfig, ...]] = {
     80: (
         LaunchConfig(128, 64, 32, 8, num_warps=4, num_stages=4),
@@ -114,18 +114,19 @@ CANDIDATES: dict[int, tuple[LaunchConfig, ...]] = {
         LaunchConfig(64, 128, 64, 8, num_warps=4, num_stages=3),
     ),
 }
+FORWARD = Table(
+    "geglu_linear",
+    rows=(
+        Row(LaunchConfig(128, 64, 32, 8, num_warps=4, num_stages=4), family=80),
+        Row(LaunchConfig(128, 128, 64, 8, num_warps=8, num_stages=3), family=90),
+    ),
+    candidates=lambda N, family: CANDIDATES[family],
+)
+TABLES = (FORWARD,)
 
 
-def launch_config(architecture: int) -> LaunchConfig:
-    """9.0 and 10.0 have its shared memory and its matrix instructions or better; all others take the small tile."""
-    return CANDIDATES[90 if architecture // 10 in (9, 10) else 80][0]
-
-
-def _architecture(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 80
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
+def launch_config(N: int) -> LaunchConfig:
+    return FORWARD.choose(N)
 
 
 def _unit_last_stride(x: Tensor) -> Tensor:
@@ -133,15 +134,14 @@ def _unit_last_stride(x: Tensor) -> Tensor:
 
 
 def forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, approximate: str, gate_first: bool,
-    config: LaunchConfig | None = None,
+    x: Tensor, weight: Tensor, bias: Tensor | None, approximate: str, gate_first: bool
 ) -> Tensor:  # fmt: skip
     """``x [M, K]`` and ``weight [2N, K]`` (rows may be strided), ``bias [2N]`` -> ``[M, N]`` in ``x``'s dtype."""
     (M, K), N = x.shape, weight.shape[0] // 2
     out = torch.empty((M, N), dtype=x.dtype, device=x.device)
     if out.numel() == 0:
         return out
-    config = config or launch_config(_architecture(x.device))
+    config = launch_config(N)
     x, weight = _unit_last_stride(x), _unit_last_stride(weight)
     grid = (ceil_div(M, config.block_m) * ceil_div(N, config.block_n),)
     with device_guard(x):
@@ -159,32 +159,26 @@ WIDTHS = ((768, 1536), (384, 768), (192, 384), (960, 1920), (480, 960), (240, 48
 
 
 def cases() -> Iterator[KernelCase]:
-    """What each architecture runs at the model's widths: one kernel where ``block_k`` divides K, one where not."""
-    for architecture in CANDIDATES:
-        config = launch_config(architecture)
-        even: dict[bool, list[int]] = {}
-        for K, _ in WIDTHS:
-            even.setdefault(K % config.block_k == 0, []).append(K)
-        for even_k, widths in even.items():
-            yield case(config, architecture, even_k, torch.bfloat16, f"K={'|'.join(map(str, sorted(widths)))}")
-    yield case(launch_config(90), 90, True, torch.float16, "K=960")
+    """What the model's widths run: one kernel where ``block_k`` divides K, one where not."""
+    for K, N in WIDTHS:
+        yield case(launch_config(N), K, torch.bfloat16)
+    yield case(launch_config(1920), 960, torch.float16)
 
 
-def case(config: LaunchConfig, architecture: int, even_k: bool, dtype: torch.dtype, label: str) -> KernelCase:
+def case(config: LaunchConfig, K: int, dtype: torch.dtype) -> KernelCase:
     half = TRITON_TYPES[dtype]
     signature = {name: f"*{half}" for name in ("x_ptr", "weight_ptr", "bias_ptr", "out_ptr")}
     signature |= {name: "i32" for name in ("M", "N", "K", "x_stride", "weight_stride")}
     blocks = {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k}
     return KernelCase(
-        name=f"geglu_linear[{label},{half}]",
+        name=f"geglu_linear[K={K},{half}]",
         kernel=_fwd_kernel,
         signature=signature,
         constants={
-            "HAS_BIAS": True, "TANH": False, "GATE_FIRST": True, "EVEN_K": even_k, **blocks, "GROUP_M": config.group_m
+            "HAS_BIAS": True, "TANH": False, "GATE_FIRST": True, "EVEN_K": K % config.block_k == 0, **blocks,
+            "GROUP_M": config.group_m,
         },
         num_warps=config.num_warps,
         num_stages=config.num_stages,
         aligned=frozenset(signature) - {"M"},
-        outputs_per_program=config.block_m * config.block_n,
-        architectures=(architecture,),
     )  # fmt: skip

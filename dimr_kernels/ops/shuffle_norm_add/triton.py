@@ -15,9 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..configurations import Row, Table
 from ..launch import TRITON_TYPES, KernelCase, Launch, cached_by_shape, next_power_of_2
 from ..row_statistics import row_statistics
-from ..samples import Samples, row_strides, walk, with_rows
+from ..samples import Samples, Walk, row_strides, walk, walk_candidates, with_rows
 from ..time_gate.triton import dense, gate_gradients, gate_widths, mixed_at
 
 
@@ -116,24 +117,40 @@ class LaunchConfig:
     num_warps: int
 
 
-# Not yet timed on a GPU. Forward: 16 to 32 elements per thread and input, so that several 16-byte loads are in flight.
-# Backward: fewer, since two sums stay in registers; longer programs, since each writes a partial.
-FORWARD_TILE, FORWARD_PROGRAMS, FORWARD_WALK = 4096, 2048, 16
-BACKWARD_TILE, BACKWARD_PROGRAMS, BACKWARD_WALK = 2048, 1024, 32
+# 16 to 32 elements per thread and input, so that several 16-byte loads are in flight.
+FORWARD = Table(
+    "shuffle_norm_add_fwd",
+    rows=(
+        Row(Walk(4096, programs=2048, longest=16, num_warps=4), up_to=2048),
+        Row(Walk(4096, programs=2048, longest=16, num_warps=8), up_to=4096),
+        Row(Walk(4096, programs=2048, longest=16, num_warps=16)),
+    ),
+    candidates=lambda C, family: walk_candidates(C, longest=16),
+)
+# Fewer, since two sums stay in registers; longer programs, since each writes a partial.
+BACKWARD = Table(
+    "shuffle_norm_add_bwd",
+    rows=(
+        Row(Walk(2048, programs=1024, longest=32, num_warps=4), up_to=2048),
+        Row(Walk(2048, programs=1024, longest=32, num_warps=8), up_to=4096),
+        Row(Walk(2048, programs=1024, longest=32, num_warps=16)),
+    ),
+    candidates=lambda C, family: walk_candidates(C, longest=32),
+)
+TABLES = (FORWARD, BACKWARD)
 
 
 def forward_config(samples: Samples) -> LaunchConfig:
-    return _config(samples, FORWARD_TILE, FORWARD_PROGRAMS, FORWARD_WALK)
+    return _config(samples, FORWARD.choose(samples.D))
 
 
 def backward_config(samples: Samples) -> LaunchConfig:
-    return _config(samples, BACKWARD_TILE, BACKWARD_PROGRAMS, BACKWARD_WALK)
+    return _config(samples, BACKWARD.choose(samples.D))
 
 
-def _config(samples: Samples, tile: int, programs: int, longest: int) -> LaunchConfig:
-    block_c = next_power_of_2(samples.D)
-    rows, iterations = walk(samples, tile, programs, longest)
-    return LaunchConfig(block_c, rows, iterations, num_warps=max(4, min(16, block_c // 512)))
+def _config(samples: Samples, how: Walk) -> LaunchConfig:
+    rows, iterations = walk(samples, how)
+    return LaunchConfig(next_power_of_2(samples.D), rows, iterations, how.num_warps)
 
 
 def _samples(shape: Sequence[int], r: int) -> Samples:
@@ -236,7 +253,7 @@ def _backward_launch(shape, x, r, T, t_stride, scale_gate) -> tuple[int, int, La
 
 def cases() -> Iterator[KernelCase]:
     """The configurations that the model's cascades compile, for analysis without a GPU."""
-    for C in (240, 480, 576):
+    for C in (192, 240, 384, 480, 576):
         samples = Samples(B=64, N=1024, D=C)
         for dtype in (torch.bfloat16, torch.float32):
             yield _case("shuffle_norm_add_fwd", _fwd_kernel, samples, dtype, forward_config(samples))
@@ -265,4 +282,6 @@ def _case(name: str, kernel, samples: Samples, dtype: torch.dtype, config: Launc
         num_warps=config.num_warps,
         aligned=frozenset(signature) - {"N", "width", "chunks", "t_stride", "rows", "partial_rows", "eps"},
         outputs_per_program=config.rows * config.iterations * samples.D,
+        turns=config.iterations,
+        bytes_per_output=3 * dtype.itemsize,
     )

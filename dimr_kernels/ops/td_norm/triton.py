@@ -16,8 +16,16 @@ from .triton_forward import forward, forward_into
 
 __all__ = ["backward", "cases", "forward", "forward_into"]
 
-# One width per block size: 192 and 240 share theirs, 384 and 480, and 576, 768 and 960.
-WIDTHS = (240, 480, 960, 1152)
+TABLES = (
+    triton_forward.FORWARD,
+    triton_forward.WIDE_FORWARD,
+    triton_backward.BACKWARD,
+    triton_backward.WIDE_BACKWARD,
+    triton_backward.ROW_SUMS,
+    time_gate.REDUCE,
+)
+
+WIDTHS = (192, 240, 384, 480, 576, 768, 960, 1152)
 CASCADE_WIDTH = 38400
 SHIFT_POINTERS = ("p3_ptr", "p4_ptr", "shift_weight_ptr", "shift_offset_ptr")
 
@@ -44,6 +52,7 @@ def cases() -> Iterator[KernelCase]:
     yield _forward_case(widest, torch.bfloat16, rms=False, residual=True)
     yield _wide_forward_case(cascade, torch.bfloat16)
     yield _row_sums_case(cascade, torch.bfloat16)
+    yield _table_case(cascade)
     yield _reduce_case(cascade)
 
 
@@ -54,29 +63,43 @@ def _forward_case(samples: Samples, dtype: torch.dtype, rms: bool, residual: boo
     absent = (() if residual else ("residual_ptr",)) + (SHIFT_POINTERS if rms else ())
     absent += ("stats_ptr",) if offset else ("offset_ptr",)
     kind = ("rms" if rms else "layer") + ("+residual" if residual else "") + ("+offset" if offset else "")
-    return _case(f"td_norm_fwd_{kind}", triton_forward._fwd_kernel, samples, dtype, config, constants, absent)
+    figures = _figures(samples, config.rows * config.iterations, config.iterations, dtype, 4 if residual else 2)
+    return _case(f"td_norm_fwd_{kind}", triton_forward._fwd_kernel, samples, dtype, config, constants, absent, figures)
 
 
 def _wide_forward_case(samples: Samples, dtype: torch.dtype) -> KernelCase:
     config = triton_forward.wide_forward_config(samples)
     constants = {"RMS": False, "HAS_SHIFT": True, "BLOCKS": config.iterations}
     kernel = triton_forward._fwd_wide_kernel
-    return _case("td_norm_fwd_wide", kernel, samples, dtype, config, constants, ("residual_ptr",))
+    figures = _figures(samples, config.rows, config.iterations, dtype, 2)
+    return _case("td_norm_fwd_wide", kernel, samples, dtype, config, constants, ("residual_ptr",), figures)
 
 
 def _backward_case(samples: Samples, dtype: torch.dtype, rms: bool) -> KernelCase:
     config = triton_backward.backward_config(samples)
     constants = {"RMS": rms, "HAS_SHIFT": not rms, "SCALE_GATE": 1, "ITERATIONS": config.iterations}
-    absent = () if config.block_d < samples.D else ("row_sums_ptr",)
-    name = f"td_norm_bwd_{'rms' if rms else 'layer'}"
-    return _case(name, triton_backward._bwd_kernel, samples, dtype, config, constants, absent)
+    wide = config.block_d < samples.D
+    absent = () if wide else ("row_sums_ptr",)
+    columns = Samples(samples.B, samples.N, min(samples.D, config.block_d))
+    figures = _figures(columns, config.rows * config.iterations, config.iterations, dtype, 4)
+    name = f"td_norm_bwd_{'rms' if rms else 'layer'}{'_wide' if wide else ''}"
+    return _case(name, triton_backward._bwd_kernel, samples, dtype, config, constants, absent, figures)
 
 
 def _row_sums_case(samples: Samples, dtype: torch.dtype) -> KernelCase:
     config = triton_backward.row_sums_config(samples)
     constants = {"RMS": False, "BLOCKS": config.iterations}
     kernel = triton_backward._row_sums_kernel
-    return _case("td_norm_bwd_wide_sums", kernel, samples, dtype, config, constants, ())
+    figures = _figures(samples, config.rows, config.iterations, dtype, 2)
+    return _case("td_norm_bwd_wide_sums", kernel, samples, dtype, config, constants, (), figures)
+
+
+def _table_case(samples: Samples) -> KernelCase:
+    config = triton_forward.ForwardConfig(triton_forward.TABLE_BLOCK, rows=1, iterations=1, num_warps=4)
+    constants = {"SCALE_GATE": 1, "SHIFT_GATE": 1}
+    figures = {"outputs_per_program": 2 * config.block_d}
+    kernel = triton_forward._table_kernel
+    return _case("time_gate_table", kernel, samples, torch.float32, config, constants, (), figures)
 
 
 def _reduce_case(samples: Samples) -> KernelCase:
@@ -85,7 +108,17 @@ def _reduce_case(samples: Samples) -> KernelCase:
     config = time_gate.reduce_config(samples.B * chunks, samples.D)
     constants = {"SCALE_GATE": 1, "SHIFT_GATE": 1, "ITERATIONS": config.iterations}
     kernel = time_gate._reduce_kernel
-    return _case("td_norm_reduce", kernel, samples, torch.float32, config, constants, ("scale_dt_ptr", "shift_dt_ptr"))
+    absent = ("scale_dt_ptr", "shift_dt_ptr")
+    # A program takes one of two branches, for scale or for shift: both are counted, with the partials of both.
+    partials = Samples(samples.B, samples.N, 2 * config.block_d)
+    figures = _figures(partials, config.rows * config.iterations, config.iterations, torch.float32, 1)
+    return _case("time_gate_reduce", kernel, samples, torch.float32, config, constants, absent, figures)
+
+
+def _figures(samples: Samples, rows: int, turns: int, dtype: torch.dtype, tensors: int) -> dict[str, Any]:
+    """Of a program that makes so many rows, when so many tensors of their size are read or written."""
+    bytes_per_output = tensors * dtype.itemsize
+    return {"outputs_per_program": rows * samples.D, "turns": turns, "bytes_per_output": bytes_per_output}
 
 
 def _case(
@@ -96,10 +129,12 @@ def _case(
     config: Any,
     constants: dict[str, Any],
     absent: tuple[str, ...],
+    figures: dict[str, Any],
 ) -> KernelCase:
     """Activations in ``dtype``, everything else in float32."""
     activations = ("x_ptr", "residual_ptr", "y_ptr", "sum_ptr", "dy_ptr", "dsum_ptr", "dx_ptr")
     constants = {**constants, **dict.fromkeys(absent), "ROWS": config.rows, "BLOCK_D": config.block_d}
+    constants = {argument: value for argument, value in constants.items() if argument in kernel.arg_names}
     signature = {}
     for argument in kernel.arg_names:
         if argument in constants:
@@ -114,6 +149,6 @@ def _case(
         signature=signature,
         constants=constants,
         num_warps=config.num_warps,
-        aligned=frozenset(signature) - {"N", "chunks", "t_stride", "rows", "R", "eps"},
-        outputs_per_program=config.rows * config.block_d,
+        aligned=frozenset(signature) - {"N", "chunks", "blocks", "t_stride", "rows", "R", "eps"},
+        **figures,
     )

@@ -8,18 +8,19 @@ two sums first, then the same kernel over blocks of columns.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..configurations import Row, Table
 from ..launch import Launch, cached_by_shape, ceil_div, next_power_of_2
 from ..row_statistics import factor_of, projection_of
-from ..samples import Samples, as_samples, walk, with_rows
+from ..samples import Samples, Walk, as_samples, walk, walk_candidates, with_rows
 from ..time_gate.triton import dense, gate_gradients, gate_widths, mixed_at
-from .triton_forward import WIDEST_IN_REGISTERS, modulation_table
+from .triton_forward import WIDEST_IN_REGISTERS, WideRows, modulation_table
 
 
 @triton.jit
@@ -123,29 +124,59 @@ class BackwardConfig:
     num_warps: int
 
 
-# Not yet timed on a GPU. Fewer elements per thread than forward, since two sums stay in registers beside two inputs;
-# fewer and longer programs, since each writes a partial.
-TILE_ELEMENTS = 2048
-PROGRAMS = 1024
-LONGEST_WALK = 32
-WIDE_BLOCK = 1024
-WIDE_SUMS_BLOCK = 2048
-WIDE_SUMS_ROWS = 2
+@dataclass(frozen=True)
+class Columns:
+    """For rows that do not fit in registers: blocks of columns, each walked as if it were the row."""
+
+    block: int
+    walk: Walk
+
+
+# Fewer elements per thread than forward, since two sums stay in registers beside two inputs; fewer and longer programs,
+# since each writes a partial.
+BACKWARD = Table(
+    "td_norm_bwd",
+    rows=(
+        Row(Walk(2048, programs=1024, longest=32, num_warps=4), up_to=2048),
+        Row(Walk(2048, programs=1024, longest=32, num_warps=8), up_to=4096),
+        Row(Walk(2048, programs=1024, longest=32, num_warps=16)),
+    ),
+    candidates=lambda D, family: walk_candidates(D, longest=32),
+)
+WIDE_BACKWARD = Table(
+    "td_norm_bwd_wide",
+    rows=(Row(Columns(1024, Walk(2048, programs=1024, longest=32, num_warps=4))),),
+    candidates=lambda D, family: [
+        Columns(block, how) for block in (1024, 2048) for how in walk_candidates(block, longest=32)
+    ],
+)
+ROW_SUMS = Table(
+    "td_norm_bwd_wide_sums",
+    rows=(Row(WideRows(2048, rows=2, num_warps=8)),),
+    candidates=lambda D, family: [
+        WideRows(block, rows, warps)
+        for block, rows, warps in ((2048, 1, 4), (2048, 1, 8), (4096, 1, 8), (4096, 2, 16), (4096, 4, 16))
+    ],
+)
 
 
 def backward_config(samples: Samples) -> BackwardConfig:
     """Of the kernel that makes dx; ``block_d`` below the width means that it works on blocks of columns."""
-    wide = samples.D > WIDEST_IN_REGISTERS
-    block_d = WIDE_BLOCK if wide else next_power_of_2(samples.D)
-    blocks = ceil_div(samples.D, block_d)
-    one_block = Samples(samples.B, samples.N, min(samples.D, block_d))
-    rows, iterations = walk(one_block, TILE_ELEMENTS, ceil_div(PROGRAMS, blocks), LONGEST_WALK)
-    return BackwardConfig(block_d, rows, iterations, num_warps=max(4, min(16, block_d // 512)))
+    D = samples.D
+    if D > WIDEST_IN_REGISTERS:
+        columns = WIDE_BACKWARD.choose(D)
+        block_d, how = columns.block, columns.walk
+        how = replace(how, programs=ceil_div(how.programs, ceil_div(D, block_d)))
+    else:
+        block_d, how = next_power_of_2(D), BACKWARD.choose(D)
+    rows, iterations = walk(Samples(samples.B, samples.N, min(D, block_d)), how)
+    return BackwardConfig(block_d, rows, iterations, how.num_warps)
 
 
 def row_sums_config(samples: Samples) -> BackwardConfig:
-    rows = min(WIDE_SUMS_ROWS, next_power_of_2(max(samples.N, 1)))
-    return BackwardConfig(WIDE_SUMS_BLOCK, rows, ceil_div(samples.D, WIDE_SUMS_BLOCK), num_warps=8)
+    how = ROW_SUMS.choose(samples.D)
+    rows = min(how.rows, next_power_of_2(max(samples.N, 1)))
+    return BackwardConfig(how.block, rows, ceil_div(samples.D, how.block), how.num_warps)
 
 
 def backward(

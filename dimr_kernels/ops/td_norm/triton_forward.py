@@ -15,9 +15,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..configurations import Row, Table
 from ..launch import Launch, cached_by_shape, ceil_div, next_power_of_2
 from ..row_statistics import factor_of, reciprocal_deviation, row_statistics
-from ..samples import Samples, as_samples, strides_of, walk, with_rows
+from ..samples import Samples, Walk, as_samples, strides_of, walk, walk_candidates, with_rows
 from ..time_gate.triton import dense, gate_widths, mixed_at
 
 
@@ -162,28 +163,49 @@ class ForwardConfig:
     num_warps: int
 
 
-# Not yet timed on a GPU. A tile gives each thread 16 to 32 elements: two to four 16-byte loads in flight.
-TILE_ELEMENTS = 4096
-PROGRAMS = 2048
-LONGEST_WALK = 16
+@dataclass(frozen=True)
+class WideRows:
+    """How rows that do not fit in registers are read: so many at a time, in blocks of columns."""
+
+    block: int
+    rows: int
+    num_warps: int
+
+
 WIDEST_IN_REGISTERS = 8192
+TABLE_BLOCK = 1024
+# A tile gives each thread 16 to 32 elements: two to four 16-byte loads in flight.
+FORWARD = Table(
+    "td_norm_fwd",
+    rows=(
+        Row(Walk(4096, programs=2048, longest=16, num_warps=4), up_to=2048),
+        Row(Walk(4096, programs=2048, longest=16, num_warps=8), up_to=4096),
+        Row(Walk(4096, programs=2048, longest=16, num_warps=16)),
+    ),
+    candidates=lambda D, family: walk_candidates(D, longest=16),
+)
 # One program of 32 warps per SM: four rows of 38,400 in each are 40 MB on an H100, which its L2 cache can hold until
 # they are read again, and four rows share one reading of the table.
-WIDE_BLOCK = 4096
-WIDE_ROWS = 4
-WIDE_WARPS = 32
-TABLE_BLOCK = 1024
+WIDE_FORWARD = Table(
+    "td_norm_fwd_wide",
+    rows=(Row(WideRows(4096, rows=4, num_warps=32)),),
+    candidates=lambda D, family: [
+        WideRows(block, rows, warps)
+        for block, rows, warps in ((4096, 4, 16), (4096, 2, 16), (2048, 4, 16), (4096, 1, 8), (8192, 1, 16))
+    ],
+)
 
 
 def forward_config(samples: Samples) -> ForwardConfig:
-    rows, iterations = walk(samples, TILE_ELEMENTS, PROGRAMS, LONGEST_WALK)
-    block_d = next_power_of_2(samples.D)
-    return ForwardConfig(block_d, rows, iterations, num_warps=max(4, min(16, block_d // 512)))
+    how = FORWARD.choose(samples.D)
+    rows, iterations = walk(samples, how)
+    return ForwardConfig(next_power_of_2(samples.D), rows, iterations, how.num_warps)
 
 
 def wide_forward_config(samples: Samples) -> ForwardConfig:
-    rows = min(WIDE_ROWS, next_power_of_2(max(samples.N, 1)))
-    return ForwardConfig(WIDE_BLOCK, rows, ceil_div(samples.D, WIDE_BLOCK), num_warps=WIDE_WARPS)
+    how = WIDE_FORWARD.choose(samples.D)
+    rows = min(how.rows, next_power_of_2(max(samples.N, 1)))
+    return ForwardConfig(how.block, rows, ceil_div(samples.D, how.block), how.num_warps)
 
 
 def forward(

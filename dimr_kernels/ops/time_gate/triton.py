@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..configurations import Row, Table
 from ..launch import Launch, cached_by_shape, ceil_div, next_power_of_2
 
 
@@ -102,23 +103,47 @@ class ReduceConfig:
     rows: int
     iterations: int
     groups: int
-    num_warps: int = 4
+    num_warps: int
 
 
-# Partials per tile: 16 per thread beside four sums of as many. Not yet timed on a GPU.
-REDUCE_TILE = 2048
-# Tiles that one program adds up one after the other; where there are more, groups of rows are summed side by side.
-LONGEST_REDUCTION = 8
+@dataclass(frozen=True)
+class Reduction:
+    """How partials are dealt out: a program adds up tiles of rows of one block of columns."""
+
+    block_d: int
+    elements: int
+    """Of a tile."""
+    longest: int
+    """Tiles that one program adds up; where there are more, groups of rows are summed side by side."""
+    num_warps: int
+
+
+# 16 partials per thread beside four sums of as many. Narrow blocks where the width is small, since the blocks are most
+# of the parallelism there is.
+REDUCE = Table(
+    "time_gate_reduce",
+    rows=(
+        Row(Reduction(32, elements=2048, longest=8, num_warps=4), up_to=2048),
+        Row(Reduction(128, elements=2048, longest=8, num_warps=4), up_to=16384),
+        Row(Reduction(256, elements=2048, longest=8, num_warps=4)),
+    ),
+    candidates=lambda D, family: [
+        Reduction(block_d, elements, longest, num_warps=4)
+        for block_d in (32, 64, 128)
+        for elements in (1024, 2048)
+        for longest in (2, 8, 32)
+    ],
+)
 
 
 def reduce_config(R: int, D: int) -> ReduceConfig:
-    """Narrow blocks where the width is small, since the blocks are most of the parallelism there is."""
-    block_d = min(next_power_of_2(D), 32 if D <= 2048 else 128 if D <= 16384 else 256)
-    rows = min(REDUCE_TILE // block_d, next_power_of_2(max(R, 1)))
+    how = REDUCE.choose(D)
+    block_d = min(next_power_of_2(D), how.block_d)
+    rows = min(how.elements // block_d, next_power_of_2(max(R, 1)))
     tiles = max(ceil_div(R, rows), 1)
     # A power of two, so that a change of the batch seldom compiles another kernel.
-    iterations = min(next_power_of_2(tiles), LONGEST_REDUCTION)
-    return ReduceConfig(block_d, rows, iterations, groups=ceil_div(tiles, iterations))
+    iterations = min(next_power_of_2(tiles), how.longest)
+    return ReduceConfig(block_d, rows, iterations, ceil_div(tiles, iterations), how.num_warps)
 
 
 def dense(gates: Sequence[Tensor | None]) -> list[Tensor | None]:
