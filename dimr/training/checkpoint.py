@@ -16,6 +16,12 @@ FORMAT = "dimr-training-state-1"
 
 
 def save_training_state(path: str | os.PathLike[str], trainer: Trainer) -> None:
+    """Replace the file by the run's state now.
+
+    Raises:
+        DivergedError: the run has diverged; the file keeps the last good state.
+    """
+    trainer.check_finite()
     with replacing(path) as temporary:
         torch.save({"format": FORMAT, **trainer.state_dict()}, temporary)
 

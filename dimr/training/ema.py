@@ -10,10 +10,13 @@ from torch import Tensor, nn
 
 
 class ExponentialMovingAverage:
-    """``average = d * average + (1 - d) * parameter`` after every step.
+    """``average = d * average + (1 - d) * parameter`` after every step, for all parameters in one pass.
 
     ``d`` rises to ``decay`` as ``(1 + n) / (10 + n)`` in the number of updates, so that the start, when the parameters
     are far from good, is soon forgotten. Buffers are not averaged: the models here have none that change.
+
+    Raises:
+        TypeError: a parameter is narrower than float32, in which ``(1 - d) * parameter`` would be lost.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -22,6 +25,9 @@ class ExponentialMovingAverage:
         self.decay = decay
         self.updates = 0
         self._parameters = dict(model.named_parameters())
+        for name, parameter in self._parameters.items():
+            if parameter.dtype not in (torch.float32, torch.float64):
+                raise TypeError(f"averages need float32 parameters (and autocast), {name} has {parameter.dtype}")
         self._averages = {name: p.detach().clone() for name, p in self._parameters.items()}
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..checkpoints.errors import CheckpointError
 from ..loss import branch_losses, weighted_sum
 from ..network import DiMR
+from ..recomputation import check_mode
 from ..schedule import NoiseSchedule
 from .ema import ExponentialMovingAverage
 from .optimizer import build_optimizer, learning_rate_at, set_learning_rate
@@ -21,13 +22,24 @@ from .optimizer import build_optimizer, learning_rate_at, set_learning_rate
 BatchSource = Callable[[torch.Generator], tuple[Tensor, Tensor]]
 
 
+PRECISIONS = ("float32", "bfloat16")
+# Looking at a result waits for a GPU, so divergence is not looked for at every step.
+STEPS_PER_CHECK = 20
+
+
 class DivergedError(RuntimeError):
-    """The loss is no longer a finite number."""
+    """The gradients are no longer finite numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSettings:
-    """What decides a run beside the model's configuration and the data."""
+    """What decides a run beside the model's configuration and the data.
+
+    Attributes:
+        precision: "bfloat16" runs the model under autocast; weights, statistics, loss and optimizer stay float32.
+        checkpointing: "none", "blocks" or "selective", see :meth:`dimr.DiMR.set_checkpointing`.
+        compile: run the model through torch.compile. This and ``checkpointing`` may differ in a resumed run.
+    """
 
     steps: int
     batch_size: int
@@ -39,6 +51,14 @@ class TrainingSettings:
     class_dropout: float = 0.1
     max_gradient_norm: float = 1.0
     seed: int = 0
+    precision: str = "float32"
+    checkpointing: str = "none"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(map(repr, PRECISIONS))}; got {self.precision!r}")
+        check_mode(self.checkpointing)
 
     def to_dict(self) -> dict[str, Any]:
         return {**dataclasses.asdict(self), "betas": list(self.betas)}
@@ -46,6 +66,10 @@ class TrainingSettings:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainingSettings:
         return cls(**{**values, "betas": tuple(values["betas"])})
+
+    def deciding(self) -> dict[str, Any]:
+        """Those that a resumed run must share."""
+        return {k: v for k, v in self.to_dict().items() if k not in ("checkpointing", "compile")}
 
 
 class Trainer:
@@ -60,7 +84,7 @@ class Trainer:
     def __init__(
         self, model: DiMR, batches: BatchSource, settings: TrainingSettings, schedule: NoiseSchedule | None = None
     ) -> None:
-        self.model = model
+        self.model = model.set_checkpointing(settings.checkpointing)
         self.batches = batches
         self.settings = settings
         self.schedule = NoiseSchedule() if schedule is None else schedule
@@ -71,22 +95,32 @@ class Trainer:
         branches = model.config.num_branches
         self.losses = torch.full((settings.steps, branches), math.nan, device=model.device)
         self._parameters = list(model.parameters())
+        self._predictor: Any = torch.compile(model, fullgraph=True) if settings.compile else model
+        self._finite = torch.ones((), dtype=torch.bool, device=model.device)
 
     def run(self) -> Iterator[int]:
-        """Train to the end; yields the number of steps done after each. Stop iterating to stop training."""
+        """Train to the end; yields the number of steps done after each. Stop iterating to stop training.
+
+        Raises:
+            DivergedError: see :meth:`check_finite`, which is called every :data:`STEPS_PER_CHECK` steps.
+        """
         while self.step < self.settings.steps:
-            self._train_step()
+            self.train_step()
+            if self.step % STEPS_PER_CHECK == 0 or self.step == self.settings.steps:
+                self.check_finite()
             yield self.step
 
-    def _train_step(self) -> None:
+    def train_step(self) -> None:
+        """One step. The host gives orders only: it never waits for a GPU."""
         settings = self.settings
         set_learning_rate(
             self.optimizer,
             learning_rate_at(self.step, settings.steps, settings.learning_rate, settings.warmup_steps),
         )
-        losses = branch_losses(*self._predict())
+        losses = self._losses()
         weighted_sum(losses).mean().backward()
-        torch.nn.utils.clip_grad_norm_(self._parameters, settings.max_gradient_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, settings.max_gradient_norm)
+        self._finite.logical_and_(norm.isfinite())
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.update()
@@ -94,8 +128,8 @@ class Trainer:
             self.losses[self.step] = torch.stack([loss.mean() for loss in losses])
         self.step += 1
 
-    def _predict(self) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Predictions for a fresh batch at random steps, and the noise that was added."""
+    def _losses(self) -> tuple[Tensor, ...]:
+        """Each branch's losses ``[B]`` for a fresh batch at random steps."""
         images, labels = self.batches(self.generator)
         B, device, generator = len(labels), images.device, self.generator
         if self.settings.class_dropout > 0:
@@ -103,18 +137,23 @@ class Trainer:
             labels = labels.masked_fill(dropped, self.model.config.num_classes)
         timestep = torch.randint(1, self.schedule.num_steps + 1, (B,), device=device, generator=generator)
         noise = torch.randn(images.shape, device=device, generator=generator)
-        return self.model(self.schedule.add_noise(images, noise, timestep), timestep, labels), noise
+        noised = self.schedule.add_noise(images, noise, timestep)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
+            outputs = self._predictor(noised, timestep, labels)
+        return branch_losses(outputs, noise)
 
-    def recent_loss(self, window: int = 50) -> float:
-        """The finest branch's mean loss over the last steps. Waits for the device.
+    def check_finite(self) -> None:
+        """Waits for the device.
 
         Raises:
-            DivergedError: it is not finite.
+            DivergedError: the gradient of some step was not finite, so the weights are lost.
         """
-        value = self.losses[max(0, self.step - window) : self.step, -1].mean().item()
-        if not math.isfinite(value):
-            raise DivergedError(f"the loss is {value} at step {self.step}: lower the learning rate")
-        return value
+        if not self._finite.item():
+            raise DivergedError(f"the gradients are no longer finite at step {self.step}: lower the learning rate")
+
+    def recent_loss(self, window: int = 50) -> float:
+        """The finest branch's mean loss over the last steps. Waits for the device."""
+        return self.losses[max(0, self.step - window) : self.step, -1].mean().item()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that :meth:`load_state_dict` needs to go on; tensors and plain values only."""
@@ -136,11 +175,10 @@ class Trainer:
         Raises:
             CheckpointError: its settings, configuration or kind of device are not this run's.
         """
-        for name, mine in (("settings", self.settings.to_dict()), ("config", self.model.config.to_dict())):
-            different = sorted(k for k in mine if state[name].get(k) != mine[k])
-            if different:
-                k = different[0]
-                raise CheckpointError(f"the saved run has {k} = {state[name].get(k)!r}, this one {mine[k]!r}")
+        saved = TrainingSettings.from_dict(state["settings"]).deciding() | state["config"]
+        for k, mine in sorted((self.settings.deciding() | self.model.config.to_dict()).items()):
+            if saved.get(k) != mine:
+                raise CheckpointError(f"the saved run has {k} = {saved.get(k)!r}, this one {mine!r}")
         if state["device"] != self.model.device.type:
             raise CheckpointError(
                 f"the saved run was on {state['device']!r}, this one is on {self.model.device.type!r}"

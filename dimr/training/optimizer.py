@@ -10,6 +10,8 @@ from torch import nn
 
 from ..branches import PatchEmbedding
 
+FUSED_DEVICES = ("cpu", "cuda")
+
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Matrices and kernels decay; biases, norms, gates, and class and position embeddings do not."""
@@ -29,8 +31,10 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 def build_optimizer(
     model: nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float]
 ) -> torch.optim.AdamW:
-    """One fused AdamW over all parameters."""
-    return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=learning_rate, betas=betas, fused=True)
+    """AdamW over all parameters: in one kernel per group where the device has it, else an operator at a time."""
+    fused = all(p.device.type in FUSED_DEVICES for p in model.parameters())
+    groups = parameter_groups(model, weight_decay)
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused, foreach=not fused)
 
 
 def learning_rate_at(step: int, steps: int, peak: float, warmup: int) -> float:

@@ -59,11 +59,11 @@ def test_the_model_casts_its_weights_and_its_input():
         outputs = model(**inputs(TINY, batch))
     expected = casts_of_parameters([model], full, low)
     C = TINY.in_channels
+    expected["_to_copy", full, low, (batch, 1, TINY.dims[0])] += 1  # the class token
     for D, size, p in zip(TINY.dims, TINY.resolutions, TINY.patch_sizes, strict=True):
         patches = (batch, size, size, C * p * p)
         expected["_to_copy", full, low, (size, size, D)] += 1  # positions
         expected["_to_copy", full, low, patches] += 1  # the image, once per branch
-        expected["_to_copy", full, low, (batch, 1, D)] += D == TINY.dims[0]  # the class token
         # Each patch's pixels in a row; patches of one pixel are only transposed.
         expected[("clone", full, full, (batch, size, size, C, p, p)) if p > 1 else ("clone", low, low, patches)] += 1
         expected["clone", low, low, (batch, C, size, size)] += 1  # predictions, channels first

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -49,3 +50,25 @@ class LiveMemory(TorchDispatchMode):
 
     def bytes(self) -> int:
         return sum(size for reference, size in self._storages.values() if not reference.expired())
+
+
+# What looks at values on the CPU only, where that costs no wait.
+CHECKS_OF_VALUES = {"add_noise", "check_class_labels", "as_timestep", "as_timesteps"}
+
+
+class NoWaiting(TorchDispatchMode):
+    """Context manager: reading a tensor's value, for which the host would wait for a GPU, is an error."""
+
+    def __torch_dispatch__(self, operator: Any, types: Any, arguments: Any = (), kwargs: Any = None) -> Any:
+        if operator._opname in ("_local_scalar_dense", "nonzero", "equal") and not _in_a_check():
+            raise AssertionError(f"{operator} would wait for the device")
+        return operator(*arguments, **(kwargs or {}))
+
+
+def _in_a_check() -> bool:
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name in CHECKS_OF_VALUES:
+            return True
+        frame = frame.f_back
+    return False
