@@ -19,7 +19,6 @@ from .ops.shuffle_norm_add import eager as shuffle_norm_add_eager
 from .ops.shuffle_norm_add import op as shuffle_norm_add_op
 from .ops.td_norm import eager as td_norm_eager
 from .ops.td_norm import op as td_norm_op
-from .rows import as_rows, with_rows_of
 
 
 def geglu(h: Tensor, value: Tensor | None = None, approximate: str = "none", gate: str = "first") -> Tensor:
@@ -50,15 +49,13 @@ def geglu(h: Tensor, value: Tensor | None = None, approximate: str = "none", gat
         gate_first = gate == "first"
         if not fused:
             return geglu_eager.geglu_packed(h, approximate, gate_first)
-        out = geglu_op.geglu_packed(as_rows(h), approximate, gate_first)
-    else:
-        checks.check_shape("geglu", "value", value, tuple(h.shape))
-        checks.check_same_dtype("geglu", h=h, value=value)
-        checks.check_same_device("geglu", h=h, value=value)
-        if not fused:
-            return geglu_eager.geglu_pair(h, value, approximate)
-        out = geglu_op.geglu_pair(as_rows(h), as_rows(value), approximate)
-    return with_rows_of(h, out)
+        return geglu_op.geglu_packed(h, approximate, gate_first)
+    checks.check_shape("geglu", "value", value, tuple(h.shape))
+    checks.check_same_dtype("geglu", h=h, value=value)
+    checks.check_same_device("geglu", h=h, value=value)
+    if not fused:
+        return geglu_eager.geglu_pair(h, value, approximate)
+    return geglu_op.geglu_pair(h, value, approximate)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto", scale: float | None = None) -> Tensor:

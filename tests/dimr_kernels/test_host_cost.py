@@ -26,7 +26,7 @@ from tests.support.parity import results_of
 BOUNDS = {
     "td_layer_norm": (140, 195),
     "td_rms_norm": (106, 157),
-    "geglu": (65, 83),
+    "geglu": (57, 74),
     "depthwise_conv2d": (88, 113),
     "pixel_shuffle_td_norm_add": (142, 198),
 }

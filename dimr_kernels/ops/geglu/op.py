@@ -8,30 +8,34 @@ import torch
 from torch import Tensor
 
 from ..registration import define_gradient, define_op, refuse_double_backward
+from ..samples import with_even_rows
 from .eager import split_packed
 
 
 def _forward_pair(gate: Tensor, value: Tensor, approximate: str) -> Tensor:
     from . import triton as kernels
 
-    return kernels.forward(gate, value, approximate)
+    return kernels.forward(with_even_rows(gate), with_even_rows(value), approximate)
 
 
 def _forward_packed(h: Tensor, approximate: str, gate_first: bool) -> Tensor:
-    return _forward_pair(*split_packed(h, gate_first), approximate)
+    from . import triton as kernels
+
+    return kernels.forward(*split_packed(with_even_rows(h), gate_first), approximate)
 
 
 def _backward_pair(grad: Tensor, gate: Tensor, value: Tensor, approximate: str) -> tuple[Tensor, Tensor]:
     from . import triton as kernels
 
     dgate, dvalue = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (gate, value))
-    kernels.backward(grad, gate, value, dgate, dvalue, approximate)
+    kernels.backward(grad, with_even_rows(gate), with_even_rows(value), dgate, dvalue, approximate)
     return dgate, dvalue
 
 
 def _backward_packed(grad: Tensor, h: Tensor, approximate: str, gate_first: bool) -> Tensor:
     from . import triton as kernels
 
+    h = with_even_rows(h)
     dh = torch.empty(h.shape, dtype=h.dtype, device=h.device)
     kernels.backward(grad, *split_packed(h, gate_first), *split_packed(dh, gate_first), approximate)
     return dh
@@ -50,7 +54,7 @@ geglu_pair_backward = define_op(
 geglu_packed = define_op(
     "geglu_packed(Tensor h, str approximate, bool gate_first) -> Tensor",
     kernel=_forward_packed,
-    fake=lambda h, approximate, gate_first: h.new_empty((h.shape[0], h.shape[1] // 2)),
+    fake=lambda h, approximate, gate_first: h.new_empty((*h.shape[:-1], h.shape[-1] // 2)),
 )
 geglu_packed_backward = define_op(
     "geglu_packed_backward(Tensor grad, Tensor h, str approximate, bool gate_first) -> Tensor",

@@ -196,7 +196,7 @@ def _forward_launch(shape, out_shape, x, y, out, r, T, t_stride, scale_gate, shi
     return Launch(
         _fwd_kernel,
         (samples.B * chunks,),
-        (samples.N, C, shape[2], chunks, *strides, 0 if T == 1 else t_stride, samples.rows, eps),
+        (samples.N, C, shape[2], chunks, *strides, 0 if T == 1 else t_stride, samples.rows, float(eps)),
         {
             "R": r, "SCALE_GATE": int(scale_gate == C), "SHIFT_GATE": int(shift_gate == C),
             "ITERATIONS": config.iterations, "ROWS": config.rows, "BLOCK_C": config.block_c,

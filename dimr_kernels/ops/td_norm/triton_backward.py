@@ -227,7 +227,7 @@ def _launch(shape, strides, T, t_stride, shift, scale_gate, eps, rms) -> tuple[i
     launch = Launch(
         _bwd_kernel,
         (programs, ceil_div(D, config.block_d)),
-        (samples.N, D, chunks, *x, 0 if T == 1 else t_stride, samples.rows, programs, eps),
+        (samples.N, D, chunks, *x, 0 if T == 1 else t_stride, samples.rows, programs, float(eps)),
         {
             "RMS": rms, "HAS_SHIFT": shift, "SCALE_GATE": int(scale_gate == D), "ITERATIONS": config.iterations,
             "ROWS": config.rows, "BLOCK_D": config.block_d,
@@ -245,7 +245,7 @@ def _row_sums_launch(shape, strides, T, eps, rms) -> Launch:
     return Launch(
         _row_sums_kernel,
         (samples.B * chunks,),
-        (samples.N, samples.D, chunks, *x, 0 if T == 1 else samples.D, samples.rows, eps),
+        (samples.N, samples.D, chunks, *x, 0 if T == 1 else samples.D, samples.rows, float(eps)),
         {"RMS": rms, "BLOCKS": config.iterations, "ROWS": config.rows, "BLOCK_D": config.block_d},
         num_warps=config.num_warps,
     )

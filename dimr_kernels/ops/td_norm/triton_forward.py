@@ -276,7 +276,7 @@ def _launch(shape, x, residual, total, T, t_stride, scale_gate, shift_gate, eps,
     return Launch(
         _fwd_kernel,
         (samples.B * chunks,),
-        (samples.N, D, chunks, *x, *residual, *total, 0 if T == 1 else t_stride, samples.rows, eps),
+        (samples.N, D, chunks, *x, *residual, *total, 0 if T == 1 else t_stride, samples.rows, float(eps)),
         {
             "RMS": rms, "SCALE_GATE": int(scale_gate == D), "SHIFT_GATE": int(shift_gate == D),
             "ITERATIONS": config.iterations, "ROWS": config.rows, "BLOCK_D": config.block_d,
@@ -294,7 +294,7 @@ def _wide_launch(shape, x, residual, total, T, shift, eps, rms) -> Launch:
     return Launch(
         _fwd_wide_kernel,
         (samples.B * chunks,),
-        (samples.N, samples.D, chunks, *x, *residual, table_stride, samples.rows, eps),
+        (samples.N, samples.D, chunks, *x, *residual, table_stride, samples.rows, float(eps)),
         {
             "RMS": rms, "HAS_SHIFT": shift, "BLOCKS": config.iterations, "ROWS": config.rows,
             "BLOCK_D": config.block_d,
