@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 import dimr
 import dimr_kernels as dk
 from dimr.inference.graphs import GraphCache
-from tests.support.small_models import inputs, perturbed_model
+from tests.support.small_models import TINY, inputs, perturbed_model
 
 
 class StandIn:
@@ -83,13 +84,17 @@ def test_replays_take_the_new_inputs(engine, plain, recorder):
     assert (recorder.recorded, recorder.replayed) == (1, 3)
 
 
-def test_results_are_the_callers_own(engine):
-    first = engine(**inputs(seed=1))
+@pytest.mark.parametrize("channels", [1, 3])  # of one channel, a prediction needs no copy to be contiguous
+def test_results_are_the_callers_own(recorder, channels):
+    config = dataclasses.replace(TINY, in_channels=channels)
+    engine = dimr.optimize_for_inference(perturbed_model(config), torch.float32)
+    engine._graphs = GraphCache(engine._compute, recorder, limit=2)
+    first = engine(**inputs(config, seed=1))
     kept = [out.clone() for out in first]
-    engine(**inputs(seed=2))
+    engine(**inputs(config, seed=2))
     assert_same(first, kept)
     first[-1].zero_()
-    assert engine(**inputs(seed=1))[-1].any()
+    assert engine(**inputs(config, seed=1))[-1].any()
 
 
 def test_one_recording_for_each_kind_of_call(engine, plain, recorder):
