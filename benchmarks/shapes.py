@@ -47,11 +47,10 @@ class Shapes:
         on_cpu = device_type == "cpu"
         choice = choice or ("target" if on_cpu else "all")
         target = self.cpu if on_cpu else self.target
-        seen = set(target)
+        seen: set[Any] = set()
         for scope, shapes in (("target", target), ("sweep", self.sweep), ("large", self.large)):
-            for shape in dict.fromkeys(shapes):
-                if choice in (scope, "all") and (scope == "target" or shape not in seen):
-                    yield scope, shape
+            if choice in (scope, "all"):
+                yield from ((scope, shape) for shape in dict.fromkeys(shapes) if shape not in seen)
             seen.update(shapes)
 
 
