@@ -45,7 +45,7 @@ class DiMR(nn.Module):
         """
         check_mode(mode)
         for branch in self.branches:
-            branch.checkpointing = mode
+            branch.checkpointing = mode  # type: ignore[assignment]
         return self
 
     @property

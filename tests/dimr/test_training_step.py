@@ -176,7 +176,7 @@ class TestOptimizer:
 
 
 def test_average_refuses_parameters_too_narrow_for_it():
-    with pytest.raises(TypeError, match="weight has torch.bfloat16"):
+    with pytest.raises(TypeError, match=r"weight has torch\.bfloat16"):
         ExponentialMovingAverage(nn.Linear(2, 2, dtype=torch.bfloat16), 0.9)
 
 
