@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dimr.files import replacing
+from dimr.optional import MissingPackageError
 
 from .reporting import plots, records, tables
 from .reporting.rows import as_rows
@@ -53,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         folder = write_report(options.files, options.output)
-    except (records.RecordError, OSError) as error:
+    except (records.RecordError, MissingPackageError, OSError) as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
     logger.info("report written to %s", folder)
 

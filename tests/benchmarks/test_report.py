@@ -266,6 +266,14 @@ def test_what_the_benchmarks_write_is_read(tmp_path):
     assert all(line["fastest rival"] for line in lines)
 
 
+def test_without_matplotlib(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(SystemExit):
+        main([str(write_run(tmp_path / "run.json", values())), "--output", str(tmp_path)])
+    assert "pip install 'dimr_kernels[bench]'" in capsys.readouterr().err
+
+
 def test_no_such_file(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(tmp_path / "absent.json")])
