@@ -42,7 +42,6 @@ def load_decoder(folder: str | os.PathLike[str], device: torch.device | str = "c
     return decoder.to(device).eval()
 
 
-@torch.inference_mode()
 def decode_latents(decoder: Any, latents: Tensor, batch_size: int = 4) -> Tensor:
     """Scaled latents ``[B, C, h, w]`` -> images ``[B, 3, H, W]`` in [-1, 1] on the CPU, ``batch_size`` at a time.
 
@@ -53,6 +52,7 @@ def decode_latents(decoder: Any, latents: Tensor, batch_size: int = 4) -> Tensor
         raise ValueError(f"latents must have shape [B, {wanted}, h, w], got {list(latents.shape)}")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
-    scaled = latents.to(decoder.device, decoder.dtype) / decoder.config.scaling_factor
-    images = [decoder.decode(part).sample.float().cpu() for part in scaled.split(batch_size)]
-    return torch.cat(images).clamp(-1, 1).clone()
+    with torch.inference_mode():
+        scaled = latents.to(decoder.device, decoder.dtype) / decoder.config.scaling_factor
+        images = [decoder.decode(part).sample.float().cpu() for part in scaled.split(batch_size)]
+    return torch.cat(images).clamp(-1, 1)

@@ -32,7 +32,7 @@ MAX_GRAPHS = 8
 def optimize_for_inference(
     model: DiMR, dtype: torch.dtype = torch.bfloat16, cuda_graph: bool = True, max_graphs: int = MAX_GRAPHS
 ) -> InferenceEngine:
-    """The same function as ``model``, faster, without a gradient, for ``dimr.sample`` or calls of one's own.
+    """The same function as ``model`` without a gradient, in few launches that move few bytes.
 
     The engine holds copies: the model is left as it is, later changes to it do not reach the engine, and until the
     model is deleted the weights are there twice (four bytes a parameter, and the engine's two).

@@ -113,6 +113,12 @@ def test_one_recording_for_each_kind_of_call(engine, plain, recorder):
     assert recorder.recorded == 3
 
 
+def test_recorded_in_inference_mode_and_replayed_outside(engine, plain):
+    with torch.inference_mode():
+        engine(**inputs(seed=1))
+    assert_same(engine(**inputs(seed=2)), plain(**inputs(seed=2)))
+
+
 def test_the_least_recently_used_makes_room(engine, recorder):
     for batch in (1, 2, 1, 3, 1):
         engine(**inputs(batch=batch))
