@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -56,18 +57,17 @@ def _freed_memory() -> Iterator[None]:
         torch.cuda.empty_cache()
 
 
+def measure_or_skip(benchmark: Any, case: Case) -> None:
+    try:
+        return measure_case(benchmark, case, MACHINE)
+    except Unavailable as problem:
+        reason = str(problem)
+    except torch.OutOfMemoryError as problem:
+        reason = str(problem).splitlines()[0]
+    # Outside the handlers, whose tracebacks would hold on to the tensors.
+    pytest.skip(f"{case}: {reason}")
+
+
 @pytest.fixture
 def measure(benchmark: Any) -> Callable[[Case], None]:
-    def run(case: Case) -> None:
-        reason = None
-        try:
-            measure_case(benchmark, case, MACHINE)
-        except Unavailable as problem:
-            reason = str(problem)
-        except torch.OutOfMemoryError as problem:
-            reason = str(problem).splitlines()[0]
-        # Outside the handlers, whose tracebacks would hold on to the tensors.
-        if reason is not None:
-            pytest.skip(f"{case}: {reason}")
-
-    return run
+    return partial(measure_or_skip, benchmark)

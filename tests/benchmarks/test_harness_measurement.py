@@ -129,6 +129,26 @@ def test_memory(monkeypatch, free, fits):
             measurement.prepare(*arguments)
 
 
+@pytest.mark.parametrize(
+    ("problem", "reason"),
+    [
+        (Unavailable("no such kernel"), "no such kernel"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried\nand more"), "CUDA out of memory. Tried"),
+    ],
+)
+def test_what_cannot_run_skips_with_the_reason(monkeypatch, problem, reason):
+    from benchmarks import conftest
+
+    def refuse(*arguments):
+        raise problem
+
+    monkeypatch.setattr(conftest, "measure_case", refuse)
+    case = Case("target", scaling(), "eager", "forward")
+    with pytest.raises(pytest.skip.Exception) as skipped:
+        conftest.measure_or_skip(Benchmark(), case)
+    assert skipped.value.msg == f"scaled-target-4x6-eager-forward: {reason}"
+
+
 def test_every_call_has_memory_of_its_own():
     made = []
 
