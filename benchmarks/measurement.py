@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import cpuinfo
 import torch
 from torch import Tensor
 
@@ -80,13 +79,19 @@ class Machine:
     def facts(self) -> dict[str, str | None]:
         on_gpu = self.device.type == "cuda"
         return {
-            "device": torch.cuda.get_device_name() if on_gpu else cpuinfo.get_cpu_info().get("brand_raw", "cpu"),
+            "device": torch.cuda.get_device_name() if on_gpu else _name_of_cpu(),
             "architecture": "sm_{}{}".format(*torch.cuda.get_device_capability()) if on_gpu else "cpu",
             "torch": torch.__version__,
             "triton": _version_of_triton(),
             "cuda": torch.version.cuda,
             "python": platform.python_version(),
         }
+
+
+def _name_of_cpu() -> str:
+    import cpuinfo  # comes with pytest-benchmark
+
+    return cpuinfo.get_cpu_info().get("brand_raw", "cpu")
 
 
 def _version_of_triton() -> str | None:

@@ -9,7 +9,7 @@ import torch
 
 import dimr_kernels as dk
 from benchmarks import measurement, timing
-from benchmarks.measurement import Case, error_against_float64, measure, samples_to_check
+from benchmarks.measurement import Case, Machine, error_against_float64, measure, samples_to_check
 from benchmarks.reporting.records import parse
 from benchmarks.rivals import Unavailable
 from benchmarks.test_pixel_shuffle import Shuffle
@@ -78,6 +78,15 @@ def test_record(implementation, direction):
     assert benchmark.extra_info["matmul_teraflops_ceiling"] == 1
     assert benchmark.extra_info.get("note") == ("for comparison" if implementation == "copy" else None)
     assert benchmark.group == f"scaled {direction}"
+
+
+def test_facts():
+    pytest.importorskip("cpuinfo", reason="pytest-benchmark, which brings cpuinfo, is not installed")
+    facts = Machine(CPU, torch.float32).facts
+    assert set(facts) == set(machine().facts)
+    assert facts["architecture"] == "cpu"
+    assert facts["torch"] == torch.__version__
+    assert facts["device"]
 
 
 def test_error_is_of_what_was_timed():
