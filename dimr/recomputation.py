@@ -24,7 +24,7 @@ _KEPT = {
     "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::convolution",
     "aten::_scaled_dot_product_flash_attention", "aten::_scaled_dot_product_flash_attention_for_cpu",
     "aten::_scaled_dot_product_efficient_attention", "aten::_scaled_dot_product_cudnn_attention",
-    "flash_attn::_flash_attn_forward", "dimr_kernels::depthwise_conv2d",
+    "flash_attn::_flash_attn_forward", "dimr_kernels::depthwise_conv2d", "dimr_kernels::geglu_linear",
 }  # fmt: skip
 
 

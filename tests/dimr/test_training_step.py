@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import dimr_kernels as dk
 from dimr import DiMR, DiMRConfig
 from dimr.training import loop
 from dimr.training.checkpoint import load_training_state, save_training_state
@@ -201,3 +202,24 @@ def test_compiled_run(backend, branches, monkeypatch):
     torch.testing.assert_close(
         compiled, losses_of(new_trainer(config=config, precision="bfloat16", steps=3)), rtol=2e-2, atol=1e-3
     )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_step_with_fused_operators():
+    """Forward and backward are one graph each, with the fused operators in them."""
+    torch._dynamo.reset()
+    config = dataclasses.replace(CONFIG, input_size=4, layers=(1, 1))
+    compiled, eager = (new_trainer(small_batches, config, precision="bfloat16") for _ in range(2))
+    compiled.model.compile(fullgraph=True, backend="aot_eager")
+    with dk.use_backend("triton"), torch._dynamo.config.patch(error_on_recompile=True):
+        for trainer in (compiled, eager):
+            trainer.train_step()
+    assert torch.equal(compiled.losses[0], eager.losses[0])
+    for a, b in zip(compiled.model.parameters(), eager.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def small_batches(generator):
+    images, labels = batches(generator)
+    return images[:2, :, :4, :4], labels[:2]
