@@ -89,8 +89,9 @@ def test_facts():
     assert facts["device"]
 
 
-def test_error_is_of_what_was_timed():
+def test_error_is_of_what_was_timed(monkeypatch):
     """Of a rival's own outputs, whole batch in, first samples compared."""
+    monkeypatch.setitem(measurement.CHECKED_ELEMENTS, "cpu", 24)  # two samples' inputs and outputs
     batches = []
 
     def off_by_an_eighth(x):
