@@ -28,7 +28,9 @@ def test_forward(name):
 
 @pytest.mark.parametrize("name", TRAINING)
 def test_training_step(name):
-    assert 1e3 * training_floor(dimr.model_config(name), ROWS, H100) == pytest.approx(TRAINING[name], rel=0.025)
+    # The smallest model's figure was rounded down.
+    tolerance = 0.025 if name == "dimr-m-3r" else 0.005
+    assert 1e3 * training_floor(dimr.model_config(name), ROWS, H100) == pytest.approx(TRAINING[name], rel=tolerance)
 
 
 def test_part_by_part():

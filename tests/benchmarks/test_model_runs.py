@@ -88,6 +88,12 @@ def test_largest_batch(start, limit, most, found):
     assert largest_batch(lambda batch: batch <= limit, start, most) == found
 
 
+def test_largest_batch_tries_no_more_than_it_must():
+    tried = []
+    largest_batch(lambda batch: tried.append(batch) or batch <= 8, 32, 64)
+    assert tried == [32, 16, 8]
+
+
 def test_batch_that_does_not_fit_leaves_a_run_that_works(monkeypatch):
     run = TrainingRun(TINY, EAGER_TRAININGS[1], CPU, torch.float32, "aot_eager")
     step = run.step

@@ -125,7 +125,9 @@ def test_low_precision_runs_the_model_under_autocast():
 
 @pytest.mark.parametrize("checkpointing", ["blocks", "selective"])
 def test_checkpointing_leaves_the_run_as_it_is(checkpointing):
-    assert torch.equal(losses_of(new_trainer(checkpointing=checkpointing)), losses_of(new_trainer()))
+    trainer = new_trainer(checkpointing=checkpointing)
+    assert {branch.checkpointing for branch in trainer.model.branches} == {checkpointing}
+    assert torch.equal(losses_of(trainer), losses_of(new_trainer()))
 
 
 def test_resumed_run_may_checkpoint_otherwise_but_not_change_its_precision(tmp_path):
