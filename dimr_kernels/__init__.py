@@ -7,6 +7,7 @@ from .nn import GEGLU, GEGLUMLP, DepthwiseConv2d, PixelShuffleUpsample
 from .norms import TDLayerNorm, TDRMSNorm
 from .packing import pad_head_dim, padded_head_dim, unpad_head_dim
 from .self_attention import SelfAttention
+from .warmup import warmup
 
 __version__ = "0.1.0"
 
@@ -27,4 +28,5 @@ __all__ = [
     "time_conditioning",
     "unpad_head_dim",
     "use_backend",
+    "warmup",
 ]

@@ -70,7 +70,7 @@ def test_one_program_walks_whole_images(device):
     from dimr_kernels.ops.depthwise_conv.triton import LaunchConfig
 
     few = LaunchConfig(2, 4, num_warps=1, resident_warps=1)
-    with forced("depthwise_conv_fwd3", few), forced("depthwise_conv_weight3", few):
+    with forced("depthwise_conv_fwd[K=3]", few), forced("depthwise_conv_weight[K=3]", few):
         assert_parity(depthwise_conv2d, make_inputs((3, 9, 2, 5), 3, device))
 
 

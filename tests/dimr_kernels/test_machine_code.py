@@ -22,7 +22,8 @@ NARROW: dict[str, tuple[set[int], set[int]]] = {
     "depthwise_conv_weight[K=3,bf16": ({8}, {4}),
     "depthwise_conv_sum": ({16}, {4}),
     "td_norm_bwd_wide_sums": ({16, 4}, {4}),
-    "time_gate_reduce": ({16, 4}, {4}),
+    "time_gate_reduce[D=1152": ({16, 4}, {4}),
+    "time_gate_reduce[D=38400": ({16, 8, 4}, {8}),
 }
 # Most instructions per output, of which K * K are fused multiply-adds.
 MOST_INSTRUCTIONS = {

@@ -45,15 +45,15 @@ def _candidates(W: int, family: int) -> list[LaunchConfig]:
 SMALL, LARGE = LaunchConfig(4, 2, num_warps=1), LaunchConfig(4, 4, num_warps=2)
 # By kernel size, then by image width. Chosen by the compiled code: the most columns per thread that fit the registers.
 FORWARD = {
-    3: Table("depthwise_conv_fwd3", (Row(LaunchConfig(4, 4, num_warps=1)),), _candidates),
-    5: Table("depthwise_conv_fwd5", (Row(SMALL, up_to=8), Row(LARGE)), _candidates),
-    7: Table("depthwise_conv_fwd7", (Row(SMALL, up_to=8), Row(LARGE)), _candidates),
+    3: Table("depthwise_conv_fwd[K=3]", (Row(LaunchConfig(4, 4, num_warps=1)),), _candidates),
+    5: Table("depthwise_conv_fwd[K=5]", (Row(SMALL, up_to=8), Row(LARGE)), _candidates),
+    7: Table("depthwise_conv_fwd[K=7]", (Row(SMALL, up_to=8), Row(LARGE)), _candidates),
 }
 # One warp, so that the sum over its threads is (at K = 7 and 5) an exchange of registers.
 WEIGHT = {
-    3: Table("depthwise_conv_weight3", (Row(LaunchConfig(2, 4, num_warps=1)),), _candidates),
-    5: Table("depthwise_conv_weight5", (Row(SMALL),), _candidates),
-    7: Table("depthwise_conv_weight7", (Row(SMALL),), _candidates),
+    3: Table("depthwise_conv_weight[K=3]", (Row(LaunchConfig(2, 4, num_warps=1)),), _candidates),
+    5: Table("depthwise_conv_weight[K=5]", (Row(SMALL),), _candidates),
+    7: Table("depthwise_conv_weight[K=7]", (Row(SMALL),), _candidates),
 }
 TABLES = (*FORWARD.values(), *WEIGHT.values())
 SUM_ROWS, SUM_BLOCK_C = 8, 128

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..configurations import Table
 from ..launch import TRITON_TYPES, KernelCase
 from ..samples import Samples
 from ..time_gate import triton as time_gate
@@ -24,6 +25,15 @@ TABLES = (
     triton_backward.ROW_SUMS,
     time_gate.REDUCE,
 )
+
+
+def reads(table: Table[Any], D: int) -> bool:
+    """Whether rows of this width are launched by what the table says."""
+    if table is time_gate.REDUCE:
+        return True
+    wide = (triton_forward.WIDE_FORWARD, triton_backward.WIDE_BACKWARD, triton_backward.ROW_SUMS)
+    return (table in wide) == (D > triton_forward.WIDEST_IN_REGISTERS)
+
 
 WIDTHS = (192, 240, 384, 480, 576, 768, 960, 1152)
 CASCADE_WIDTH = 38400
@@ -82,7 +92,7 @@ def _backward_case(samples: Samples, dtype: torch.dtype, rms: bool) -> KernelCas
     absent = () if wide else ("row_sums_ptr",)
     columns = Samples(samples.B, samples.N, min(samples.D, config.block_d))
     figures = _figures(columns, config.rows * config.iterations, config.iterations, dtype, 4)
-    name = f"td_norm_bwd_{'rms' if rms else 'layer'}{'_wide' if wide else ''}"
+    name = f"td_norm_bwd{'_wide' if wide else ''}_{'rms' if rms else 'layer'}"
     return _case(name, triton_backward._bwd_kernel, samples, dtype, config, constants, absent, figures)
 
 

@@ -147,7 +147,7 @@ WIDE_BACKWARD = Table(
     "td_norm_bwd_wide",
     rows=(Row(Columns(1024, Walk(2048, programs=1024, longest=32, num_warps=4))),),
     candidates=lambda D, family: [
-        Columns(block, how) for block in (1024, 2048) for how in walk_candidates(block, longest=32)
+        Columns(block, how) for block in (1024, 2048) for how in walk_candidates(block, longest=32)[1::2]
     ],
 )
 ROW_SUMS = Table(
