@@ -1,5 +1,6 @@
 """DiMR: Multi-Resolution Diffusion Models (NeurIPS 2024)."""
 
+from .ablations.table import list_ablations
 from .checkpoints import (
     CheckpointError,
     convert_to_folder,
@@ -31,6 +32,7 @@ __all__ = [
     "count_macs",
     "count_parameters",
     "create_model",
+    "list_ablations",
     "list_models",
     "load_model",
     "load_official_checkpoint",

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 import dimr_kernels as dk
 
-from .blocks import ConvNeXtBlock, TransformerBlock
+from .ablations.cascades import PatchHead, make_upsample
+from .ablations.norms import FREQUENCIES, LayerNorm, TimeMLP, TimeToken
+from .blocks import make_block
 from .config import DiMRConfig
 from .recomputation import checkpointed
 
@@ -30,28 +32,38 @@ class PatchEmbedding(nn.Module):
 
 
 class NoiseHead(nn.Module):
-    """TD layer norm and a 3x3 convolution: ``[B, H, W, D]`` -> ``[B, C, H, W]``."""
+    """Norm (TD layer norm but for ablations) and a 3x3 convolution: ``[B, H, W, D]`` -> ``[B, C, H, W]``."""
 
-    def __init__(self, dim: int, out_channels: int) -> None:
+    def __init__(self, norm: nn.Module, dim: int, out_channels: int) -> None:
         super().__init__()
-        self.norm = dk.TDLayerNorm(dim)
+        self.norm = norm
         self.conv = nn.Conv2d(dim, out_channels, kernel_size=3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return self.conv(self.norm(x, t).permute(0, 3, 1, 2)).contiguous()
 
 
-class Branch(nn.Module):
-    """What both kinds of branch share."""
+def make_head(config: DiMRConfig, index: int) -> nn.Module:
+    D, C, p = config.dims[index], config.in_channels, config.patch_size
+    norm = dk.TDLayerNorm(D) if config.has_td_norms else LayerNorm(D)
+    return NoiseHead(norm, D, C) if p == 1 else PatchHead(norm, D, C, p)
 
-    def __init__(self, config: DiMRConfig, index: int, block: type[nn.Module]) -> None:
+
+class Branch(nn.Module):
+    """What all kinds of branch share."""
+
+    def __init__(self, config: DiMRConfig, index: int) -> None:
         super().__init__()
         D, count = config.dims[index], config.blocks[index]
         self.embed = PatchEmbedding(config.in_channels, D, config.patch_sizes[index], config.resolutions[index])
-        self.blocks = nn.ModuleList(block(config, index) for _ in range(count))
+        self.blocks = nn.ModuleList(make_block(config, index) for _ in range(count))
         self.skips = nn.ModuleList(nn.Linear(2 * D, D) for _ in range(count // 2))
-        self.head = NoiseHead(D, config.in_channels)
+        self.head = make_head(config, index)
+        self.time_mlp: TimeMLP | None = None
+        if config.norm == "adaln_zero":
+            self.time_mlp = TimeMLP(D, D if config.modulation == "mlp" else FREQUENCIES)
         self.feeds_another = index + 1 < config.num_branches
+        self.hands_on_all = config.branch_skips
         self.checkpointing = "none"  # see DiMR.set_checkpointing
 
     def through_blocks(self, h: Tensor, t: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -59,6 +71,8 @@ class Branch(nn.Module):
 
         The outputs of the first half come back in reverse order as long skips into the second.
         """
+        if self.time_mlp is not None:
+            t = self.time_mlp(t)  # [B or 1, D], what these blocks take for the time
         features: list[Tensor] = [h]
         skips: list[Tensor] = []
         half = len(self.skips)
@@ -68,7 +82,7 @@ class Branch(nn.Module):
                 skips.append(h)
             if self.feeds_another:
                 features.append(h)
-        return h, features
+        return h, features if self.hands_on_all else [h]
 
     def _block(self, i: int, h: Tensor, skip: Tensor | None, t: Tensor) -> Tensor:
         if skip is not None:
@@ -77,32 +91,55 @@ class Branch(nn.Module):
 
 
 class TransformerBranch(Branch):
-    """The lowest resolution: tokens, the class first among them."""
+    """The lowest resolution: tokens, the class first among them (before it the time, where that is a token)."""
 
     def __init__(self, config: DiMRConfig, index: int) -> None:
-        super().__init__(config, index, TransformerBlock)
+        super().__init__(config, index)
         self.class_embedding = nn.Embedding(config.num_embeddings, config.dims[index])
+        self.time_token = TimeToken(config.dims[index]) if config.norm == "layer" else None
         self.resolution = config.resolutions[index]
 
     def forward(self, x: Tensor, t: Tensor, class_labels: Tensor) -> tuple[Tensor, list[Tensor]]:
         """``x [B, C, S, S]``, ``t [B] or [1]``, ``class_labels [B]`` -> prediction and features ``[B, h, w, D]``."""
         patches = self.embed(x).flatten(1, 2)
         tokens = torch.cat((self.class_embedding(class_labels)[:, None].to(patches.dtype), patches), dim=1)
+        if self.time_token is not None:
+            time = self.time_token(t).to(tokens.dtype).expand(len(tokens), -1, -1)
+            tokens = torch.cat((time, tokens), dim=1)
         h, features = self.through_blocks(tokens, t)
-        return self.head(self._without_class(h), t), [self._without_class(f) for f in features]
+        return self.head(self._image(h), t), [self._image(f) for f in features]
 
-    def _without_class(self, tokens: Tensor) -> Tensor:
-        """``[B, 1 + h*w, D]`` -> ``[B, h, w, D]``, a view."""
-        return tokens[:, 1:].unflatten(1, (self.resolution, self.resolution))
+    def _image(self, tokens: Tensor) -> Tensor:
+        """``[B, class and so on + h*w, D]`` -> ``[B, h, w, D]``, a view."""
+        return tokens[:, -(self.resolution**2) :].unflatten(1, (self.resolution, self.resolution))
+
+
+class ConvNeXtFirstBranch(Branch):
+    """The lowest resolution without attention (an ablation): the class is added at every position."""
+
+    def __init__(self, config: DiMRConfig, index: int) -> None:
+        super().__init__(config, index)
+        self.class_embedding = nn.Embedding(config.num_embeddings, config.dims[index])
+
+    def forward(self, x: Tensor, t: Tensor, class_labels: Tensor) -> tuple[Tensor, list[Tensor]]:
+        patches = self.embed(x)
+        h, features = self.through_blocks(
+            patches + self.class_embedding(class_labels)[:, None, None].to(patches.dtype), t
+        )
+        return self.head(h, t), features
+
+
+def make_first_branch(config: DiMRConfig) -> Branch:
+    return {"transformer": TransformerBranch, "convnext": ConvNeXtFirstBranch}[config.first_branch](config, 0)
 
 
 class ConvNeXtBranch(Branch):
     """A higher resolution: the input's patches plus the features of the branch below, upsampled."""
 
     def __init__(self, config: DiMRConfig, index: int) -> None:
-        super().__init__(config, index, ConvNeXtBlock)
-        lower = config.dims[index - 1] * (config.blocks[index - 1] + 1)
-        self.upsample = dk.PixelShuffleUpsample(lower, config.dims[index], upscale_factor=2)
+        super().__init__(config, index)
+        features = config.blocks[index - 1] + 1 if config.branch_skips else 1
+        self.upsample = make_upsample(config, features * config.dims[index - 1], config.dims[index])
 
     def forward(self, x: Tensor, t: Tensor, lower: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """``x [B, C, S, S]``, ``t [B] or [1]``, ``lower [B, h/2, w/2, D'] each`` -> prediction and features."""

@@ -7,7 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-NORMS = ("td_layer", "td_rms")
+from .ablations.choices import DEFAULTS, TD_NORMS, ablated, check_choices
+
 KERNEL_SIZES = (3, 5, 7)
 
 
@@ -16,19 +17,29 @@ class DiMRConfig:
     """Hyperparameters of a DiMR (paper, section 3 and Table 4).
 
     Branch 0 has the lowest resolution and transformer blocks; the others have ConvNeXt blocks. Branch ``i`` of ``n``
-    works at ``input_size / 2**(n - 1 - i)``.
+    works at ``input_size / 2**(n - 1 - i)``. The fields after ``norm`` are for the paper's ablations; their defaults
+    are its models.
 
     Args:
         in_channels: channels of the image or latent, and of every prediction.
-        input_size: its height and width, a multiple of ``2**(branches - 1)``.
+        input_size: its height and width, a multiple of ``patch_size * 2**(branches - 1)``.
         dims: width of each branch, lowest resolution first.
         layers: layers of each branch; ``n`` builds ``2 * (n // 2) + 1`` blocks (half, a middle one, half with skips).
         num_heads: attention heads of branch 0; divides ``dims[0]``.
         num_classes: classes that can be asked for, ids 0 .. num_classes - 1.
         unconditional_class: whether one more id, ``num_classes``, stands for "no class" (needed for guidance).
         kernel_size: of the depthwise convolutions; 3, 5 or 7.
-        mlp_ratio: hidden width of the GeGLU MLPs over the branch's width.
-        norm: "td_layer" or "td_rms", the blocks' norm. Upsampling and output norms are always TD layer norms.
+        mlp_ratio: hidden width of the MLPs over the branch's width.
+        norm: the blocks' norm and with it the way the time enters. "td_layer" or "td_rms": time-dependent norms;
+            those of upsampling and output are TD layer norms with either. "layer": layer norms everywhere, the time is
+            a token of branch 0 (U-ViT). "adaln_zero": layer norms everywhere; in each block six vectors made from the
+            time scale, shift and gate (DiT).
+        modulation: how adaLN-Zero makes them: "linear" from the branch's time embedding, or by an "mlp" of the block's.
+        mlp: "geglu" or "gelu".
+        first_branch: blocks of branch 0, "transformer" or "convnext", to which the class is added at every position.
+        cascade: upsampled features are "add"ed to the next branch's patches, or "concat"enated and projected.
+        branch_skips: whether every feature of a branch goes into the next one, or the last only.
+        patch_size: side of the finest branch's patches of the input.
 
     Raises:
         ValueError, TypeError: a field that does not fit, by name.
@@ -44,16 +55,21 @@ class DiMRConfig:
     kernel_size: int = 7
     mlp_ratio: float = 2
     norm: str = "td_rms"
+    modulation: str = "linear"
+    mlp: str = "geglu"
+    first_branch: str = "transformer"
+    cascade: str = "add"
+    branch_skips: bool = True
+    patch_size: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dims", _positive_integers("dims", self.dims))
         object.__setattr__(self, "layers", _positive_integers("layers", self.layers))
-        for name in ("in_channels", "input_size", "num_heads", "num_classes", "kernel_size"):
+        for name in ("in_channels", "input_size", "num_heads", "num_classes", "kernel_size", "patch_size"):
             _check_positive_integer(name, getattr(self, name))
         if not isinstance(self.unconditional_class, bool):
             raise TypeError(f"unconditional_class must be True or False, got {self.unconditional_class!r}")
-        if self.norm not in NORMS:
-            raise ValueError(f"norm must be one of {', '.join(map(repr, NORMS))}; got {self.norm!r}")
+        check_choices(self)
         self._check_sizes()
 
     def _check_sizes(self) -> None:
@@ -81,11 +97,11 @@ class DiMRConfig:
     @property
     def patch_sizes(self) -> tuple[int, ...]:
         """Side of each branch's patches of the input."""
-        return tuple(2 ** (self.num_branches - 1 - i) for i in range(self.num_branches))
+        return tuple(self.patch_size * 2 ** (self.num_branches - 1 - i) for i in range(self.num_branches))
 
     @property
     def resolutions(self) -> tuple[int, ...]:
-        """Side of each branch's feature maps and prediction."""
+        """Side of each branch's feature maps, and of its prediction where ``patch_size`` is 1."""
         return tuple(self.input_size // p for p in self.patch_sizes)
 
     @property
@@ -103,9 +119,19 @@ class DiMRConfig:
         """Class ids the model knows, the unconditional one included."""
         return self.num_classes + int(self.unconditional_class)
 
+    @property
+    def has_td_norms(self) -> bool:
+        return self.norm in TD_NORMS
+
+    @property
+    def ablations(self) -> dict[str, Any]:
+        """The fields that no model of the paper's Table 4 has so; empty for its own architecture."""
+        return ablated(self)
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, fit for JSON."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        """Plain values, fit for JSON. Fields for ablations are there only where they differ from the paper's models."""
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        return {k: v for k, v in values.items() if k not in DEFAULTS or v != DEFAULTS[k]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DiMRConfig:

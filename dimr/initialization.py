@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from .ablations.cascades import PatchHead
+from .ablations.norms import Modulation
 from .branches import NoiseHead, PatchEmbedding
 
 STD = 0.02
@@ -24,6 +26,9 @@ def initialize(model: nn.Module) -> None:
             nn.init.trunc_normal_(module.weight, std=STD)
         elif isinstance(module, PatchEmbedding):
             nn.init.trunc_normal_(module.position, std=STD)
-        elif isinstance(module, NoiseHead):
+        elif isinstance(module, (NoiseHead, PatchHead)):
             for parameter in module.conv.parameters():
                 nn.init.zeros_(parameter)
+    for module in model.modules():
+        if isinstance(module, Modulation):
+            module.start_at_zero()  # after its linear layers' own start above

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .branches import ConvNeXtBranch, TransformerBranch
+from .branches import ConvNeXtBranch, make_first_branch
 from .config import DiMRConfig
 from .initialization import initialize
 from .inputs import as_timestep, check_class_labels, check_image
@@ -25,7 +25,7 @@ class DiMR(nn.Module):
             raise TypeError(f"config must be a DiMRConfig, got {type(config).__name__}")
         self.config = config
         higher = (ConvNeXtBranch(config, i) for i in range(1, config.num_branches))
-        self.branches = nn.ModuleList([TransformerBranch(config, 0), *higher])
+        self.branches = nn.ModuleList([make_first_branch(config), *higher])
         initialize(self)
 
     def set_checkpointing(self, mode: str) -> DiMR:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from .ablations.table import ABLATIONS
 from .config import DiMRConfig
 from .network import DiMR
 
@@ -42,13 +43,17 @@ def list_models() -> list[str]:
 
 
 def model_config(name: str, **overrides: Any) -> DiMRConfig:
-    """The named model's configuration, with fields replaced. An unknown name or field is a ``ValueError``."""
-    if name not in VARIANTS:
-        raise ValueError(f"no model is called {name!r}; there are {', '.join(VARIANTS)}")
+    """The named model's or ablation's configuration, with fields replaced.
+
+    An unknown name or field is a ``ValueError``.
+    """
+    if name not in VARIANTS and name not in ABLATIONS:
+        raise ValueError(f"no model is called {name!r}; there are {', '.join((*VARIANTS, *ABLATIONS))}")
     unknown = sorted(set(overrides) - {field.name for field in dataclasses.fields(DiMRConfig)})
     if unknown:
         raise ValueError(f"DiMRConfig has no field {', '.join(map(repr, unknown))}")
-    return dataclasses.replace(VARIANTS[name], **overrides)
+    config = VARIANTS[name] if name in VARIANTS else ABLATIONS[name].config
+    return dataclasses.replace(config, **overrides)
 
 
 def create_model(name: str, **overrides: Any) -> DiMR:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+from ..ablations.choices import described
 from ..config import DiMRConfig
+from .errors import CheckpointError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +30,9 @@ class Entry:
 
 
 def entries(config: DiMRConfig) -> list[Entry]:
-    """Every parameter of the model, in the model's order."""
+    """Every parameter of the model, in the model's order. An ablation's has no published name: CheckpointError."""
+    if config.ablations:
+        raise CheckpointError(f"published checkpoints have the paper's own architecture only, not {described(config)}")
     return [entry for branch in range(config.num_branches) for entry in _branch(config, branch)]
 
 

@@ -6,35 +6,49 @@ import argparse
 import json
 from pathlib import Path
 
+from ..ablations.table import ABLATIONS
 from ..config import DiMRConfig
 from ..counting import count_macs, count_parameters
-from ..variants import list_models, model_config
+from ..variants import VARIANTS, list_models, model_config
 from .common import CommandError, load_checkpoint, say
 
 HELP = "parameters, multiply-adds and configuration of a named model or a checkpoint; without one, of all named models"
+NAMED = {**VARIANTS, **{name: row.config for name, row in ABLATIONS.items()}}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", help="a name from the list, or a checkpoint folder")
+    parser.add_argument("--ablations", action="store_true", help="list the paper's ablations in place of its models")
 
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.model is None:
-        for name in list_models():
-            say(f"{name:14} {_counts(model_config(name))}")
+        names = list(ABLATIONS) if arguments.ablations else list_models()
+        width = max(map(len, names))
+        for name in names:
+            say(f"{name:{width}} {_counts(model_config(name))}{_beside_the_paper(name)}")
         return 0
     config = _config(arguments.model)
-    say(_counts(config))
+    say(_counts(config) + _beside_the_paper(arguments.model))
     say(json.dumps(config.to_dict(), indent=2))
     return 0
 
 
 def _config(model: str) -> DiMRConfig:
-    if model in list_models():
-        return model_config(model)
+    if model in NAMED:
+        return NAMED[model]
     if not Path(model).exists():
-        raise CommandError(f"{model!r} is neither a checkpoint folder nor one of {', '.join(list_models())}")
+        raise CommandError(f"{model!r} is neither a checkpoint folder nor one of {', '.join(NAMED)}")
     return load_checkpoint(Path(model)).config
+
+
+def _beside_the_paper(name: str) -> str:
+    """An ablation's place in the paper, and its parameters there."""
+    if name not in ABLATIONS:
+        return ""
+    row = ABLATIONS[name]
+    count = "" if row.paper_parameters is None else f": {row.paper_parameters} M"
+    return f" (paper, {row.source}{count}; loss weights {list(row.loss_weights)})"
 
 
 def _counts(config: DiMRConfig) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import dimr_kernels as dk
 
+from ..ablations.choices import described
 from ..config import DiMRConfig
 from ..inputs import as_timestep, check_class_labels, check_image
 from ..network import DiMR
@@ -47,10 +48,15 @@ def optimize_for_inference(
 
     Raises:
         TypeError: ``model`` is no :class:`~dimr.network.DiMR`.
-        ValueError: another dtype, or ``max_graphs`` below 1.
+        ValueError: another dtype, ``max_graphs`` below 1, or a model with one of the paper's ablations.
     """
     if not isinstance(model, DiMR):
         raise TypeError(f"model must be a DiMR, got {type(model).__name__}")
+    if model.config.ablations:
+        raise ValueError(
+            f"the engine packs the paper's own architecture, this model has {described(model.config)}; "
+            f"sample with the model itself"
+        )
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}; got {dtype}")
     if isinstance(max_graphs, bool) or not isinstance(max_graphs, int) or max_graphs < 1:

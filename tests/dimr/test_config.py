@@ -43,7 +43,7 @@ def test_lists_become_tuples():
         ({"mlp_ratio": float("nan")}, ValueError, "mlp_ratio must give a whole number"),
         ({"mlp_ratio": "2"}, TypeError, "mlp_ratio must be a number"),
         ({"unconditional_class": 1}, TypeError, "unconditional_class must be True or False, got 1"),
-        ({"norm": "adaln_zero"}, ValueError, "norm must be one of 'td_layer', 'td_rms'; got 'adaln_zero'"),
+        ({"norm": "batch"}, ValueError, "norm must be one of 'td_layer', 'td_rms', 'layer', 'adaln_zero'; got 'batch'"),
     ],
 )
 def test_bad_fields_are_named(fields, error, message):
