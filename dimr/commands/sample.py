@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..ablations.choices import described
 from ..batched_sampling import sample_in_batches
 from ..decoding import decode_latents, load_decoder
 from ..files import replacing
@@ -101,7 +102,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _predictor(engine: bool | None, model: DiMR) -> tuple[NoisePredictor, str]:
     """The model or an engine made of it, and a description."""
     on_gpu = model.device.type == "cuda"
-    if not (on_gpu if engine is None else engine):
+    if engine and model.config.ablations:
+        raise CommandError(f"--engine: it cannot pack an ablation, and this model has {described(model.config)}")
+    if not (on_gpu and not model.config.ablations if engine is None else engine):
         return model, "the model as it is, in float32"
     dtype = torch.bfloat16 if on_gpu else torch.float32
     made = optimize_for_inference(model, dtype)
