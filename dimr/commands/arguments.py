@@ -22,6 +22,10 @@ def positive_int(text: str) -> int:
     return _parsed(text, int, lambda n: n >= 1, "a whole number of at least 1")
 
 
+def count(text: str) -> int:
+    return _parsed(text, int, lambda n: n >= 0, "a whole number of at least 0")
+
+
 def multiple_of_8(text: str) -> int:
     return _parsed(text, int, lambda n: n >= 8 and n % 8 == 0, "a multiple of 8")
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..ablations.choices import described
+from ..autoencoder import load_autoencoder
 from ..batched_sampling import sample_in_batches
-from ..decoding import decode_latents, load_decoder
+from ..decoding import decode_latents
 from ..files import replacing
 from ..guidance import Guidance
 from ..images import save_image, tile
@@ -74,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"this model makes latents of {model.config.in_channels} channels: "
             f"give --decoder DIR for pictures, or --output FILE{TENSORS[0]} or FILE{TENSORS[1]} for the latents"
         )
-    decoder = None if arguments.decoder is None else load_decoder(arguments.decoder, device)
+    decoder = None if arguments.decoder is None else load_autoencoder(arguments.decoder, device)
     labels = torch.tensor(_classes(arguments.classes, model)).repeat_interleave(arguments.per_class)
     guidance = _guidance(arguments, model)
     predictor, how = _predictor(arguments.engine, model)

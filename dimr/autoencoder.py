@@ -1,0 +1,90 @@
+"""Autoencoders of the ``diffusers`` library: images to latents and back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .checkpoints import CheckpointError
+from .optional import require
+
+KINDS = ("AutoencoderKL", "AutoencoderTiny")
+
+
+class LatentScale(NamedTuple):
+    """What a model sees is ``(latent - shift) * factor``; 0.18215 and no shift for Stable Diffusion's autoencoders."""
+
+    factor: float
+    shift: float = 0.0
+
+    def apply(self, latents: Tensor) -> Tensor:
+        return (latents - self.shift) * self.factor
+
+    def undo(self, latents: Tensor) -> Tensor:
+        return latents / self.factor + self.shift
+
+
+def load_autoencoder(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> Any:
+    """The autoencoder that ``save_pretrained`` wrote to ``folder``. Nothing is downloaded.
+
+    Raises:
+        FileNotFoundError: there is no ``config.json``.
+        CheckpointError: it describes something else, or the weights cannot be read.
+        MissingPackageError: diffusers is not installed.
+    """
+    description = Path(folder) / "config.json"
+    if not description.is_file():
+        raise FileNotFoundError(f"no autoencoder at {folder}: there is no {description.name}")
+    try:
+        kind = json.loads(description.read_text()).get("_class_name")
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{description} is not an autoencoder's configuration: {error}") from error
+    if kind not in KINDS:
+        raise CheckpointError(f"{description} describes {kind!r}; wanted {' or '.join(KINDS)}")
+    diffusers = require("diffusers", "demo", "an autoencoder")
+    try:
+        autoencoder = getattr(diffusers, kind).from_pretrained(os.fspath(folder), local_files_only=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise CheckpointError(f"the autoencoder in {folder} cannot be read: {reason}") from error
+    return autoencoder.to(device).eval()
+
+
+def latent_scale(autoencoder: Any) -> LatentScale:
+    config = autoencoder.config
+    return LatentScale(float(config.scaling_factor), float(getattr(config, "shift_factor", None) or 0.0))
+
+
+def downsampling(autoencoder: Any) -> int:
+    """How many pixels wide a place of the latent is."""
+    return 2 ** (len(autoencoder.config.block_out_channels) - 1)
+
+
+def encode_moments(autoencoder: Any, images: Tensor) -> Tensor:
+    """Images ``[B, 3, H, W]`` in [-1, 1] -> unscaled latents, float32, on the images' device.
+
+    ``[B, 2C, h, w]``, mean and log variance, from a variational autoencoder; ``[B, C, h, w]`` from another.
+    """
+    with torch.inference_mode():
+        encoded = autoencoder.encode(images.to(autoencoder.device, autoencoder.dtype))
+        if hasattr(encoded, "latents"):
+            moments = encoded.latents
+        else:
+            moments = torch.cat([encoded.latent_dist.mean, encoded.latent_dist.logvar], dim=1)
+    return moments.float()
+
+
+def weights_sha256(autoencoder: Any) -> str:
+    """Of all weights by name, whatever file they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(autoencoder.state_dict().items()):
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {plain.dtype} {list(plain.shape)}\n".encode())
+        digest.update(plain.view(-1).view(torch.uint8).numpy() if plain.numel() else b"")
+    return digest.hexdigest()

@@ -1,0 +1,82 @@
+"""``dimr encode``: pictures to latents, once, for training."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..autoencoder import load_autoencoder
+from ..optional import require
+from . import arguments as kinds
+from .common import INTERRUPTED, CommandError, pick_device, say
+
+HELP = "write the latents of a data set's pictures, for training on latents; run again, it goes on where it stopped"
+PACKAGES = ("numpy", "PIL", "diffusers", "safetensors", "tqdm")
+DTYPES = ("float32", "float16")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source", help="folder (with class folders), .npz file, tar files (a pattern may be quoted), or a "
+        "Hugging Face data set on disk",
+    )  # fmt: skip
+    parser.add_argument("--autoencoder", type=Path, required=True, metavar="DIR", help="of diffusers' save_pretrained")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the latents go")
+    parser.add_argument("--image-size", type=kinds.positive_int, default=256, help="in pixels (%(default)s)")
+    parser.add_argument("--split", help="of a Hugging Face data set that has splits")
+    parser.add_argument("--batch-size", type=kinds.positive_int, default=16, help="pictures at a time (%(default)s)")
+    parser.add_argument("--shard-size", type=kinds.positive_int, default=2048, help="pictures a file (%(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of the latents on disk (%(default)s)")
+    parser.add_argument(
+        "--flip", action=argparse.BooleanOptionalAction, default=True, help="encode mirror images too (the default)"
+    )
+    parser.add_argument("--workers", type=kinds.count, default=0, help="processes that read pictures (%(default)s)")
+    parser.add_argument(
+        "--max-skipped", type=kinds.count, default=0,
+        help="unreadable files that are left out and listed in the index; one more is an error (%(default)s)",
+    )  # fmt: skip
+    kinds.add_device(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    for package in PACKAGES:  # before the modules that need them are imported
+        require(package, "train", "dimr encode")
+    from ..data.dataset import ImageDataset
+    from ..data.encoding import Encoder, EncodingSettings
+    from ..data.opening import open_dataset
+    from ..data.spec import DataSpec
+
+    spec = DataSpec(
+        arguments.source, image_size=arguments.image_size, split=arguments.split, max_skipped=arguments.max_skipped
+    )
+    device = pick_device(arguments.device)
+    dataset = open_dataset(spec)
+    if not isinstance(dataset, ImageDataset):
+        raise CommandError(f"{arguments.source} holds latents already")
+    autoencoder = load_autoencoder(arguments.autoencoder, device)
+    settings = EncodingSettings(arguments.shard_size, arguments.dtype, arguments.flip)
+    encoder = Encoder(dataset, autoencoder, arguments.output, settings)
+    kept = len(encoder.index.shards)
+    if kept:
+        say(f"{kept} of {encoder.index.num_shards} shards are there and whole, checked by their checksums.")
+    return _encode(encoder, arguments)
+
+
+def _encode(encoder, arguments: argparse.Namespace) -> int:
+    tqdm = require("tqdm", "train", "the progress bar").tqdm
+    total = sum(len(encoder.samples_of(shard)) for shard in encoder.remaining())
+    try:
+        with tqdm(total=total, desc="encoding", unit="img", dynamic_ncols=True) as bar:
+            for count in encoder.run(arguments.batch_size, arguments.workers):
+                bar.update(count)
+    except KeyboardInterrupt:
+        index = encoder.index
+        say(f"stopped; {len(index.shards)} of {index.num_shards} shards are finished. Run the same again to go on.")
+        return INTERRUPTED
+    shards = encoder.index.shards.values()
+    shape = "x".join(map(str, encoder.index.latent_shape))
+    say(f"{sum(entry.samples for entry in shards)} latents of {shape} in {len(shards)} files in {arguments.output}")
+    skipped = [name for entry in shards for name, _ in entry.skipped]
+    if skipped:
+        say(f"{len(skipped)} pictures were unreadable and are left out, the first is {skipped[0]}; index.json has all.")
+    return 0

@@ -1,0 +1,173 @@
+"""Pictures to latents on disk, resumable.
+
+Encoding is the same in every epoch of training, so it is done once. What is kept is each latent's distribution, mean
+and log variance, for the picture and for its mirror image, as U-ViT does (Bao et al., 2023), so that training still
+draws a fresh latent each time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..autoencoder import downsampling, encode_moments, latent_scale, weights_sha256
+from ..files import replacing
+from ..optional import require
+from .dataset import ImageDataset
+from .errors import DataError
+from .latent_index import LatentIndex, ShardEntry
+from .preprocessing import to_model_range
+from .reading import Batch, PlainReader, read_batches
+from .skips import SkipLog
+from .spec import LATENT_INDEX
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodingSettings:
+    """How to encode. A variational latent of 4 x 32 x 32 takes 64 KiB with its mirror image in float32."""
+
+    shard_size: int = 2048
+    dtype: str = "float32"
+    flipped: bool = True
+
+    def __post_init__(self) -> None:
+        if self.shard_size < 1:
+            raise ValueError(f"shard_size must be at least 1, got {self.shard_size}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+
+
+class Encoder:
+    """Writes a data set's latents to a folder, a shard at a time; a shard is written whole or not at all.
+
+    A run into a folder that holds some of the shards makes the others.
+
+    Raises:
+        DataError: the folder holds something made otherwise, or the image size does not fit the autoencoder.
+    """
+
+    def __init__(self, dataset: ImageDataset, autoencoder: Any, folder: Path, settings: EncodingSettings) -> None:
+        self.dataset = dataset
+        self.autoencoder = autoencoder
+        self.settings = settings
+        self._save = require("safetensors.torch", "train", "writing latents").save
+        self.index = _opened(_new_index(dataset, autoencoder, folder, settings))
+        self.skips = SkipLog(dataset.max_skipped)
+        self.skips.record(dataset.missing)
+
+    def remaining(self) -> list[int]:
+        """Numbers of the shards that are still to be made."""
+        return [number for number in range(self.index.num_shards) if number not in self.index.shards]
+
+    def samples_of(self, shard: int) -> range:
+        first = shard * self.settings.shard_size
+        return range(first, min(first + self.settings.shard_size, len(self.dataset)))
+
+    def run(self, batch_size: int = 16, num_workers: int = 0) -> Iterator[int]:
+        """Make what remains; yields how many samples have been dealt with after each batch.
+
+        Raises:
+            DataError: too much is unreadable, a latent is not finite, or a file cannot be written. Finished shards
+                are kept.
+        """
+        shards = self.remaining()
+        batches = [part for shard in shards for part in _parts(self.samples_of(shard), batch_size)]
+        read = read_batches(PlainReader(self.dataset), batches, num_workers)
+        for shard in shards:
+            done: list[tuple[Tensor, Batch]] = []
+            for part in _parts(self.samples_of(shard), batch_size):
+                batch = next(read)
+                self.skips.record(batch.skipped)
+                done.append((self._encode(batch), batch))
+                yield len(part)
+            self._write(shard, done)
+
+    def _encode(self, batch: Batch) -> Tensor:
+        """``[B, 1 or 2, M, h, w]``: plain and mirrored; M as from :func:`encode_moments`."""
+        if len(batch.labels) == 0:
+            return torch.empty(0)
+        images = to_model_range(batch.samples.to(self.autoencoder.device))
+        views = [images, images.flip(-1)] if self.settings.flipped else [images]
+        dtype = DTYPES[self.settings.dtype]
+        moments = torch.stack([encode_moments(self.autoencoder, view) for view in views], dim=1).to(dtype)
+        if not moments.isfinite().all():
+            raise DataError(f"the autoencoder gives latents that are not finite in {self.settings.dtype}")
+        return moments.cpu()
+
+    def _write(self, shard: int, done: list[tuple[Tensor, Batch]]) -> None:
+        filled = [(moments, batch.labels) for moments, batch in done if len(batch.labels)]
+        moments = torch.cat([moments for moments, _ in filled]) if filled else torch.empty(0)
+        labels = torch.cat([batch.labels for _, batch in done])
+        payload = self._save({"moments": moments, "labels": labels})
+        path = self.index.folder / f"latents-{shard:05}.safetensors"
+        checksum = hashlib.sha256(payload).hexdigest()
+        skipped = [[one.name, one.reason] for _, batch in done for one in batch.skipped]
+        first = self.samples_of(shard).start
+        finished = len(self.index.shards)
+        try:
+            with replacing(path) as temporary:
+                temporary.write_bytes(payload)
+            self.index.shards[shard] = ShardEntry(path.name, first, len(labels), len(payload), checksum, skipped)
+            self.index.write()
+        except OSError as error:
+            raise DataError(
+                f"cannot write to {path.parent}: {error.strerror}; {finished} of {self.index.num_shards} shards "
+                "are finished and kept, run the same again to go on"
+            ) from error
+
+
+def _parts(samples: range, batch_size: int) -> list[list[int]]:
+    return [list(samples[i : i + batch_size]) for i in range(0, len(samples), batch_size)]
+
+
+def _new_index(dataset: ImageDataset, autoencoder: Any, folder: Path, settings: EncodingSettings) -> LatentIndex:
+    size, factor = dataset.sample_shape[-1], downsampling(autoencoder)
+    if size % factor:
+        raise DataError(f"image_size must be a multiple of {factor} for this autoencoder, got {size}")
+    described = {
+        "kind": type(autoencoder).__name__,
+        "name": Path(str(autoencoder.config.get("_name_or_path", ""))).name,
+        "weights_sha256": weights_sha256(autoencoder),
+        "scale": latent_scale(autoencoder)._asdict(),
+    }
+    source = {"samples": len(dataset), "sha256": _fingerprint(dataset)}
+    values = {**dataclasses.asdict(settings), "image_size": size, "source": source, "autoencoder": described}
+    latent_shape = (autoencoder.config.latent_channels, size // factor, size // factor)
+    names = None if dataset.class_names is None else list(dataset.class_names)
+    shards = -(-len(dataset) // settings.shard_size)
+    return LatentIndex(folder, values, dataset.num_classes, names, latent_shape, shards)
+
+
+def _fingerprint(dataset: ImageDataset) -> str:
+    """Of the labels and names, not of the pictures, which would have to be read."""
+    digest = hashlib.sha256(dataset.labels.astype("<i8").tobytes())
+    for i in range(len(dataset)):
+        digest.update(dataset.source.name(i).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _opened(new: LatentIndex) -> LatentIndex:
+    """``new``, with the finished shards that its folder holds."""
+    folder = new.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(".*.partial*"):
+        leftover.unlink()
+    if not (folder / LATENT_INDEX).exists():
+        new.write()
+        return new
+    found = LatentIndex.read(folder)
+    found.check_same(new)
+    for entry in found.drop_damaged():
+        logger.warning("%s is missing or damaged and is made again", folder / entry.file)
+    return found

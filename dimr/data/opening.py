@@ -1,0 +1,41 @@
+"""From a description to a data set."""
+
+from __future__ import annotations
+
+from .dataset import Dataset, ImageDataset, ImageSource
+from .errors import DataError
+from .folder import FolderSource
+from .hugging_face import HuggingFaceSource
+from .latents import LatentDataset
+from .npz import NpzSource
+from .spec import DataSpec
+from .tar import TarSource
+
+
+def open_dataset(spec: DataSpec) -> Dataset:
+    """The data set that ``spec`` describes.
+
+    Raises:
+        FileNotFoundError: there is nothing at the path.
+        DataError: what is there cannot be used, or the description does not fit it.
+        MissingPackageError: the kind of data needs a package that is not installed.
+    """
+    spec = spec.resolved()
+    if spec.kind == "latents":
+        return LatentDataset(spec.path, spec.image_size, spec.flip, spec.max_skipped)
+    try:
+        return ImageDataset(_open_source(spec), spec.image_size or 0, spec.flip, spec.max_skipped)
+    except DataError as error:
+        if spec.path in str(error):
+            raise
+        raise DataError(f"{spec.path}: {error}") from error
+
+
+def _open_source(spec: DataSpec) -> ImageSource:
+    if spec.kind == "folder":
+        return FolderSource(spec.path)
+    if spec.kind == "hugging_face":
+        return HuggingFaceSource(spec.path, spec.split, spec.image_key, spec.label_key)
+    if spec.kind == "npz":
+        return NpzSource(spec.path, spec.image_key, spec.label_key)
+    return TarSource(spec.path, strict=spec.max_skipped == 0)

@@ -1,0 +1,68 @@
+"""A picture file to the pixels a model is trained on."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..optional import require
+from .errors import SampleError
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm")
+# What Pillow is seen to raise on damaged files.
+DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error)
+
+
+def require_pillow() -> Any:
+    return require("PIL.Image", "train", "reading pictures")
+
+
+def decode_picture(file: bytes | Path, name: str) -> Any:
+    """A whole, decoded RGB ``PIL.Image``.
+
+    Raises:
+        SampleError: the file is missing or damaged; ``name`` is what the error calls it.
+    """
+    Image = require_pillow()
+    try:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as picture:
+            return picture.convert("RGB")
+    except (*DAMAGE, Image.DecompressionBombError) as error:
+        raise SampleError(name, _reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error).partition("\n")[0]
+    return "not a picture that Pillow can read" if text.startswith("cannot identify") else text
+
+
+def centre_crop(picture: Any, size: int) -> Tensor:
+    """The largest square in the middle, scaled to ``size``: uint8 ``[3, size, size]``.
+
+    As ADM does it (Dhariwal and Nichol, 2021), and after it U-ViT and DiMR: the shorter side is halved by averaging
+    while it is at least twice too long, then made ``size`` bicubically, and the middle is cut out.
+    """
+    Image = require_pillow()
+    while min(picture.size) >= 2 * size:
+        picture = picture.resize(tuple(side // 2 for side in picture.size), Image.Resampling.BOX)
+    scale = size / min(picture.size)
+    if scale != 1:
+        picture = picture.resize(tuple(round(side * scale) for side in picture.size), Image.Resampling.BICUBIC)
+    pixels = np.array(picture)  # [H, W, 3]
+    top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
+    square = pixels[top : top + size, left : left + size]
+    return torch.from_numpy(square).permute(2, 0, 1).contiguous()
+
+
+def to_model_range(pixels: Tensor) -> Tensor:
+    """uint8 to float32 in [-1, 1]; other tensors, which are latents, as they are."""
+    return pixels.float() / 127.5 - 1 if pixels.dtype == torch.uint8 else pixels

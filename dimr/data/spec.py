@@ -1,0 +1,104 @@
+"""What data to read, as written in a recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from .errors import DataError
+
+KINDS = ("folder", "hugging_face", "npz", "tar", "latents")
+LATENT_INDEX = "index.json"
+OWN_KEYS = {"split": ("hugging_face",), "image_key": ("hugging_face", "npz"), "label_key": ("hugging_face", "npz")}
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSpec:
+    """A data set. Built from a recipe's table by :meth:`from_dict`.
+
+    Attributes:
+        path: a folder or file; for ``tar`` also a pattern.
+        kind: one of :data:`KINDS`; "auto" finds out from ``path``.
+        image_size: pictures are made this wide and high. Latents have their size already.
+        flip: mirror every other sample by chance.
+        max_skipped: how many files may be unreadable (and are counted, logged and replaced) before it is an error.
+        split: of a Hugging Face data set that has splits.
+        image_key, label_key: a Hugging Face data set's columns or an npz file's arrays, where not the usual ones.
+
+    Raises:
+        DataError: a value is not what it should be.
+    """
+
+    path: str
+    kind: str = "auto"
+    image_size: int | None = None
+    flip: bool = True
+    max_skipped: int = 0
+    split: str | None = None
+    image_key: str | None = None
+    label_key: str | None = None
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check_type(field, getattr(self, field.name))
+        if self.kind not in ("auto", *KINDS):
+            raise DataError(f"kind must be one of auto, {', '.join(KINDS)}; got {self.kind!r}")
+        if self.image_size is not None and self.image_size < 1:
+            raise DataError(f"image_size must be at least 1, got {self.image_size}")
+        if self.max_skipped < 0:
+            raise DataError(f"max_skipped must be at least 0, got {self.max_skipped}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Without what is None, which TOML cannot say."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> DataSpec:
+        known = [field.name for field in dataclasses.fields(cls)]
+        odd = sorted(values.keys() - set(known))
+        if odd:
+            raise DataError(f"unknown key {odd[0]!r}; known are {', '.join(known)}")
+        if "path" not in values:
+            raise DataError("the key 'path' is missing")
+        return cls(**values)
+
+    def resolved(self) -> DataSpec:
+        """With its kind found out, and checked to have all that the kind needs and nothing foreign to it."""
+        spec = dataclasses.replace(self, kind=guess_kind(self.path)) if self.kind == "auto" else self
+        for key, kinds in OWN_KEYS.items():
+            if getattr(spec, key) is not None and spec.kind not in kinds:
+                raise DataError(f"{key} is for {' and '.join(kinds)}; {spec.path} is of the kind {spec.kind}")
+        if spec.image_size is None and spec.kind != "latents":
+            raise DataError(f"image_size is missing: how large to make the pictures of {spec.path}")
+        return spec
+
+
+def guess_kind(path: str | os.PathLike[str]) -> str:
+    """The kind of data at a path.
+
+    Raises:
+        FileNotFoundError: there is nothing at it.
+    """
+    text, place = os.fspath(path), Path(path)
+    if text.endswith(".npz"):
+        return "npz"
+    if text.endswith((".tar", ".tgz", ".tar.gz")):
+        return "tar"
+    if not place.is_dir():
+        raise FileNotFoundError(f"no data at {path}")
+    if (place / LATENT_INDEX).is_file():
+        return "latents"
+    if any((place / name).is_file() for name in ("dataset_dict.json", "dataset_info.json")):
+        return "hugging_face"
+    return "tar" if any(place.glob("*.tar")) else "folder"
+
+
+def _check_type(field: dataclasses.Field[Any], value: Any) -> None:
+    """The annotations here are words: "str", "int", "bool", each perhaps with " | None"."""
+    wanted, _, optional = str(field.type).partition(" | ")
+    if value is None and optional:
+        return
+    if type(value).__name__ != wanted:
+        raise DataError(f"{field.name} must be of the type {wanted}, got {value!r}")
