@@ -30,6 +30,10 @@ class DigitClassifier:
         """``[N, 1, S, S]`` -> class ids ``[N]``."""
         return torch.from_numpy(self._machine.predict(_rows(images))).long()
 
+    def margins(self, images: Tensor) -> Tensor:
+        """``[N, 1, S, S]`` -> how far each class is ahead, ``[N, classes]`` float64; not probabilities."""
+        return torch.from_numpy(self._machine.decision_function(_rows(images)))
+
     def recognition(self, data: LabelledImages) -> Recognition:
         """How often the prediction is the label. Every class up to the largest label needs an image."""
         right = (self.predict(data.images) == data.labels).double()

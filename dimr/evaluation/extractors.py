@@ -1,0 +1,143 @@
+"""Networks that turn images into features."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import EvaluationError
+
+SPATIAL_CHANNELS = 7  # of the intermediate map, as in ADM's evaluation suite
+LARGEST_SPATIAL = 8192  # its covariance takes 512 MiB
+
+
+class Features(NamedTuple):
+    """Of a batch: ``pooled [B, D]``, ``logits [B, classes]`` and ``spatial [B, S]``, the latter two if there are."""
+
+    pooled: Tensor
+    logits: Tensor | None
+    spatial: Tensor | None
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureExtractor:
+    """A network, with what a report has to say of it.
+
+    Args:
+        module: Maps uint8 images ``[B, 3, H, W]`` to features ``[B, D]``, or to a mapping with ``"features"`` and,
+            optionally, ``"logits" [B, classes]`` and ``"spatial" [B, C, h, w]``, an intermediate map.
+        name: What metrics on it are called.
+        sha256: Of its weights.
+        resize: Resize images to this square first, bicubic with antialiasing; None leaves them as they are.
+        own_resize: How the network itself resizes them, in words.
+        is_fid: It is the network that FID, sFID and the Inception Score are defined on.
+    """
+
+    module: nn.Module
+    name: str
+    sha256: str
+    resize: int | None = None
+    own_resize: str = "as it is"
+    is_fid: bool = False
+
+    @property
+    def resize_method(self) -> str:
+        if self.resize is None:
+            return self.own_resize
+        return f"{self.resize}x{self.resize}, bicubic with antialiasing, rounded to 8 bits; then {self.own_resize}"
+
+    @property
+    def device(self) -> torch.device:
+        """Of its weights; the CPU if it has none."""
+        return next((tensor.device for tensor in _weights(self.module).values()), torch.device("cpu"))
+
+    def __call__(self, images: Tensor) -> Features:
+        """Of uint8 images ``[B, 3, H, W]``."""
+        if self.resize is not None:
+            images = _resized(images, self.resize)
+        found = self.module(images)
+        outputs = found if isinstance(found, Mapping) else {"features": found}
+        pooled, logits, spatial = (outputs.get(name) for name in ("features", "logits", "spatial"))
+        if isinstance(pooled, Tensor) and pooled.dim() == 4 and pooled.shape[2:] == (1, 1):
+            pooled = pooled.flatten(1)
+        count = len(images)
+        return Features(
+            self._checked("features", pooled, count, 2, "[B, D]"),
+            None if logits is None else self._checked("logits", logits, count, 2, "[B, classes]"),
+            None
+            if spatial is None
+            else self._first_channels(self._checked("spatial", spatial, count, 4, "[B, C, h, w]")),
+        )
+
+    def _checked(self, key: str, found: Any, count: int, dimensions: int, wanted: str) -> Tensor:
+        if not isinstance(found, Tensor) or found.dim() != dimensions or len(found) != count:
+            got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise EvaluationError(f"{self.name}: wanted {key!r} of shape {wanted} with B = {count}, got {got}")
+        if not found.is_floating_point():
+            raise EvaluationError(f"{self.name}: wanted {key!r} in a floating type, got {found.dtype}")
+        return found
+
+    def _first_channels(self, spatial: Tensor) -> Tensor:
+        """``[B, C, h, w]`` -> ``[B, h * w * 7]``, in the order of ADM's statistics: channels last."""
+        rows = spatial[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
+        if rows.shape[1] > LARGEST_SPATIAL:
+            raise EvaluationError(
+                f"{self.name}: {list(spatial.shape[1:])} is too large a 'spatial' map: "
+                f"its first {SPATIAL_CHANNELS} channels may have {LARGEST_SPATIAL} values"
+            )
+        return rows
+
+
+def wrap_module(module: nn.Module, name: str | None = None, resize: int | None = None) -> FeatureExtractor:
+    """An extractor of any module; see :class:`FeatureExtractor` for what it must take and return."""
+    return FeatureExtractor(module, name or type(module).__name__, weights_sha256(module), resize)
+
+
+def load_extractor(source: str, name: str | None = None, resize: int | None = None) -> FeatureExtractor:
+    """An extractor from ``"package.module:callable"``, which is called for the module, or from a TorchScript file."""
+    if Path(source).is_file():
+        return wrap_module(_load_script(source), name or Path(source).stem, resize)
+    package, separator, attribute = source.partition(":")
+    if not separator:
+        raise EvaluationError(f"features: wanted MODULE:CALLABLE or a TorchScript file, got {source!r}")
+    try:
+        made = getattr(importlib.import_module(package), attribute)()
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise EvaluationError(f"features: cannot take {attribute!r} from {package!r}: {error}") from error
+    if not isinstance(made, nn.Module):
+        raise EvaluationError(f"features: {source} returned {type(made).__name__}, wanted a torch.nn.Module")
+    return wrap_module(made, name or attribute, resize)
+
+
+def _load_script(path: str | os.PathLike[str]) -> nn.Module:
+    try:
+        return torch.jit.load(path, map_location="cpu")
+    except RuntimeError as error:
+        raise EvaluationError(f"{path}: not a TorchScript file: {str(error).splitlines()[0]}") from error
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Over names, types, shapes and bytes of parameters and buffers; not over the code that uses them."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(_weights(module).items()):
+        digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    return {key: value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    resized = F.interpolate(images.float(), size=(size, size), mode="bicubic", antialias=True)
+    return resized.round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,124 @@
+"""Batches of images: from a folder, an ``.npz`` as ADM's evaluation suite reads it, or a tensor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from ..data.errors import DataError, SampleError
+from ..optional import require
+from .errors import EvaluationError
+
+if TYPE_CHECKING:  # what reads files needs NumPy, which the rest does not
+    from ..data.dataset import ImageSource
+
+READERS = 8  # threads; decoding leaves Python's lock
+
+
+class Images(Protocol):
+    """``count`` images in a fixed order; ``description`` says where they are."""
+
+    description: str
+    count: int
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        """uint8 ``[B, 3, H, W]``, ``size`` at a time."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What to call an image in a message."""
+        ...
+
+
+class TensorImages:
+    """uint8 ``[N, 3, H, W]`` in memory."""
+
+    def __init__(self, images: Tensor) -> None:
+        if images.dim() != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
+            raise EvaluationError(f"images: wanted uint8 [N, 3, H, W], got {images.dtype} {list(images.shape)}")
+        self._images = images
+        self.count = len(images)
+        self.description = "a tensor"
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        yield from self._images.split(size)
+
+    def name(self, index: int) -> str:
+        return f"image {index}"
+
+
+class StoredImages:
+    """Pictures of a source, all of one size, or cropped in the middle and scaled to ``crop`` as ADM's data are."""
+
+    def __init__(self, source: ImageSource, description: str, crop: int | None = None) -> None:
+        self._source = source
+        self._crop = crop
+        self.count = len(source)
+        self.description = description
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        shape = None
+        with ThreadPoolExecutor(READERS) as readers:
+            for start in range(0, self.count, size):
+                numbers = range(start, min(start + size, self.count))
+                images = list(readers.map(self._read, numbers))
+                shape = shape or images[0].shape
+                for number, image in zip(numbers, images, strict=True):
+                    if image.shape != shape:
+                        raise EvaluationError(
+                            f"{self.name(number)} is {image_size(image)}, {self.name(0)} is {image_size(shape)}: "
+                            "give a size to crop all of them to"
+                        )
+                yield torch.stack(images)
+
+    def name(self, index: int) -> str:
+        return f"{self.description}: {self._source.name(index)}"
+
+    def _read(self, index: int) -> Tensor:
+        """uint8 ``[3, H, W]``."""
+        try:
+            picture = self._source.picture(index)
+        except SampleError as error:
+            raise EvaluationError(f"{self.name(index)}: {error.skipped.reason}") from error
+        if self._crop is not None:
+            from ..data.preprocessing import centre_crop
+
+            return centre_crop(picture, self._crop)
+        values = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+        return values.view(picture.height, picture.width, 3).permute(2, 0, 1)
+
+
+def open_images(images: str | os.PathLike[str] | Tensor, crop: int | None = None) -> Images:
+    """The images that ``images`` stands for. Nothing there, or no image in it, is an :class:`EvaluationError`."""
+    opened = TensorImages(images) if isinstance(images, Tensor) else StoredImages(_source(images), str(images), crop)
+    if opened.count == 0:
+        raise EvaluationError(f"{opened.description}: no images in it")
+    return opened
+
+
+def _source(path: str | os.PathLike[str]) -> ImageSource:
+    require("numpy", "evaluate", "reading images")
+    from ..data.folder import FolderSource
+    from ..data.npz import NpzSource
+
+    try:
+        if Path(path).is_dir():
+            return FolderSource(path)
+        if Path(path).is_file() and Path(path).suffix.lower() == ".npz":
+            return NpzSource(path)
+    except DataError as error:
+        raise EvaluationError(str(error)) from error
+    found = "another kind of file" if Path(path).exists() else "nothing"
+    raise EvaluationError(f"{path}: wanted a folder of pictures or an .npz file, found {found}")
+
+
+def image_size(image: Tensor | torch.Size) -> str:
+    """Width and height of ``[..., H, W]``, for people."""
+    height, width = (image.shape if isinstance(image, Tensor) else image)[-2:]
+    return f"{width}x{height}"

@@ -1,0 +1,122 @@
+"""What samples are compared with: images, statistics computed before, or both."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..files import replacing
+from ..optional import require
+from .errors import EvaluationError
+from .extractors import FeatureExtractor
+from .images import Images, open_images
+from .statistics import Moments
+
+MOMENTS = ("mu", "sigma")  # as in the reference batches of ADM's evaluation suite
+SPATIAL_MOMENTS = ("mu_s", "sigma_s")
+ORIGIN = ("features", "sha256", "resize", "count")  # what files written here say besides
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """``images`` or ``moments`` or both are there."""
+
+    description: str
+    images: Images | None = None
+    moments: Moments | None = None
+    spatial: Moments | None = None
+    origin: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def open_reference(reference: str | os.PathLike[str] | Tensor, crop: int | None = None) -> Reference:
+    """Images as :func:`open_images` takes them, or an ``.npz`` with ``mu``, ``sigma`` and perhaps images beside."""
+    if isinstance(reference, Tensor) or Path(reference).suffix.lower() != ".npz" or not Path(reference).is_file():
+        images = open_images(reference, crop)
+        return Reference(images.description, images)
+    path = Path(reference)
+    names, arrays = _read(path)
+    from ..data.npz import IMAGE_KEYS
+
+    has_images = any(key in names for key in IMAGE_KEYS)
+    if not has_images and "mu" not in names:
+        raise EvaluationError(
+            f"{path}: wanted images ({' or '.join(IMAGE_KEYS)}) or statistics ({', '.join(MOMENTS)}), "
+            f"found {', '.join(names) or 'nothing'}"
+        )
+    return Reference(
+        str(path),
+        open_images(path, crop) if has_images else None,
+        _moments(path, arrays, MOMENTS),
+        _moments(path, arrays, SPATIAL_MOMENTS),
+        {key: str(arrays[key]) for key in ORIGIN if key in arrays},
+    )
+
+
+def save_statistics(
+    path: str | os.PathLike[str], extractor: FeatureExtractor, count: int, moments: Moments, spatial: Moments | None
+) -> None:
+    """An ``.npz`` that :func:`open_reference` and ADM's evaluation suite read, saying what the features are of."""
+    numpy = require("numpy", "evaluate", "writing .npz")
+    arrays: dict[str, Any] = {"mu": moments.mean.cpu().numpy(), "sigma": moments.covariance.cpu().numpy()}
+    if spatial is not None:
+        arrays |= {"mu_s": spatial.mean.cpu().numpy(), "sigma_s": spatial.covariance.cpu().numpy()}
+    origin = (extractor.name, extractor.sha256, extractor.resize_method, count)
+    with replacing(path) as temporary:
+        numpy.savez(temporary, **arrays, **dict(zip(ORIGIN, origin, strict=True)))
+
+
+def usable_moments(reference: Reference, extractor: FeatureExtractor) -> tuple[Reference, list[str]]:
+    """The reference without statistics of other features, and what has to be warned of."""
+    if reference.moments is None:
+        return reference, []
+    expected = {"sha256": extractor.sha256, "resize": extractor.resize_method}
+    for key, wanted in expected.items():
+        found = reference.origin.get(key, wanted)
+        if found != wanted:
+            raise EvaluationError(
+                f"{reference.description}: its statistics have {key} {found!r}, {extractor.name} has {wanted!r}"
+            )
+    if "sha256" in reference.origin or extractor.is_fid:
+        return reference, []
+    # Statistics that do not say what they are of are Inception's, as everybody's are.
+    if reference.images is not None:
+        return dataclasses.replace(reference, moments=None, spatial=None), [
+            f"the statistics in {reference.description} do not say what features they are of: its images are used"
+        ]
+    return reference, [
+        f"the statistics in {reference.description} do not say what features they are of: "
+        f"they are taken to be of {extractor.name}"
+    ]
+
+
+def _read(path: Path) -> tuple[list[str], dict[str, Any]]:
+    """The names of all arrays, and the arrays that are statistics."""
+    numpy = require("numpy", "evaluate", "reading .npz")
+    try:
+        with numpy.load(path, allow_pickle=False) as archive:
+            wanted = [key for key in (*MOMENTS, *SPATIAL_MOMENTS, *ORIGIN) if key in archive]
+            return list(archive), {key: archive[key] for key in wanted}
+    except (zipfile.BadZipFile, EOFError, ValueError) as error:
+        raise EvaluationError(f"{path}: not a readable .npz file: {error}") from error
+
+
+def _moments(path: Path, arrays: dict[str, Any], keys: tuple[str, str]) -> Moments | None:
+    found = [key for key in keys if key in arrays]
+    if not found:
+        return None
+    if len(found) == 1:
+        raise EvaluationError(f"{path}: wanted both {keys[0]} and {keys[1]}, found {found[0]}")
+    mean, covariance = (torch.as_tensor(arrays[key], dtype=torch.float64) for key in keys)
+    if mean.dim() != 1 or covariance.shape != (len(mean), len(mean)):
+        raise EvaluationError(
+            f"{path}: wanted {keys[0]} [D] and {keys[1]} [D, D], found {list(mean.shape)} and {list(covariance.shape)}"
+        )
+    if not (torch.isfinite(mean).all() and torch.isfinite(covariance).all()):
+        raise EvaluationError(f"{path}: {keys[0]} or {keys[1]} has values that are not finite")
+    return Moments(mean, covariance)
