@@ -27,7 +27,6 @@ class LatentDataset(Dataset):
         self, folder: str | os.PathLike[str], image_size: int | None = None, flip: bool = True, max_skipped: int = 0
     ) -> None:
         self.folder = Path(folder)
-        self._safetensors = require("safetensors", "train", "reading latents")
         index = LatentIndex.read(self.folder)
         _check_usable(index, image_size, flip)
         self.flip = flip
@@ -41,8 +40,7 @@ class LatentDataset(Dataset):
         self._shard = np.repeat(np.arange(len(entries)), counts)
         self._row = np.concatenate([np.arange(0), *map(np.arange, counts)])
         self._open: dict[int, Any] = {}
-        labels = [self._handle(i).get_tensor("labels").numpy() for i in range(len(entries))]
-        self.labels = np.concatenate([np.empty(0, np.int64), *labels])
+        self.labels = self._read_labels()
         self.num_classes = max(index.num_classes, count_classes(self.labels, self.class_names))
 
     def _present(self, entries: list[ShardEntry]) -> list[ShardEntry]:
@@ -62,12 +60,19 @@ class LatentDataset(Dataset):
         return present
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}, "_safetensors": None}  # open files and modules stay in this process
+        return {**self.__dict__, "_open": {}}  # open files stay in this process
+
+    def _read_labels(self) -> np.ndarray:
+        try:
+            labels = [self._handle(i).get_tensor("labels").numpy() for i in range(len(self._files))]
+        except SampleError as error:
+            raise DataError(str(error.skipped)) from error
+        return np.concatenate([np.empty(0, np.int64), *labels])
 
     def _handle(self, shard: int) -> Any:
         if shard not in self._open:
             path = self._files[shard]
-            safetensors = self._safetensors or require("safetensors", "train", "reading latents")
+            safetensors = require("safetensors", "train", "reading latents")
             try:
                 self._open[shard] = safetensors.safe_open(path, "pt")
             except (OSError, safetensors.SafetensorError) as error:

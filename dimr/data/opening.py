@@ -23,11 +23,10 @@ def open_dataset(spec: DataSpec) -> Dataset:
     spec = spec.resolved()
     if spec.kind == "latents":
         return LatentDataset(spec.path, spec.image_size, spec.flip, spec.max_skipped)
+    source = _open_source(spec)
     try:
-        return ImageDataset(_open_source(spec), spec.image_size or 0, spec.flip, spec.max_skipped)
+        return ImageDataset(source, spec.image_size or 0, spec.flip, spec.max_skipped)
     except DataError as error:
-        if spec.path in str(error):
-            raise
         raise DataError(f"{spec.path}: {error}") from error
 
 
