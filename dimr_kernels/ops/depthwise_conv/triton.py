@@ -10,7 +10,12 @@ from torch import Tensor
 
 from ..configurations import Row, Table
 from ..launch import TRITON_TYPES, KernelCase, Launch, cached_by_shape, ceil_div
-from .triton_kernels import SIZES, _fwd_kernel, _sum_partials_kernel, _weight_kernel
+from .triton_kernels import (
+    SIZES,
+    _depthwise_conv_fwd_kernel,
+    _depthwise_conv_sum_partials_kernel,
+    _depthwise_conv_weight_kernel,
+)
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,7 @@ def _forward_launch(shape, x, residual, out_column, K, add_input, flip) -> Launc
     programs = ceil_div(C, config.block_c) * ceil_div(W, config.tile_width) * B
     chunk = _rows_per_program(H, programs * config.num_warps, config.resident_warps)
     return Launch(
-        _fwd_kernel,
+        _depthwise_conv_fwd_kernel,
         (programs * ceil_div(H, chunk),),
         (H, W, C, chunk, x[0], x[1], residual[0], residual[1]),
         {
@@ -155,7 +160,7 @@ def _weight_launches(shape, x, grad, K) -> tuple[int, Launch, Launch]:
     units_per_split = ceil_div(units, splits)
     parts = ceil_div(units, units_per_split) * tiles
     launch = Launch(
-        _weight_kernel,
+        _depthwise_conv_weight_kernel,
         (c_blocks * parts,),
         (B, H, W, C, chunk, units_per_split, x[0], x[1], grad[0], grad[1]),
         {
@@ -165,7 +170,7 @@ def _weight_launches(shape, x, grad, K) -> tuple[int, Launch, Launch]:
         num_warps=config.num_warps,
     )  # fmt: skip
     sum_launch = Launch(
-        _sum_partials_kernel,
+        _depthwise_conv_sum_partials_kernel,
         (K * K + 1, ceil_div(C, SUM_BLOCK_C)),
         (C, parts),
         {"TAPS": K * K, "ROWS": SUM_ROWS, "BLOCK_C": SUM_BLOCK_C},
@@ -196,7 +201,7 @@ def _forward_case(K: int, dtype: torch.dtype, residual: bool, C: int = 480, even
     pointers = {"x_ptr": x, "taps_ptr": parameter, "bias_ptr": parameter, "residual_ptr": x, "out_ptr": x}
     name = f"depthwise_conv_fwd[K={K},{TRITON_TYPES[dtype]}{',residual' if residual else ''}{'' if even else ',odd'}]"
     moved = (3 if residual else 2) * dtype.itemsize
-    return _case(name, _fwd_kernel, pointers, constants | absent, config, even, moved)
+    return _case(name, _depthwise_conv_fwd_kernel, pointers, constants | absent, config, even, moved)
 
 
 def _weight_case(K: int, dtype: torch.dtype, C: int = 480, even: bool = True) -> KernelCase:
@@ -205,7 +210,7 @@ def _weight_case(K: int, dtype: torch.dtype, C: int = 480, even: bool = True) ->
     name = f"depthwise_conv_weight[K={K},{TRITON_TYPES[dtype]}{'' if even else ',odd'}]"
     return _case(
         name,
-        _weight_kernel,
+        _depthwise_conv_weight_kernel,
         pointers,
         {"X_COL": C, "GRAD_COL": C, "K": K},
         weight_config(K, 32),
@@ -215,11 +220,11 @@ def _weight_case(K: int, dtype: torch.dtype, C: int = 480, even: bool = True) ->
 
 
 def _sum_case(K: int) -> KernelCase:
-    names = _sum_partials_kernel.arg_names
+    names = _depthwise_conv_sum_partials_kernel.arg_names
     signature = {n: "*fp32" if n.endswith("_ptr") else "i32" for n in names if not n.isupper() or n == "C"}
     return KernelCase(
         name=f"depthwise_conv_sum[K={K},fp32]",
-        kernel=_sum_partials_kernel,
+        kernel=_depthwise_conv_sum_partials_kernel,
         signature=signature,
         constants={"TAPS": K * K, "ROWS": SUM_ROWS, "BLOCK_C": SUM_BLOCK_C},
         aligned=frozenset(signature) - set(SIZES),

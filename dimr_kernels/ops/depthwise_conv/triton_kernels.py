@@ -93,7 +93,7 @@ def _first_sums(bias, residual_ptrs, col, mask, W, COL_STRIDE: tl.constexpr, COL
 
 
 @triton.jit(do_not_specialize=SIZES)
-def _fwd_kernel(
+def _depthwise_conv_fwd_kernel(
     x_ptr, taps_ptr, bias_ptr, residual_ptr, out_ptr, H, W, C, chunk, x_image, x_row, residual_image, residual_row,
     X_COL: tl.constexpr, RESIDUAL_COL: tl.constexpr, K: tl.constexpr, FLIP: tl.constexpr, ADD_INPUT: tl.constexpr,
     COLS: tl.constexpr, EVEN: tl.constexpr, GROUPS: tl.constexpr, BLOCK_C: tl.constexpr, OUT_COL: tl.constexpr,
@@ -163,7 +163,7 @@ def _fwd_kernel(
 
 
 @triton.jit(do_not_specialize=SIZES)
-def _weight_kernel(
+def _depthwise_conv_weight_kernel(
     x_ptr, grad_ptr, partial_ptr, B, H, W, C, chunk, units_per_split, x_image, x_row, grad_image, grad_row,
     X_COL: tl.constexpr, GRAD_COL: tl.constexpr, K: tl.constexpr, COLS: tl.constexpr, EVEN: tl.constexpr,
     GROUPS: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -222,7 +222,7 @@ def _weight_kernel(
 
 
 @triton.jit(do_not_specialize=SIZES)
-def _sum_partials_kernel(
+def _depthwise_conv_sum_partials_kernel(
     partial_ptr, dweight_ptr, dbias_ptr, C, partials, TAPS: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr
 ):
     """partial [partials, TAPS + 1, C] -> dweight [C, TAPS] and dbias [C], always added in the same order."""

@@ -42,7 +42,7 @@ def _tile(rows, D, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
-def _fwd_kernel(
+def _geglu_fwd_kernel(
     gate_ptr, value_ptr, out_ptr, rows, D, gate_stride, value_stride,
     TANH: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -54,7 +54,7 @@ def _fwd_kernel(
 
 
 @triton.jit
-def _bwd_kernel(
+def _geglu_bwd_kernel(
     grad_ptr, gate_ptr, value_ptr, dgate_ptr, dvalue_ptr, rows, D, gate_stride, value_stride, dgate_stride,
     dvalue_stride, TANH: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -128,7 +128,7 @@ def _launch(shape, strides, approximate, backward=False) -> Launch:
     rows, D = math.prod(shape[:-1]), shape[-1]
     config = launch_config(D, backward)
     return Launch(
-        _bwd_kernel if backward else _fwd_kernel,
+        _geglu_bwd_kernel if backward else _geglu_fwd_kernel,
         (ceil_div(rows, config.rows), ceil_div(D, config.block_d)),
         (rows, D, *(row_stride(shape, s) for s in strides)),
         {"TANH": approximate == "tanh", "ROWS": config.rows, "BLOCK_D": config.block_d},
@@ -140,8 +140,8 @@ def cases() -> Iterator[KernelCase]:
     """The configurations that the model's widths compile, for analysis without a GPU."""
     for D in (384, 480, 768, 960, 1152, 1536, 1920, 2304):
         for dtype in (torch.bfloat16, torch.float32):
-            yield _case("geglu_fwd", _fwd_kernel, launch_config(D), D, dtype)
-            yield _case("geglu_bwd", _bwd_kernel, launch_config(D, backward=True), D, dtype)
+            yield _case("geglu_fwd", _geglu_fwd_kernel, launch_config(D), D, dtype)
+            yield _case("geglu_bwd", _geglu_bwd_kernel, launch_config(D, backward=True), D, dtype)
 
 
 def _case(name: str, kernel, config: LaunchConfig, D: int, dtype: torch.dtype) -> KernelCase:

@@ -53,7 +53,7 @@ def _tile_of_program(M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M
 
 
 @triton.jit(do_not_specialize=["M"])
-def _fwd_kernel(
+def _geglu_linear_fwd_kernel(
     x_ptr, weight_ptr, bias_ptr, out_ptr, M, N, K, x_stride, weight_stride,
     HAS_BIAS: tl.constexpr, TANH: tl.constexpr, GATE_FIRST: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
@@ -145,7 +145,7 @@ def forward(
     x, weight = _unit_last_stride(x), _unit_last_stride(weight)
     grid = (ceil_div(M, config.block_m) * ceil_div(N, config.block_n),)
     with device_guard(x):
-        _fwd_kernel[grid](
+        _geglu_linear_fwd_kernel[grid](
             x, weight, weight if bias is None else bias.contiguous(), out, M, N, K, x.stride(0), weight.stride(0),
             HAS_BIAS=bias is not None, TANH=approximate == "tanh", GATE_FIRST=gate_first,
             EVEN_K=K % config.block_k == 0, BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
@@ -172,7 +172,7 @@ def case(config: LaunchConfig, K: int, dtype: torch.dtype) -> KernelCase:
     blocks = {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k}
     return KernelCase(
         name=f"geglu_linear[K={K},{half}]",
-        kernel=_fwd_kernel,
+        kernel=_geglu_linear_fwd_kernel,
         signature=signature,
         constants={
             "HAS_BIAS": True, "TANH": False, "GATE_FIRST": True, "EVEN_K": K % config.block_k == 0, **blocks,

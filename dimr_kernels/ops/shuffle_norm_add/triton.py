@@ -33,7 +33,7 @@ def _source(n, width, x_stride_pixel, C, R: tl.constexpr):
 
 
 @triton.jit
-def _fwd_kernel(
+def _shuffle_norm_add_fwd_kernel(
     x_ptr, y_ptr, out_ptr, stats_ptr, t_ptr,
     p1_ptr, p2_ptr, scale_weight_ptr, scale_offset_ptr, p3_ptr, p4_ptr, shift_weight_ptr, shift_offset_ptr,
     N, C, width, chunks, x_stride_b, x_stride_pixel, y_stride_b, y_stride_n, out_stride_b, out_stride_n, t_stride, rows,
@@ -67,7 +67,7 @@ def _fwd_kernel(
 
 
 @triton.jit
-def _bwd_kernel(
+def _shuffle_norm_add_bwd_kernel(
     grad_ptr, x_ptr, stats_ptr, dx_ptr, partial_ptr, t_ptr, p1_ptr, p2_ptr, scale_weight_ptr, scale_offset_ptr,
     N, C, width, chunks, x_stride_b, x_stride_pixel, t_stride, rows, partial_rows,
     R: tl.constexpr, SCALE_GATE: tl.constexpr,
@@ -194,7 +194,7 @@ def _forward_launch(shape, out_shape, x, y, out, r, T, t_stride, scale_gate, shi
     C = samples.D
     strides = *row_strides(shape, x), *row_strides(out_shape, y), *row_strides(out_shape, out)
     return Launch(
-        _fwd_kernel,
+        _shuffle_norm_add_fwd_kernel,
         (samples.B * chunks,),
         (samples.N, C, shape[2], chunks, *strides, 0 if T == 1 else t_stride, samples.rows, float(eps)),
         {
@@ -239,7 +239,7 @@ def _backward_launch(shape, x, r, T, t_stride, scale_gate) -> tuple[int, int, La
     chunks = samples.chunks(config.rows * config.iterations)
     programs, C = samples.B * chunks, samples.D
     launch = Launch(
-        _bwd_kernel,
+        _shuffle_norm_add_bwd_kernel,
         (programs,),
         (samples.N, C, shape[2], chunks, *row_strides(shape, x), 0 if T == 1 else t_stride, samples.rows, programs),
         {
@@ -256,8 +256,8 @@ def cases() -> Iterator[KernelCase]:
     for C in (192, 240, 384, 480, 576):
         samples = Samples(B=64, N=1024, D=C)
         for dtype in (torch.bfloat16, torch.float32):
-            yield _case("shuffle_norm_add_fwd", _fwd_kernel, samples, dtype, forward_config(samples))
-            yield _case("shuffle_norm_add_bwd", _bwd_kernel, samples, dtype, backward_config(samples))
+            yield _case("shuffle_norm_add_fwd", _shuffle_norm_add_fwd_kernel, samples, dtype, forward_config(samples))
+            yield _case("shuffle_norm_add_bwd", _shuffle_norm_add_bwd_kernel, samples, dtype, backward_config(samples))
 
 
 def _case(name: str, kernel, samples: Samples, dtype: torch.dtype, config: LaunchConfig) -> KernelCase:

@@ -74,13 +74,15 @@ def _forward_case(samples: Samples, dtype: torch.dtype, rms: bool, residual: boo
     absent += ("stats_ptr",) if offset else ("offset_ptr",)
     kind = ("rms" if rms else "layer") + ("+residual" if residual else "") + ("+offset" if offset else "")
     figures = _figures(samples, config.rows * config.iterations, config.iterations, dtype, 4 if residual else 2)
-    return _case(f"td_norm_fwd_{kind}", triton_forward._fwd_kernel, samples, dtype, config, constants, absent, figures)
+    return _case(
+        f"td_norm_fwd_{kind}", triton_forward._td_norm_fwd_kernel, samples, dtype, config, constants, absent, figures
+    )
 
 
 def _wide_forward_case(samples: Samples, dtype: torch.dtype) -> KernelCase:
     config = triton_forward.wide_forward_config(samples)
     constants = {"RMS": False, "HAS_SHIFT": True, "BLOCKS": config.iterations}
-    kernel = triton_forward._fwd_wide_kernel
+    kernel = triton_forward._td_norm_fwd_wide_kernel
     figures = _figures(samples, config.rows, config.iterations, dtype, 2)
     return _case("td_norm_fwd_wide", kernel, samples, dtype, config, constants, ("residual_ptr",), figures)
 
@@ -93,13 +95,13 @@ def _backward_case(samples: Samples, dtype: torch.dtype, rms: bool) -> KernelCas
     columns = Samples(samples.B, samples.N, min(samples.D, config.block_d))
     figures = _figures(columns, config.rows * config.iterations, config.iterations, dtype, 4)
     name = f"td_norm_bwd{'_wide' if wide else ''}_{'rms' if rms else 'layer'}"
-    return _case(name, triton_backward._bwd_kernel, samples, dtype, config, constants, absent, figures)
+    return _case(name, triton_backward._td_norm_bwd_kernel, samples, dtype, config, constants, absent, figures)
 
 
 def _row_sums_case(samples: Samples, dtype: torch.dtype) -> KernelCase:
     config = triton_backward.row_sums_config(samples)
     constants = {"RMS": False, "BLOCKS": config.iterations}
-    kernel = triton_backward._row_sums_kernel
+    kernel = triton_backward._td_norm_row_sums_kernel
     figures = _figures(samples, config.rows, config.iterations, dtype, 2)
     return _case("td_norm_bwd_wide_sums", kernel, samples, dtype, config, constants, (), figures)
 
@@ -108,7 +110,7 @@ def _table_case(samples: Samples) -> KernelCase:
     config = triton_forward.ForwardConfig(triton_forward.TABLE_BLOCK, rows=1, iterations=1, num_warps=4)
     constants = {"SCALE_GATE": 1, "SHIFT_GATE": 1}
     figures = {"outputs_per_program": 2 * config.block_d}
-    kernel = triton_forward._table_kernel
+    kernel = triton_forward._td_norm_table_kernel
     return _case("time_gate_table", kernel, samples, torch.float32, config, constants, (), figures)
 
 
@@ -117,7 +119,7 @@ def _reduce_case(samples: Samples) -> KernelCase:
     chunks = samples.chunks(backward_config.rows * backward_config.iterations)
     config = time_gate.reduce_config(samples.B * chunks, samples.D)
     constants = {"SCALE_GATE": 1, "SHIFT_GATE": 1, "ITERATIONS": config.iterations}
-    kernel = time_gate._reduce_kernel
+    kernel = time_gate._time_gate_reduce_kernel
     absent = ("scale_dt_ptr", "shift_dt_ptr")
     # A program takes one of two branches, for scale or for shift: both are counted, with the partials of both.
     partials = Samples(samples.B, samples.N, 2 * config.block_d)

@@ -35,7 +35,7 @@ def _load_statistics(stats_ptr, row, rows, mask, RMS: tl.constexpr):
 
 
 @triton.jit
-def _bwd_kernel(
+def _td_norm_bwd_kernel(
     dy_ptr, dsum_ptr, x_ptr, stats_ptr, row_sums_ptr, dx_ptr, partial_ptr, t_ptr,
     p1_ptr, p2_ptr, scale_weight_ptr, scale_offset_ptr,
     N, D, chunks, x_stride_b, x_stride_n, t_stride, rows, R, eps,
@@ -86,7 +86,7 @@ def _bwd_kernel(
 
 
 @triton.jit
-def _row_sums_kernel(
+def _td_norm_row_sums_kernel(
     dy_ptr, x_ptr, stats_ptr, row_sums_ptr, table_ptr,
     N, D, chunks, x_stride_b, x_stride_n, table_stride, rows, eps,
     RMS: tl.constexpr, BLOCKS: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -225,7 +225,7 @@ def _launch(shape, strides, T, t_stride, shift, scale_gate, eps, rms) -> tuple[i
     chunks = samples.chunks(config.rows * config.iterations)
     programs, D = samples.B * chunks, samples.D
     launch = Launch(
-        _bwd_kernel,
+        _td_norm_bwd_kernel,
         (programs, ceil_div(D, config.block_d)),
         (samples.N, D, chunks, *x, 0 if T == 1 else t_stride, samples.rows, programs, float(eps)),
         {
@@ -243,7 +243,7 @@ def _row_sums_launch(shape, strides, T, eps, rms) -> Launch:
     config = row_sums_config(samples)
     chunks = samples.chunks(config.rows)
     return Launch(
-        _row_sums_kernel,
+        _td_norm_row_sums_kernel,
         (samples.B * chunks,),
         (samples.N, samples.D, chunks, *x, 0 if T == 1 else samples.D, samples.rows, float(eps)),
         {"RMS": rms, "BLOCKS": config.iterations, "ROWS": config.rows, "BLOCK_D": config.block_d},

@@ -44,7 +44,7 @@ def _store_statistics(stats_ptr, row, mean, scale, rows, mask, RMS: tl.constexpr
 
 
 @triton.jit
-def _fwd_kernel(
+def _td_norm_fwd_kernel(
     x_ptr, residual_ptr, offset_ptr, y_ptr, sum_ptr, stats_ptr, t_ptr,
     p1_ptr, p2_ptr, scale_weight_ptr, scale_offset_ptr, p3_ptr, p4_ptr, shift_weight_ptr, shift_offset_ptr,
     N, D, chunks, x_stride_b, x_stride_n, residual_stride_b, residual_stride_n, sum_stride_b, sum_stride_n, t_stride,
@@ -82,7 +82,7 @@ def _fwd_kernel(
 
 
 @triton.jit
-def _table_kernel(
+def _td_norm_table_kernel(
     table_ptr, t_ptr, p1_ptr, p2_ptr, scale_weight_ptr, scale_offset_ptr, p3_ptr, p4_ptr, shift_weight_ptr,
     shift_offset_ptr, D, blocks, t_stride,
     SCALE_GATE: tl.constexpr, SHIFT_GATE: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -102,7 +102,7 @@ def _table_kernel(
 
 
 @triton.jit
-def _fwd_wide_kernel(
+def _td_norm_fwd_wide_kernel(
     x_ptr, residual_ptr, y_ptr, sum_ptr, stats_ptr, table_ptr,
     N, D, chunks, x_stride_b, x_stride_n, residual_stride_b, residual_stride_n, table_stride, rows, eps,
     RMS: tl.constexpr, HAS_SHIFT: tl.constexpr, BLOCKS: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -274,7 +274,7 @@ def _launch(shape, x, residual, total, T, t_stride, scale_gate, shift_gate, eps,
     chunks = samples.chunks(config.rows * config.iterations)
     D = samples.D
     return Launch(
-        _fwd_kernel,
+        _td_norm_fwd_kernel,
         (samples.B * chunks,),
         (samples.N, D, chunks, *x, *residual, *total, 0 if T == 1 else t_stride, samples.rows, float(eps)),
         {
@@ -292,7 +292,7 @@ def _wide_launch(shape, x, residual, total, T, shift, eps, rms) -> Launch:
     chunks = samples.chunks(config.rows)
     table_stride = 0 if T == 1 else (2 if shift else 1) * samples.D
     return Launch(
-        _fwd_wide_kernel,
+        _td_norm_fwd_wide_kernel,
         (samples.B * chunks,),
         (samples.N, samples.D, chunks, *x, *residual, table_stride, samples.rows, float(eps)),
         {
@@ -316,4 +316,4 @@ def _table_launch(D, T, t_stride, scale_gate, shift_gate) -> Launch:
     blocks = ceil_div(D, TABLE_BLOCK)
     numbers = D, blocks, 0 if T == 1 else t_stride
     constants = {"SCALE_GATE": int(scale_gate == D), "SHIFT_GATE": int(shift_gate == D), "BLOCK_D": TABLE_BLOCK}
-    return Launch(_table_kernel, (T * blocks,), numbers, constants)
+    return Launch(_td_norm_table_kernel, (T * blocks,), numbers, constants)

@@ -75,7 +75,7 @@ def _reduce_pair(
 
 
 @triton.jit
-def _reduce_kernel(
+def _time_gate_reduce_kernel(
     scale_partial_ptr, shift_partial_ptr, t_ptr,
     p1_ptr, p2_ptr, scale_weight_ptr, scale_offset_ptr, p3_ptr, p4_ptr, shift_weight_ptr, shift_offset_ptr,
     dp1_ptr, dp2_ptr, dscale_weight_ptr, dscale_offset_ptr, dp3_ptr, dp4_ptr, dshift_weight_ptr, dshift_offset_ptr,
@@ -192,7 +192,7 @@ def _reduce_launch(kinds, R, D, chunks, T, t_stride, scale_gate, shift_gate) -> 
     config = reduce_config(R, D)
     blocks = ceil_div(D, config.block_d)
     launch = Launch(
-        _reduce_kernel,
+        _time_gate_reduce_kernel,
         (blocks, kinds, config.groups),
         (R, D, chunks, 0 if T == 1 else t_stride, D),
         {
