@@ -8,7 +8,7 @@ from pathlib import Path
 from ..autoencoder import load_autoencoder
 from ..optional import require
 from . import arguments as kinds
-from .common import INTERRUPTED, CommandError, pick_device, say
+from .common import INTERRUPTED, pick_device, say
 
 HELP = "write the latents of a data set's pictures, for training on latents; run again, it goes on where it stopped"
 PACKAGES = ("numpy", "PIL", "diffusers", "safetensors", "tqdm")
@@ -41,18 +41,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     for package in PACKAGES:  # before the modules that need them are imported
         require(package, "train", "dimr encode")
-    from ..data.dataset import ImageDataset
     from ..data.encoding import Encoder, EncodingSettings
-    from ..data.opening import open_dataset
+    from ..data.opening import open_images
     from ..data.spec import DataSpec
 
     spec = DataSpec(
         arguments.source, image_size=arguments.image_size, split=arguments.split, max_skipped=arguments.max_skipped
     )
     device = pick_device(arguments.device)
-    dataset = open_dataset(spec)
-    if not isinstance(dataset, ImageDataset):
-        raise CommandError(f"{arguments.source} holds latents already")
+    dataset = open_images(spec)
     autoencoder = load_autoencoder(arguments.autoencoder, device)
     settings = EncodingSettings(arguments.shard_size, arguments.dtype, arguments.flip)
     encoder = Encoder(dataset, autoencoder, arguments.output, settings)

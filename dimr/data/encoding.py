@@ -21,7 +21,7 @@ from ..autoencoder import downsampling, encode_moments, latent_scale, weights_sh
 from ..files import replacing
 from ..optional import require
 from .dataset import ImageDataset
-from .errors import DataError
+from .errors import DataError, Skipped
 from .latent_index import LatentIndex, ShardEntry
 from .preprocessing import to_model_range
 from .reading import Batch, PlainReader, read_batches
@@ -65,6 +65,8 @@ class Encoder:
         self.index = _opened(_new_index(dataset, autoencoder, folder, settings))
         self.skips = SkipLog(dataset.max_skipped)
         self.skips.record(dataset.missing)
+        for entry in self.index.shards.values():
+            self.skips.record(Skipped(*one) for one in entry.skipped)
 
     def remaining(self) -> list[int]:
         """Numbers of the shards that are still to be made."""

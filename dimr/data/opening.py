@@ -23,6 +23,12 @@ def open_dataset(spec: DataSpec) -> Dataset:
     spec = spec.resolved()
     if spec.kind == "latents":
         return LatentDataset(spec.path, spec.image_size, spec.flip, spec.max_skipped)
+    return open_images(spec)
+
+
+def open_images(spec: DataSpec) -> ImageDataset:
+    """As :func:`open_dataset`, of any kind but latents."""
+    spec = spec.resolved()
     source = _open_source(spec)
     try:
         return ImageDataset(source, spec.image_size or 0, spec.flip, spec.max_skipped)
@@ -37,4 +43,6 @@ def _open_source(spec: DataSpec) -> ImageSource:
         return HuggingFaceSource(spec.path, spec.split, spec.image_key, spec.label_key)
     if spec.kind == "npz":
         return NpzSource(spec.path, spec.image_key, spec.label_key)
-    return TarSource(spec.path, strict=spec.max_skipped == 0)
+    if spec.kind == "tar":
+        return TarSource(spec.path, strict=spec.max_skipped == 0)
+    raise DataError(f"wanted pictures, {spec.path} holds {spec.kind}")
