@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -32,19 +33,22 @@ def branch_losses(outputs: Sequence[Tensor], noise: Tensor) -> tuple[Tensor, ...
     return tuple(losses)
 
 
-def multi_scale_loss(outputs: Sequence[Tensor], noise: Tensor) -> Tensor:
+def multi_scale_loss(outputs: Sequence[Tensor], noise: Tensor, weights: Sequence[float] | None = None) -> Tensor:
     """Sum over branches of the mean squared error times ``1 / 4**(levels below the finest)``, per sample.
 
     Args:
         outputs: predictions ``[B, C, s, s]``, lowest resolution first.
         noise: ``[B, C, S, S]``, what was added to the clean input.
+        weights: others, one to each branch; ``(0, 0, 1)`` trains on the finest prediction only.
 
     Returns:
         ``[B]`` float32.
     """
-    return weighted_sum(branch_losses(outputs, noise))
+    return weighted_sum(branch_losses(outputs, noise), weights)
 
 
-def weighted_sum(losses: Sequence[Tensor]) -> Tensor:
-    """:func:`multi_scale_loss` from what :func:`branch_losses` gave."""
-    return sum(loss / 4 ** (len(losses) - 1 - i) for i, loss in enumerate(losses))
+def weighted_sum(losses: Sequence[Tensor], weights: Sequence[float] | None = None) -> Tensor:
+    """:func:`multi_scale_loss` from what :func:`branch_losses` gave, or with other weights, one to each branch."""
+    if weights is None:
+        weights = [0.25 ** (len(losses) - 1 - i) for i in range(len(losses))]
+    return sum(weight * loss for weight, loss in zip(weights, losses, strict=True))

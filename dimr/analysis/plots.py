@@ -30,9 +30,9 @@ def save_explained_variance(path: str | os.PathLike[str], found: Sequence[Explai
             if curves[i].curve.branch != curves[i - 1].curve.branch:
                 axes.axvline(i - 0.5, color="black", linewidth=0.8)
         axes.set(ylim=(0, 1), xlim=(-0.5, len(curves) - 0.5), ylabel=f"{kind}: variance explained")
-        if any(bottoms):
-            axes.legend(loc="lower right", ncols=4)
     axes.set_xlabel("layer, lowest resolution first")
+    if any(e.ratios for e in found):
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=8)
     figure.suptitle(title)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120)

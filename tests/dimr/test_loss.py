@@ -27,6 +27,19 @@ def test_weights():
         torch.testing.assert_close(dimr.branch_losses(outputs, noise)[i], torch.ones(2))
 
 
+def test_other_weights():
+    noise = torch.randn(2, 3, 8, 8)
+    outputs = tuple(torch.randn(2, 3, size, size) for size in (2, 4, 8))
+    losses = dimr.branch_losses(outputs, noise)
+    torch.testing.assert_close(dimr.multi_scale_loss(outputs, noise, (0, 0, 1)), losses[-1])
+    torch.testing.assert_close(dimr.multi_scale_loss(outputs, noise, (2, 0.5, 0)), 2 * losses[0] + losses[1] / 2)
+    usual = dimr.multi_scale_loss(outputs, noise, (1 / 16, 1 / 4, 1))
+    torch.testing.assert_close(usual, dimr.multi_scale_loss(outputs, noise))
+    for weights in ((1,), (1, 1, -1), (1, 1, float("nan"))):
+        with pytest.raises(ValueError, match="weights must be 3 finite numbers of at least 0, got"):
+            dimr.multi_scale_loss(outputs, noise, weights)
+
+
 def test_low_precision_is_summed_in_float32():
     noise = torch.randn(2, 3, 8, 8)
     loss = dimr.multi_scale_loss((torch.zeros(2, 3, 8, 8, dtype=torch.bfloat16),), noise)
