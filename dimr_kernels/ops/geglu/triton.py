@@ -12,25 +12,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ..configurations import Row, Table
+from ..gelu import gelu, gelu_and_slope
 from ..launch import TRITON_TYPES, KernelCase, Launch, cached_by_shape, ceil_div, next_power_of_2
 from ..samples import row_stride
-
-
-@triton.jit
-def _gelu_and_slope(a, TANH: tl.constexpr):
-    """gelu(a) and its derivative, both float32. For sampling only the first is used and the rest is dropped."""
-    if TANH:
-        inner = 0.7978845608028654 * (a + 0.044715 * a * a * a)
-        # tanh through a sigmoid of a non-positive number: exact at both ends, no overflow.
-        e = tl.exp(-2.0 * tl.abs(inner))
-        magnitude = (1.0 - e) / (1.0 + e)
-        tanh = tl.where(inner < 0, -magnitude, magnitude)
-        cdf = 0.5 * (1.0 + tanh)
-        slope = cdf + 0.5 * a * (1.0 - tanh * tanh) * 0.7978845608028654 * (1.0 + 0.134145 * a * a)
-    else:
-        cdf = 0.5 * (1.0 + tl.erf(a * 0.7071067811865476))
-        slope = cdf + a * 0.3989422804014327 * tl.exp(-0.5 * a * a)
-    return a * cdf, slope
 
 
 @triton.jit
@@ -49,8 +33,8 @@ def _geglu_fwd_kernel(
     row, col, mask = _tile(rows, D, ROWS, BLOCK_D)
     a = tl.load(gate_ptr + row * gate_stride + col, mask=mask, other=0.0).to(tl.float32)
     b = tl.load(value_ptr + row * value_stride + col, mask=mask, other=0.0).to(tl.float32)
-    gelu, _ = _gelu_and_slope(a, TANH)
-    tl.store(out_ptr + row * D + col, (gelu * b).to(out_ptr.dtype.element_ty), mask=mask)
+    SHORT: tl.constexpr = out_ptr.dtype.element_ty != tl.float32
+    tl.store(out_ptr + row * D + col, (gelu(a, TANH, SHORT) * b).to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -62,9 +46,10 @@ def _geglu_bwd_kernel(
     a = tl.load(gate_ptr + row * gate_stride + col, mask=mask, other=0.0).to(tl.float32)
     b = tl.load(value_ptr + row * value_stride + col, mask=mask, other=0.0).to(tl.float32)
     g = tl.load(grad_ptr + row * D + col, mask=mask, other=0.0).to(tl.float32)
-    gelu, slope = _gelu_and_slope(a, TANH)
+    SHORT: tl.constexpr = dgate_ptr.dtype.element_ty != tl.float32
+    value, slope = gelu_and_slope(a, TANH, SHORT)
     tl.store(dgate_ptr + row * dgate_stride + col, (g * b * slope).to(dgate_ptr.dtype.element_ty), mask=mask)
-    tl.store(dvalue_ptr + row * dvalue_stride + col, (g * gelu).to(dvalue_ptr.dtype.element_ty), mask=mask)
+    tl.store(dvalue_ptr + row * dvalue_stride + col, (g * value).to(dvalue_ptr.dtype.element_ty), mask=mask)
 
 
 @dataclass(frozen=True)

@@ -18,29 +18,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..configurations import Row, Table
+from ..gelu import short_gelu
 from ..launch import TRITON_TYPES, KernelCase, ceil_div, device_guard
-
-
-@triton.jit
-def _gelu(a, TANH: tl.constexpr):
-    """float32, in 13 instructions: tl.erf would make it 34, in an epilogue that nothing on the SM may overlap.
-
-    Exact form: ``max(a, 0) - |a| Phi(-|a|)``, ``Phi(-z) = 2**P(z)``, P the minimax polynomial of ``log2 Phi(-z)`` on
-    [0, 5.6]. gelu's relative error is at most 5.6e-6 there (float16 rounds at 5e-4, bfloat16 at 4e-3), its absolute
-    error 5.6e-7. Beyond, P falls on, so that the left tail (under 4e-8) goes to zero as it should.
-    """
-    if TANH:
-        # 0.5 (1 + tanh(u)) = 1 / (1 + 2**(-2 u log2(e))), with u = sqrt(2/pi) (a + 0.044715 a^3).
-        return a / (1.0 + tl.exp2(a * tl.fma(-0.1029432397, a * a, -2.3022081984)))
-    z = tl.minimum(tl.abs(a), 16.0)  # an infinite a must not meet a zero
-    p = tl.fma(z, -1.80987138e-06, 6.11773939e-05)
-    p = tl.fma(z, p, -9.27784946e-04)
-    p = tl.fma(z, p, 8.49923864e-03)
-    p = tl.fma(z, p, -5.39464094e-02)
-    p = tl.fma(z, p, -4.58474338e-01)
-    p = tl.fma(z, p, -1.15124846e00)
-    p = tl.fma(z, p, -9.99995410e-01)
-    return tl.fma(-z, tl.exp2(p), tl.maximum(a, 0.0, propagate_nan=tl.PropagateNan.ALL))
 
 
 @triton.jit
@@ -79,7 +58,7 @@ def _geglu_linear_fwd_kernel(
     if HAS_BIAS:
         h += tl.load(bias_ptr + weight_row).to(tl.float32)[None, :]
     first, second = h.reshape(BLOCK_M, 2, BLOCK_N).permute(0, 2, 1).split()
-    out = _gelu(first, TANH) * second if GATE_FIRST else _gelu(second, TANH) * first
+    out = short_gelu(first, TANH) * second if GATE_FIRST else short_gelu(second, TANH) * first
     n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     out_ptrs = out_ptr + m[:, None] * N + n[None, :]
     tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=(m < M)[:, None] & (n < N)[None, :])
