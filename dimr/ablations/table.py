@@ -19,13 +19,21 @@ from typing import Any
 from ..config import DiMRConfig
 
 _PIXELS_64: dict[str, Any] = {
-    "in_channels": 3, "input_size": 64, "num_heads": 12, "num_classes": 1000, "unconditional_class": False,
+    "in_channels": 3, "input_size": 64, "num_classes": 1000, "unconditional_class": False,
 }  # fmt: skip
-_ONE_BRANCH: dict[str, Any] = {"dims": (768,), "layers": (17,), "mlp": "gelu", "mlp_ratio": 4, "patch_size": 4}
-_BRANCHES: dict[str, Any] = {"dims": (768, 384, 192), "layers": (15, 8, 8)}
-_PLAIN_MLP: dict[str, Any] = {"mlp": "gelu", "mlp_ratio": 4}
 _FINEST_ONLY = (0.0, 0.0, 1.0)
 _MULTI_SCALE = (1 / 16, 1 / 4, 1.0)
+
+
+def uvit_config(dim: int, depth: int, num_heads: int, patch_size: int, **fields: Any) -> DiMRConfig:
+    """U-ViT (Bao et al. 2023): one branch of transformer blocks with long skips, the time and the class as tokens.
+
+    Args:
+        depth: blocks, an odd number (an even one gets one more).
+        fields: others of the configuration, such as ``input_size``; they may replace those of U-ViT.
+    """
+    own: dict[str, Any] = {"mlp": "gelu", "mlp_ratio": 4, "norm": "layer"}
+    return DiMRConfig(dims=(dim,), layers=(depth,), num_heads=num_heads, patch_size=patch_size, **(own | fields))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,33 +53,28 @@ class Ablation:
     paper_parameters: float | None = None
 
 
-def _config(*parts: dict[str, Any], **fields: Any) -> DiMRConfig:
-    merged = dict(_PIXELS_64)
-    for part in parts:
-        merged |= part
-    return DiMRConfig(**(merged | fields))
-
-
-_DIMR = _config(_BRANCHES, norm="td_layer")
+_UVIT_M_4 = uvit_config(768, 17, 12, 4, **_PIXELS_64)
+_DIMR_M_3R = DiMRConfig(dims=(768, 384, 192), layers=(15, 8, 8), num_heads=12, norm="td_layer", **_PIXELS_64)
+_PLAIN_M_3R = dataclasses.replace(_DIMR_M_3R, mlp="gelu", mlp_ratio=4)
 
 ABLATIONS: dict[str, Ablation] = {
-    "ablation-time-token-m-4": Ablation("Table 2, row 1", _config(_ONE_BRANCH, norm="layer"), (1.0,), 130.9),
+    "ablation-time-token-m-4": Ablation("Table 2, row 1", _UVIT_M_4, (1.0,), 130.9),
     "ablation-adaln-zero-m-4": Ablation(
-        "Table 2, row 2", _config(_ONE_BRANCH, norm="adaln_zero", modulation="mlp"), (1.0,), 202.4
+        "Table 2, row 2", dataclasses.replace(_UVIT_M_4, norm="adaln_zero", modulation="mlp"), (1.0,), 202.4
     ),
     "ablation-adaln-zero-m-3r": Ablation(
-        "Table 2, row 3", _config(_BRANCHES, _PLAIN_MLP, norm="adaln_zero"), _FINEST_ONLY, 217.9
+        "Table 2, row 3", dataclasses.replace(_PLAIN_M_3R, norm="adaln_zero"), _FINEST_ONLY, 217.9
     ),
-    "ablation-td-ln-m-3r": Ablation(
-        "Table 2, row 4", _config(_BRANCHES, _PLAIN_MLP, norm="td_layer"), _FINEST_ONLY, 154.0
-    ),
-    "ablation-glu-m-3r": Ablation("Table 2, row 5", _DIMR, _FINEST_ONLY, 132.9),
-    "ablation-multi-scale-loss-m-3r": Ablation("Table 2, row 6", _DIMR, _MULTI_SCALE, 132.9),
+    "ablation-td-ln-m-3r": Ablation("Table 2, row 4", _PLAIN_M_3R, _FINEST_ONLY, 154.0),
+    "ablation-glu-m-3r": Ablation("Table 2, row 5", _DIMR_M_3R, _FINEST_ONLY, 132.9),
+    "ablation-multi-scale-loss-m-3r": Ablation("Table 2, row 6", _DIMR_M_3R, _MULTI_SCALE, 132.9),
     "ablation-convnext-first-m-3r": Ablation(
-        "Table 3", dataclasses.replace(_DIMR, first_branch="convnext"), _MULTI_SCALE
+        "Table 3", dataclasses.replace(_DIMR_M_3R, first_branch="convnext"), _MULTI_SCALE
     ),
-    "ablation-concat-m-3r": Ablation("Table 3", dataclasses.replace(_DIMR, cascade="concat"), _MULTI_SCALE),
-    "ablation-no-branch-skips-m-3r": Ablation("Table 3", dataclasses.replace(_DIMR, branch_skips=False), _MULTI_SCALE),
+    "ablation-concat-m-3r": Ablation("Table 3", dataclasses.replace(_DIMR_M_3R, cascade="concat"), _MULTI_SCALE),
+    "ablation-no-branch-skips-m-3r": Ablation(
+        "Table 3", dataclasses.replace(_DIMR_M_3R, branch_skips=False), _MULTI_SCALE
+    ),
 }
 
 

@@ -10,8 +10,9 @@ import torch
 
 import dimr
 from dimr.ablations.norms import TimeMLP, TimeToken, sinusoids
-from dimr.ablations.table import ABLATIONS, ablation
+from dimr.ablations.table import ABLATIONS, ablation, uvit_config
 from dimr.checkpoints.official import to_official_state_dict
+from dimr.cli import main
 from dimr.initialization import STD
 from dimr.training.loop import Trainer, TrainingSettings
 
@@ -208,3 +209,92 @@ def test_bad_choices_are_named(fields, error, message):
 def test_unknown_ablation():
     with pytest.raises(ValueError, match="no ablation is called 'x'; there are ablation-time-token-m-4"):
         ablation("x")
+
+
+def test_uvit_by_hand():
+    """Against Bao et al.'s arithmetic: every parameter of a small one."""
+    D, depth, C, p, classes = 8, 3, 2, 2, 5
+    config = uvit_config(D, depth, 2, p, in_channels=C, input_size=8, num_classes=classes, unconditional_class=False)
+    block = 4 * D * D + D + 8 * D * D + 5 * D + 4 * D
+    patches, positions, time = C * p * p * D + D, 16 * D, D
+    head = 2 * D + D * C * p * p + C * p * p + 9 * C * C + C
+    wanted = depth * block + 2 * D * D + D + patches + positions + time + classes * D + head
+    assert dimr.count_parameters(config) == wanted
+    (prediction,) = dimr.DiMR(config)(torch.randn(2, C, 8, 8), 5.0, torch.tensor([0, 4]))
+    assert prediction.shape == (2, C, 8, 8)
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_low_precision(name):
+    """Under autocast, and with weights in bfloat16, the result is about that in float32."""
+    model = started(dimr.DiMR(small_config(name)))
+    x, timestep, labels = inputs()
+    with torch.no_grad():
+        wanted = model(x, timestep, labels)[-1]
+        with torch.autocast("cpu", torch.bfloat16):
+            found = model(x, timestep, labels)[-1]
+        assert (found - wanted).norm() < 0.05 * wanted.norm()
+        found = model.to(torch.bfloat16)(x.bfloat16(), timestep, labels)[-1]
+        assert found.dtype == torch.bfloat16
+        assert (found - wanted).norm() < 0.1 * wanted.norm()
+
+
+def combined_config() -> dimr.DiMRConfig:
+    """All choices that go together in one model."""
+    changes = {"first_branch": "convnext", "cascade": "concat", "branch_skips": False, "patch_size": 2}
+    return small_config("ablation-adaln-zero-m-3r", input_size=16, modulation="mlp", **changes)
+
+
+def test_choices_combine():
+    model = started(dimr.DiMR(combined_config()))
+    x = torch.randn(2, 1, 16, 16)
+    outputs = model(x, torch.tensor([3.0, 800.0]), torch.tensor([0, 3]))
+    assert [out.shape[-1] for out in outputs] == [4, 8, 16]
+    dimr.multi_scale_loss(outputs, torch.randn_like(x)).sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [small_config("ablation-time-token-m-4"), combined_config()], ids=["uvit", "all"])
+def test_compiles_without_a_graph_break(config):
+    model = started(dimr.DiMR(config))
+    x, labels = torch.randn(2, 1, config.input_size, config.input_size), torch.tensor([0, 3])
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    timestep = torch.tensor([3.0, 800.0])
+    torch.testing.assert_close(compiled(x, timestep, labels), model(x, timestep, labels), atol=1e-5, rtol=1e-5)
+
+
+def test_resumed_training_is_uninterrupted_training():
+    def batches(generator):
+        return torch.randn(2, 1, 8, 8, generator=generator), torch.randint(3, (2,), generator=generator)
+
+    def trainer():
+        torch.manual_seed(0)
+        return Trainer(dimr.DiMR(small_config("ablation-adaln-zero-m-3r")), batches, settings)
+
+    settings = TrainingSettings(steps=4, batch_size=2, learning_rate=1e-2, warmup_steps=1, ema_decay=0.5)
+    whole, first, second = trainer(), trainer(), trainer()
+    list(whole.run())
+    for step in first.run():
+        if step == 2:
+            break
+    second.load_state_dict(first.state_dict())
+    list(second.run())
+    assert torch.equal(second.losses, whole.losses)
+
+
+def test_commands(tmp_path, capsys):
+    assert main(["info", "ablation-adaln-zero-m-4"]) == 0
+    out = capsys.readouterr().out
+    assert "202.40 M parameters" in out
+    assert "Table 2, row 2: 202.4 M; loss weights [1.0]" in out
+    assert '"modulation": "mlp"' in out
+    assert main(["info", "ablation-x"]) == 2
+    assert "ablation-concat-m-3r" in capsys.readouterr().err
+    pytest.importorskip("safetensors")
+    pytest.importorskip("tqdm")
+    dimr.save_model(dimr.DiMR(small_config("ablation-concat-m-3r")), tmp_path / "a")
+    command = ["sample", str(tmp_path / "a"), "--per-class", "1", "--steps", "2", "--output"]
+    assert main([*command, str(tmp_path / "s.safetensors")]) == 0
+    assert main([*command, str(tmp_path / "s.safetensors"), "--engine"]) == 2
+    assert "--engine: it cannot pack an ablation, and this model has cascade='concat'" in capsys.readouterr().err
