@@ -42,8 +42,13 @@ for wanted in "$@"; do
         times "$file" "benchmarks/test_$file.py" --shapes target
       done
       ;;
-    model) times model benchmarks/test_model.py ;;
-    tune) stage tune python3 -m benchmarks.tune ;;
+    model)
+      times model benchmarks/test_model.py
+      for name in dimr-xl-2r dimr-xl-3r; do
+        stage "profile-$name" python3 -m benchmarks.profile_model "$name" --rows 64 --output "$output/results"
+      done
+      ;;
+    tune) stage tune python3 -m benchmarks.tune --output "$output/results" ;;
     report) stage report python3 -m benchmarks.report "$output"/*.json --output "$output/results" ;;
     *) echo "no stage is called $wanted" >&2; exit 2 ;;
   esac

@@ -30,6 +30,7 @@ CALLS = 5
 WARM_UP = 3
 # First match decides; what is bound by nothing listed moves bytes.
 BOUNDS = (
+    ("matmul", r"geglu_linear"),
     ("attention", r"flash|fmha|sdpa|scaled_dot_product|attention"),
     ("vector", r"depthwise|conv2d_c1_k1|dwconv"),
     ("bytes", r"norm|geglu|shuffle"),
