@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--features", metavar="MODULE:CALLABLE|FILE",
-        help="another network: a callable that returns a torch.nn.Module, or a TorchScript file; it gets uint8 "
+        help="another network: a callable that returns a torch.nn.Module, or a .pt2 or TorchScript file; it gets uint8 "
         "[B, 3, H, W] and returns features [B, D], or a dictionary of features, logits and spatial (default: FID's "
         "Inception)",
     )  # fmt: skip

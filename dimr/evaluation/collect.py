@@ -106,7 +106,8 @@ def _evaluating(extractor: FeatureExtractor) -> Iterator[None]:
     was_training = extractor.module.training
     extractor.module.eval()
     try:
-        with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
+        cudnn = torch.backends.cudnn
+        with cudnn.flags(cudnn.enabled, deterministic=cudnn.deterministic, allow_tf32=False):
             yield
     finally:
         extractor.module.train(was_training)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,12 +102,15 @@ def wrap_module(module: nn.Module, name: str | None = None, resize: int | None =
 
 
 def load_extractor(source: str, name: str | None = None, resize: int | None = None) -> FeatureExtractor:
-    """An extractor from ``"package.module:callable"``, which is called for the module, or from a TorchScript file."""
+    """An extractor from ``"package.module:callable"``, which is called for the module, or from a file of a network.
+
+    Files are those of ``torch.export.save`` (``.pt2``, exported with a batch of any size) and TorchScript.
+    """
     if Path(source).is_file():
-        return wrap_module(_load_script(source), name or Path(source).stem, resize)
+        return wrap_module(_load_file(source), name or Path(source).stem, resize)
     package, separator, attribute = source.partition(":")
     if not separator:
-        raise EvaluationError(f"features: wanted MODULE:CALLABLE or a TorchScript file, got {source!r}")
+        raise EvaluationError(f"features: wanted MODULE:CALLABLE, or a .pt2 or TorchScript file, got {source!r}")
     try:
         made = getattr(importlib.import_module(package), attribute)()
     except (ModuleNotFoundError, AttributeError) as error:
@@ -118,11 +120,28 @@ def load_extractor(source: str, name: str | None = None, resize: int | None = No
     return wrap_module(made, name or attribute, resize)
 
 
-def _load_script(path: str | os.PathLike[str]) -> nn.Module:
+def _load_file(path: str) -> nn.Module:
     try:
+        if path.endswith(".pt2"):
+            return _Exported(torch.export.load(path).module())
         return torch.jit.load(path, map_location="cpu")
-    except RuntimeError as error:
-        raise EvaluationError(f"{path}: not a TorchScript file: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # of many kinds, and none of them lies here
+        reason = str(error).partition("\n")[0]
+        raise EvaluationError(f"{path}: not a network that torch can load: {reason}") from error
+
+
+class _Exported(nn.Module):
+    """An exported program, which has one mode for ever and refuses to be asked for another."""
+
+    def __init__(self, program: nn.Module) -> None:
+        super().__init__()
+        self.program = program
+
+    def train(self, mode: bool = True) -> _Exported:
+        return self
+
+    def forward(self, images: Tensor) -> Any:
+        return self.program(images)
 
 
 def weights_sha256(module: nn.Module) -> str:

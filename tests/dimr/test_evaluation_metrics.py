@@ -82,7 +82,7 @@ class AsTheyAre(torch.nn.Module):
         return x
 
 
-@pytest.mark.filterwarnings("ignore:Metric `InceptionScore`", "ignore:std\\(\\). degrees of freedom")
+@pytest.mark.filterwarnings("ignore:Metric `InceptionScore`", "ignore:std.*degrees of freedom")
 def test_frechet_distance_and_score_are_torchmetrics():
     pytest.importorskip("torchmetrics")
     from torchmetrics.image import fid, inception
@@ -152,7 +152,7 @@ def test_memory_does_not_grow_with_the_images():
             for _ in range(batches):
                 statistics.update(torch.randn(16, 64))
         largest.append(seen.bytes)
-        assert sum(value.nbytes for value in vars(statistics).values() if isinstance(value, Tensor)) == 8 * 64 * 65
+        assert sorted(vars(statistics)) == ["count", "mean", "scatter"]
     assert largest[0] == largest[1] == largest[2] <= 8 * 64 * 64
 
 
