@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import dimr_kernels as dk
 
 from .checkpoints import CheckpointError
-from .commands import analyze, convert, demo, encode, evaluate, info, sample
+from .commands import analyze, convert, demo, encode, evaluate, info, sample, train
 from .commands.common import INTERRUPTED, CommandError
 from .data.errors import DataError
 from .evaluation.errors import EvaluationError
@@ -18,8 +18,8 @@ from .optional import MissingPackageError
 from .training.loop import DivergedError
 
 COMMANDS = {
-    "demo": demo, "sample": sample, "encode": encode, "evaluate": evaluate, "analyze": analyze, "convert": convert,
-    "info": info,
+    "demo": demo, "train": train, "sample": sample, "encode": encode, "evaluate": evaluate, "analyze": analyze,
+    "convert": convert, "info": info,
 }  # fmt: skip
 # What the user can put right: one line, no traceback. Anything else is a bug and shows itself whole.
 USER_ERRORS = (

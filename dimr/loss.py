@@ -51,4 +51,6 @@ def weighted_sum(losses: Sequence[Tensor], weights: Sequence[float] | None = Non
     """:func:`multi_scale_loss` from what :func:`branch_losses` gave, or with other weights, one to each branch."""
     if weights is None:
         weights = [0.25 ** (len(losses) - 1 - i) for i in range(len(losses))]
+    elif len(weights) != len(losses) or not all(math.isfinite(weight) and weight >= 0 for weight in weights):
+        raise ValueError(f"weights must be {len(losses)} finite numbers of at least 0, got {list(weights)}")
     return sum(weight * loss for weight, loss in zip(weights, losses, strict=True))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..config import DiMRConfig
 from ..files import replacing, write_json
@@ -20,12 +22,20 @@ CONFIG = "config.json"
 
 def save_model(model: DiMR, folder: str | os.PathLike[str]) -> Path:
     """Write the model's weights, in their own dtypes, and its configuration. Existing files are replaced whole."""
+    return write_model(model.state_dict(), model.config, folder)
+
+
+def write_model(weights: Mapping[str, Tensor], config: DiMRConfig, folder: str | os.PathLike[str]) -> Path:
+    """:func:`save_model` of weights by name."""
     safetensors = require_safetensors()
     folder = Path(folder)
-    tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
-    with replacing(folder / WEIGHTS) as temporary:
-        safetensors.torch.save_file(tensors, temporary)
-    write_json(folder / CONFIG, model.config.to_dict())
+    tensors = {name: value.detach().contiguous() for name, value in weights.items()}
+    try:
+        with replacing(folder / WEIGHTS) as temporary:
+            safetensors.torch.save_file(tensors, temporary)
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{folder / WEIGHTS} cannot be written: {error}") from error
+    write_json(folder / CONFIG, config.to_dict())
     return folder
 
 

@@ -9,9 +9,8 @@ from ..config import DiMRConfig
 from ..data.digits import LabelledImages, load_digits, split
 from ..network import DiMR
 from ..training.checkpoint import load_training_state, save_training_state
-from ..training.interrupt import StopRequest
 from ..training.loop import Trainer, TrainingSettings
-from ..training.progress import with_progress
+from ..training.progress import train as train_and_save
 from .folder import DemoFolder
 
 STEPS_PER_SAVE = 200
@@ -66,11 +65,4 @@ def save(trainer: Trainer, folder: DemoFolder) -> None:
 
 def train(trainer: Trainer, folder: DemoFolder) -> bool:
     """Train to the end or to Ctrl-C, and save. True if it came to the end."""
-    with StopRequest() as stop:
-        for step in with_progress(trainer):
-            if stop.requested:
-                break
-            if step % STEPS_PER_SAVE == 0:
-                save(trainer, folder)
-        save(trainer, folder)
-    return trainer.step == trainer.settings.steps
+    return train_and_save(trainer, lambda: save(trainer, folder), STEPS_PER_SAVE) == 0

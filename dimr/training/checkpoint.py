@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,19 +15,57 @@ from ..checkpoints.errors import CheckpointError
 from ..checkpoints.reading import read_state_dict
 from ..files import replacing
 from .loop import Trainer
+from .processes import Processes
 
 FORMAT = "dimr-training-state-1"
 
 
-def save_training_state(path: str | os.PathLike[str], trainer: Trainer) -> None:
-    """Replace the file by the run's state now.
+def save_training_state(path: str | os.PathLike[str], trainer: Trainer) -> dict[str, Any]:
+    """Replace the file by the run's state now. All processes must call it; the first one writes.
+
+    Returns:
+        The state.
 
     Raises:
         DivergedError: the run has diverged; the file keeps the last good state.
+        CheckpointError: it cannot be written, say for want of space; the file keeps what it had.
     """
     trainer.check_finite()
-    with replacing(path) as temporary:
-        torch.save({"format": FORMAT, **trainer.state_dict()}, temporary)
+    state = trainer.state_dict()
+    on_first_process(trainer.processes, lambda: write_state(path, {"format": FORMAT, **state}))
+    return state
+
+
+def on_first_process(processes: Processes, write: Callable[[], None]) -> None:
+    """Run ``write`` in the first process; that it failed is a CheckpointError in all, lest the others wait for ever."""
+    failed = None
+    if processes.first:
+        try:
+            write()
+        except (CheckpointError, OSError) as error:
+            failed = str(error)
+    failed = processes.from_first(failed)
+    if failed is not None:
+        raise CheckpointError(failed)
+
+
+def write_state(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
+    """The file is there, whole and on the disk, or as before."""
+    try:
+        with replacing(path) as temporary:
+            torch.save(state, temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # torch's own writer knows RuntimeErrors only
+        raise CheckpointError(f"{path} cannot be written: {_reason(error, Path(path))}") from error
+
+
+def _reason(error: Exception, path: Path) -> str:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
+    with contextlib.suppress(OSError):
+        free = shutil.disk_usage(path.parent).free
+        return f"{reason} ({free / 2**20:.0f} MiB are free there)"
+    return reason
 
 
 def load_training_state(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -8,32 +8,40 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from .parallel import forget_gathered
+from .sharded_state import local_part, sharded_like
+
 
 class ExponentialMovingAverage:
     """``average = d * average + (1 - d) * parameter`` after every step, for all parameters in one pass.
 
-    ``d`` rises to ``decay`` as ``(1 + n) / (10 + n)`` in the number of updates, so that the start, when the parameters
-    are far from good, is soon forgotten. Buffers are not averaged: the models here have none that change.
+    With ``ramp``, ``d`` rises to ``decay`` as ``(1 + n) / (10 + n)`` in the number of updates, so that the start, when
+    the parameters are far from good, is soon forgotten. Buffers are not averaged: the models here have none that
+    change. Of a sharded model each process averages its own shards.
 
     Raises:
         TypeError: a parameter is narrower than float32, in which ``(1 - d) * parameter`` would be lost.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float, ramp: bool = True) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay}")
         self.decay = decay
+        self.ramp = ramp
         self.updates = 0
+        self._model = model
         self._parameters = dict(model.named_parameters())
         for name, parameter in self._parameters.items():
             if parameter.dtype not in (torch.float32, torch.float64):
                 raise TypeError(f"averages need float32 parameters (and autocast), {name} has {parameter.dtype}")
         self._averages = {name: p.detach().clone() for name, p in self._parameters.items()}
+        self._local_averages = [local_part(average) for average in self._averages.values()]
 
     @torch.no_grad()
     def update(self) -> None:
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(list(self._averages.values()), list(self._parameters.values()), 1 - decay)
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.ramp else self.decay
+        parameters = [local_part(parameter.detach()) for parameter in self._parameters.values()]
+        torch._foreach_lerp_(self._local_averages, parameters, 1 - decay)
         self.updates += 1
 
     @contextlib.contextmanager
@@ -51,6 +59,7 @@ class ExponentialMovingAverage:
             kept = parameter.detach().clone()
             parameter.copy_(self._averages[name])
             self._averages[name].copy_(kept)
+        forget_gathered(self._model)
 
     def state_dict(self) -> dict[str, Tensor | int | dict[str, Tensor]]:
         return {"updates": self.updates, "averages": dict(self._averages)}
@@ -62,5 +71,5 @@ class ExponentialMovingAverage:
             odd = sorted(averages.keys() ^ self._averages.keys())
             raise ValueError(f"the averages do not fit the model: {', '.join(odd[:5])}")
         for name, average in self._averages.items():
-            average.copy_(averages[name])
+            average.copy_(sharded_like(averages[name], average))
         self.updates = int(state["updates"])

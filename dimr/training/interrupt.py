@@ -1,4 +1,4 @@
-"""Ctrl-C as a request to stop at the next step."""
+"""Ctrl-C, or a scheduler's SIGTERM, as a request to stop at the next step."""
 
 from __future__ import annotations
 
@@ -7,27 +7,33 @@ import threading
 from types import FrameType
 from typing import Any
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 class StopRequest:
-    """Context manager: inside it the first SIGINT sets :attr:`requested`, the second interrupts at once.
+    """Context manager: inside it the first SIGINT or SIGTERM is kept in :attr:`signal`, a second SIGINT interrupts.
 
     Only the main thread can catch signals; elsewhere nothing changes.
     """
 
     def __init__(self) -> None:
-        self.requested = False
-        self._previous: Any = None
+        self.signal = 0
+        self._previous: dict[int, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        return self.signal != 0
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._on_signal)
+            self._previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.requested = True
+        self.signal = self.signal or number

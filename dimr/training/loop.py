@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,16 +13,20 @@ from torch import Tensor
 from ..checkpoints.errors import CheckpointError
 from ..loss import branch_losses, weighted_sum
 from ..network import DiMR
-from ..recomputation import check_mode
 from ..schedule import NoiseSchedule
 from .ema import ExponentialMovingAverage
 from .optimizer import build_optimizer, learning_rate_at, set_learning_rate
+from .parallel import check_strategy, local_gradients, replicate, shard
+from .processes import Processes
+from .settings import PRECISIONS, TrainingSettings
+from .sharded_state import gathered, load_model_state, load_optimizer_state, whole
 
-# Draws a batch, ``images [B, C, S, S]`` in [-1, 1] and ``labels [B]``, on the model's device.
+__all__ = ["PRECISIONS", "BatchSource", "DivergedError", "Trainer", "TrainingSettings"]
+
+# Draws a batch for one pass of this process, ``images [B, C, S, S]`` in [-1, 1] and ``labels [B]``, on the model's
+# device. A source with a ``state_dict`` and ``load_state_dict`` has a position that is saved with the run.
 BatchSource = Callable[[torch.Generator], tuple[Tensor, Tensor]]
 
-
-PRECISIONS = ("float32", "bfloat16")
 # Looking at a result waits for a GPU, so divergence is not looked for at every step.
 STEPS_PER_CHECK = 20
 
@@ -31,72 +35,81 @@ class DivergedError(RuntimeError):
     """The gradients are no longer finite numbers."""
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainingSettings:
-    """What decides a run beside the model's configuration and the data.
+class _Chance(NamedTuple):
+    """What is random in a step beside the data, for the whole batch or a part of it."""
 
-    Attributes:
-        precision: "bfloat16" runs the model under autocast; weights, statistics, loss and optimizer stay float32.
-        checkpointing: "none", "blocks" or "selective", see :meth:`dimr.DiMR.set_checkpointing`.
-        compile: run the model through torch.compile. This and ``checkpointing`` may differ in a resumed run.
-    """
+    dropped: Tensor  # bool [B], which images lose their class
+    timestep: Tensor  # [B]
+    noise: Tensor  # [B, C, S, S]
 
-    steps: int
-    batch_size: int
-    learning_rate: float
-    warmup_steps: int
-    ema_decay: float
-    weight_decay: float = 0.03
-    betas: tuple[float, float] = (0.9, 0.99)
-    class_dropout: float = 0.1
-    max_gradient_norm: float = 1.0
-    seed: int = 0
-    precision: str = "float32"
-    checkpointing: str = "none"
-    compile: bool = False
-
-    def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(map(repr, PRECISIONS))}; got {self.precision!r}")
-        check_mode(self.checkpointing)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "betas": list(self.betas)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TrainingSettings:
-        return cls(**{**values, "betas": tuple(values["betas"])})
-
-    def deciding(self) -> dict[str, Any]:
-        """Those that a resumed run must share."""
-        return {k: v for k, v in self.to_dict().items() if k not in ("checkpointing", "compile")}
+    def part(self, start: int, count: int) -> _Chance:
+        return _Chance(*(values[start : start + count] for values in self))
 
 
 class Trainer:
     """One run. All its randomness comes from one generator on the model's device, so the device need never be waited
     for, and the generator's state is all that a resumed run needs to go on as if it had not stopped.
 
+    Several processes share a run: each has the same generator, draws the noise of the whole batch and takes its part,
+    so their number changes nothing but the order of sums. All must call the same methods in the same order.
+
+    Args:
+        processes: those of the run; this one if None.
+        strategy: "ddp" keeps the whole state in each process, "fsdp" a share of it.
+        passes: forwards and backwards of each process to a step.
+
     Attributes:
         step: steps done.
         losses: ``[steps, branches]`` float32 on the model's device, the batch's mean per branch; NaN where not reached.
+        gradient_norm: of the last step, before clipping; on the model's device.
     """
 
     def __init__(
-        self, model: DiMR, batches: BatchSource, settings: TrainingSettings, schedule: NoiseSchedule | None = None
+        self,
+        model: DiMR,
+        batches: BatchSource,
+        settings: TrainingSettings,
+        schedule: NoiseSchedule | None = None,
+        processes: Processes | None = None,
+        strategy: str = "ddp",
+        passes: int = 1,
     ) -> None:
+        check_strategy(strategy)
+        _check_fit(model, settings)
         self.model = model.set_checkpointing(settings.checkpointing)
         self.batches = batches
         self.settings = settings
         self.schedule = NoiseSchedule() if schedule is None else schedule
-        self.ema = ExponentialMovingAverage(model, settings.ema_decay)
-        self.optimizer = build_optimizer(model, settings.learning_rate, settings.weight_decay, settings.betas)
-        self.generator = torch.Generator(model.device).manual_seed(settings.seed)
+        self.processes = Processes() if processes is None else processes
+        self.passes = passes
         self.step = 0
-        branches = model.config.num_branches
-        self.losses = torch.full((settings.steps, branches), math.nan, device=model.device)
+        branches, device = model.config.num_branches, model.device
+        self.losses = torch.full((settings.steps, branches), math.nan, device=device)
+        self.gradient_norm = torch.zeros((), device=device)
+        self.generator = torch.Generator(device).manual_seed(settings.seed)
+        self._finite = torch.ones((), dtype=torch.bool, device=device)
+        self._predictor = self._prepared(strategy)
+        self.ema = ExponentialMovingAverage(model, settings.ema_decay, settings.ema_ramp)
+        self.optimizer = build_optimizer(
+            model, settings.learning_rate, settings.weight_decay, settings.betas, settings.decaying
+        )
         self._parameters = list(model.parameters())
-        self._predictor: Any = torch.compile(model, fullgraph=True) if settings.compile else model
-        self._finite = torch.ones((), dtype=torch.bool, device=model.device)
+
+    def _prepared(self, strategy: str) -> Any:
+        """What to call for a prediction."""
+        alone = self.processes.world_size == 1
+        if strategy == "fsdp" and not alone:
+            if self.settings.compile:
+                for branch in self.model.branches:
+                    for block in branch.blocks:  # type: ignore[union-attr]
+                        block.compile(fullgraph=True)
+            shard(self.model, self.processes)
+            return self.model
+        if self.settings.compile and alone:
+            return torch.compile(self.model, fullgraph=True)
+        if self.settings.compile:
+            self.model.compile(fullgraph=True)
+        return replicate(self.model, self.processes)
 
     def run(self) -> Iterator[int]:
         """Train to the end; yields the number of steps done after each. Stop iterating to stop training.
@@ -112,35 +125,68 @@ class Trainer:
 
     def train_step(self) -> None:
         """One step. The host gives orders only: it never waits for a GPU."""
-        settings = self.settings
-        set_learning_rate(
-            self.optimizer,
-            learning_rate_at(self.step, settings.steps, settings.learning_rate, settings.warmup_steps),
-        )
-        losses = self._losses()
-        weighted_sum(losses).mean().backward()
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, settings.max_gradient_norm)
-        self._finite.logical_and_(norm.isfinite())
+        set_learning_rate(self.optimizer, self.learning_rate)
+        row = self.backward()
+        self.gradient_norm = whole(self._clip())
+        self._finite.logical_and_(self.gradient_norm.isfinite())
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.update()
-        with torch.no_grad():
-            self.losses[self.step] = torch.stack([loss.mean() for loss in losses])
+        self.losses[self.step] = self.processes.average(row)
         self.step += 1
 
-    def _losses(self) -> tuple[Tensor, ...]:
-        """Each branch's losses ``[B]`` for a fresh batch at random steps."""
-        images, labels = self.batches(self.generator)
-        B, device, generator = len(labels), images.device, self.generator
-        if self.settings.class_dropout > 0:
-            dropped = torch.rand(B, device=device, generator=generator) < self.settings.class_dropout
-            labels = labels.masked_fill(dropped, self.model.config.num_classes)
-        timestep = torch.randint(1, self.schedule.num_steps + 1, (B,), device=device, generator=generator)
-        noise = torch.randn(images.shape, device=device, generator=generator)
-        noised = self.schedule.add_noise(images, noise, timestep)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
-            outputs = self._predictor(noised, timestep, labels)
-        return branch_losses(outputs, noise)
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        s = self.settings
+        return learning_rate_at(self.step, s.steps, s.learning_rate, s.warmup_steps, s.learning_rate_schedule)
+
+    def backward(self) -> Tensor:
+        """Leaves the gradient of the whole batch's loss in the parameters.
+
+        Returns:
+            This process's mean loss per branch, ``[branches]``.
+        """
+        rows = []
+        chance = None
+        for i in range(self.passes):
+            images, labels = self.batches(self.generator)
+            B = len(labels)
+            if chance is None:
+                chance = self._chance(images, self.passes * self.processes.world_size * B)
+            part = chance.part((i * self.processes.world_size + self.processes.rank) * B, B)
+            last = i == self.passes - 1
+            with contextlib.nullcontext() if last else local_gradients(self._predictor, self.model):
+                losses = self._losses(images, labels, part)
+                (weighted_sum(losses, self.settings.loss_weights).mean() / self.passes).backward()
+            rows.append(torch.stack([loss.detach().mean() for loss in losses]))
+        return torch.stack(rows).mean(dim=0)
+
+    def _chance(self, images: Tensor, count: int) -> _Chance:
+        """For ``count`` images like these."""
+        device, generator = images.device, self.generator
+        dropout = self.settings.class_dropout
+        if dropout > 0:
+            dropped = torch.rand(count, device=device, generator=generator) < dropout
+        else:
+            dropped = torch.zeros(count, dtype=torch.bool, device=device)
+        timestep = torch.randint(1, self.schedule.num_steps + 1, (count,), device=device, generator=generator)
+        return _Chance(dropped, timestep, torch.randn(count, *images.shape[1:], device=device, generator=generator))
+
+    def _losses(self, images: Tensor, labels: Tensor, chance: _Chance) -> tuple[Tensor, ...]:
+        """Each branch's losses ``[B]``."""
+        labels = labels.masked_fill(chance.dropped, self.model.config.num_classes)
+        noised = self.schedule.add_noise(images, chance.noise, chance.timestep)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
+            outputs = self._predictor(noised, chance.timestep, labels)
+        return branch_losses(outputs, chance.noise)
+
+    def _clip(self) -> Tensor:
+        """Shorten the gradient if it is to be; its norm before."""
+        most = self.settings.max_gradient_norm
+        if most > 0:
+            return torch.nn.utils.clip_grad_norm_(self._parameters, most)
+        return torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
 
     def check_finite(self) -> None:
         """Waits for the device.
@@ -156,21 +202,29 @@ class Trainer:
         return self.losses[max(0, self.step - window) : self.step, -1].mean().item()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that :meth:`load_state_dict` needs to go on; tensors and plain values only."""
+        """Everything that :meth:`load_state_dict` needs to go on; tensors and plain values only.
+
+        The state of a sharded model is whole in the first process's result only.
+        """
+        position = self.batches.state_dict() if hasattr(self.batches, "state_dict") else {}
+        tensors = {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
         return {
             "step": self.step,
             "settings": self.settings.to_dict(),
             "config": self.model.config.to_dict(),
             "device": self.model.device.type,
-            "model": self.model.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            **gathered(tensors, keep=self.processes.first),
             "generator": self.generator.get_state(),
             "losses": self.losses[: self.step].clone(),
+            "data": position,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`'s result.
+        """Go on from :meth:`state_dict`'s result. Processes, strategy and passes may be others than the saved run's.
 
         Raises:
             CheckpointError: its settings, configuration or kind of device are not this run's.
@@ -183,9 +237,19 @@ class Trainer:
             raise CheckpointError(
                 f"the saved run was on {state['device']!r}, this one is on {self.model.device.type!r}"
             )
-        self.model.load_state_dict(state["model"])
+        load_model_state(self.model, state["model"])
         self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_state(self.optimizer, state["optimizer"])
+        if hasattr(self.batches, "load_state_dict"):
+            self.batches.load_state_dict(state["data"])
         self.generator.set_state(state["generator"].cpu())
         self.step = int(state["step"])
         self.losses[: self.step] = state["losses"].to(self.losses.device)
+
+
+def _check_fit(model: DiMR, settings: TrainingSettings) -> None:
+    config = model.config
+    if settings.class_dropout > 0 and not config.unconditional_class:
+        raise ValueError("class_dropout must be 0 for a model without an unconditional class")
+    if settings.loss_weights is not None and len(settings.loss_weights) != config.num_branches:
+        raise ValueError(f"loss_weights must have {config.num_branches} entries, got {settings.loss_weights}")

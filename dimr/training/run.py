@@ -1,0 +1,176 @@
+"""A run from a recipe to a trained model."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..checkpoints.folder import write_model
+from ..counting import count_parameters
+from ..data.dataset import Dataset
+from ..data.loader import TrainingLoader
+from ..data.opening import open_dataset
+from ..files import write_json
+from ..network import DiMR
+from ..optional import MissingPackageError
+from ..plots import save_loss_curves
+from .checkpoint import on_first_process
+from .checkpoint_folder import CheckpointFolder
+from .determinism import deterministic_algorithms
+from .loop import DivergedError, Trainer
+from .processes import Processes
+from .progress import train
+from .recipe import Recipe
+from .samples import SampleGrids
+from .scalars import ScalarLog
+from .sources import LoaderSource
+from .tables import RecipeError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """What lies where in a run's output."""
+
+    root: Path
+
+    def checkpoints(self, keep: int) -> CheckpointFolder:
+        return CheckpointFolder(self.root / "checkpoints", keep)
+
+    @property
+    def model(self) -> Path:
+        """The averaged weights, as ``dimr sample`` reads them."""
+        return self.root / "model"
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe with all that the command line changed."""
+        return self.root / "recipe.json"
+
+    @property
+    def losses(self) -> Path:
+        return self.root / "losses.png"
+
+    @property
+    def scalars(self) -> Path:
+        return self.root / "tensorboard"
+
+    @property
+    def samples(self) -> Path:
+        return self.root / "samples"
+
+
+class TrainingRun:
+    """A run in this process, one of ``processes``.
+
+    Raises:
+        RecipeError: the recipe's parts do not fit each other, the data or the number of processes.
+        DataError, FileNotFoundError: the data cannot be used.
+    """
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, device: torch.device, processes: Processes) -> None:
+        self.recipe = recipe
+        self.folder = folder
+        self.processes = processes
+        self.checkpoints = folder.checkpoints(recipe.run.keep)
+        dataset = open_dataset(recipe.data)
+        check_data(dataset, recipe)
+        passes = recipe.passes(processes.world_size)
+        loader = TrainingLoader(
+            dataset,
+            recipe.run.device_batch,
+            seed=recipe.training.seed,
+            rank=processes.rank,
+            world_size=processes.world_size,
+            num_workers=recipe.run.workers,
+            pin_memory=device.type == "cuda",
+        )
+        source = LoaderSource(loader, device, processes)
+        model = new_model(recipe, device)
+        parameters = count_parameters(model)
+        try:
+            self.trainer = Trainer(
+                model, source, recipe.training, processes=processes, strategy=recipe.run.strategy, passes=passes
+            )
+        except ValueError as error:
+            raise RecipeError(str(error)) from error
+        if processes.first:
+            logger.info(
+                "%.1f M parameters; %d images, %d classes; %d process(es) of %d x %d images a step on %s",
+                parameters / 1e6, len(dataset), dataset.num_classes, processes.world_size, passes,
+                recipe.run.device_batch, device,
+            )  # fmt: skip
+
+    def clear(self) -> None:
+        """Forget the run that the folder holds."""
+        if self.processes.first:
+            self.checkpoints.clear()
+        self.processes.largest(0)  # the others wait
+
+    def train(self) -> int:
+        """Go on from the newest checkpoint, if there is one, to the end; see :func:`dimr.training.progress.train`."""
+        self._start()
+        settings = self.recipe.run
+        grids = SampleGrids(self.folder.samples, self.trainer, settings)
+        scalars = ScalarLog(
+            self.folder.scalars, self.trainer, settings.log_every, settings.tensorboard, settings.wandb,
+            self.recipe.to_dict(),
+        )  # fmt: skip
+
+        def after_step(step: int) -> None:
+            scalars.after_step(step)
+            grids.after_step(step)
+
+        deterministic = deterministic_algorithms() if settings.deterministic else contextlib.nullcontext()
+        with contextlib.closing(scalars), deterministic:
+            try:
+                return train(self.trainer, self.save, settings.save_every, after_step)
+            except DivergedError as error:
+                raise DivergedError(f"{error}; the last good checkpoint is {self.checkpoints.newest}") from error
+
+    def _start(self) -> None:
+        if self.processes.first:
+            self.checkpoints.remove_leftovers()
+            write_json(self.folder.recipe, self.recipe.to_dict())
+        state = self.checkpoints.load()
+        if state is not None:
+            self.trainer.load_state_dict(state)
+            if self.processes.first:
+                logger.info("going on from step %d", self.trainer.step)
+
+    def save(self) -> None:
+        """A checkpoint, the averaged weights and the loss curves. All processes must call it."""
+        state = self.checkpoints.save(self.trainer)
+        on_first_process(self.processes, lambda: self._write(state))
+
+    def _write(self, state: dict[str, Any]) -> None:
+        trainer = self.trainer
+        write_model(state["ema"]["averages"], trainer.model.config, self.folder.model)
+        with contextlib.suppress(MissingPackageError):
+            save_loss_curves(self.folder.losses, trainer.losses[: trainer.step], trainer.model.config.resolutions)
+
+
+def new_model(recipe: Recipe, device: torch.device) -> DiMR:
+    """The seed decides the weights, the same in all processes, and leaves torch's global generator alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.training.seed)
+        return DiMR(recipe.model).to(device)
+
+
+def check_data(dataset: Dataset, recipe: Recipe) -> None:
+    config = recipe.model
+    wanted = (config.in_channels, config.input_size, config.input_size)
+    if tuple(dataset.sample_shape) != wanted:
+        found, needed = ("x".join(map(str, shape)) for shape in (dataset.sample_shape, wanted))
+        raise RecipeError(f"data: {recipe.data.path} has samples of {found}, the model takes {needed}")
+    if dataset.num_classes > config.num_classes:
+        raise RecipeError(
+            f"data: {recipe.data.path} has {dataset.num_classes} classes, the model {config.num_classes}; "
+            f"set model.num_classes"
+        )
