@@ -52,6 +52,11 @@ class Ablation:
     loss_weights: tuple[float, ...]
     paper_parameters: float | None = None
 
+    def recipe_overrides(self, name: str) -> tuple[str, ...]:
+        """What turns the recipe of M/3R into this row's, which is called ``name``; see ``dimr train --set``."""
+        weights = ", ".join(f"{weight:g}" for weight in self.loss_weights)
+        return f"model.name={name}", f"training.loss_weights=[{weights}]"
+
 
 _UVIT_M_4 = uvit_config(768, 17, 12, 4, **_PIXELS_64)
 _DIMR_M_3R = DiMRConfig(dims=(768, 384, 192), layers=(15, 8, 8), num_heads=12, norm="td_layer", **_PIXELS_64)

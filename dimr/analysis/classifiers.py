@@ -60,7 +60,7 @@ def _on_imagenet_pixels(model: nn.Module, device: torch.device) -> Classifier:
 
 
 def module_classifier(source: str, device: torch.device) -> Classifier:
-    """What ``dimr evaluate`` takes as a network: ``package.module:callable`` or a TorchScript file.
+    """What :func:`dimr.evaluation.load_extractor` takes: ``package.module:callable``, or a file of a network.
 
     It is given uint8 ``[B, 3, H, W]`` and returns logits, or a mapping with ``"logits"``.
     """

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("samples", type=Path, help=".npz or .safetensors of dimr sample, or a folder of pictures")
     parser.add_argument(
         "--classifier", required=True, metavar="NAME",
-        help="digits; a torchvision model's name, with --weights; MODULE:CALLABLE or a TorchScript file, "
+        help="digits; a torchvision model's name, with --weights; MODULE:CALLABLE, or a .pt2 or TorchScript file, "
         "which take uint8 [B, 3, H, W] and return logits",
     )  # fmt: skip
     parser.add_argument("--weights", type=Path, metavar="FILE", help="state dict of the torchvision model")
@@ -59,6 +59,11 @@ def _classifier(arguments: argparse.Namespace, samples: Samples, device: torch.d
     if weights is not None:
         return torchvision_classifier(name, weights, device)
     if name != "digits":
+        if ":" not in name and not Path(name).is_file():
+            raise CommandError(
+                f"--classifier: wanted digits, a torchvision model's name with --weights, MODULE:CALLABLE or a file; "
+                f"got {name!r}"
+            )
         return module_classifier(name, device)
     _, C, H, W = samples.images.shape
     if (C, H) != (1, W) or W % 8:

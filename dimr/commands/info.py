@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 
 from ..ablations.table import ABLATIONS
@@ -14,6 +15,8 @@ from .common import CommandError, load_checkpoint, say
 
 HELP = "parameters, multiply-adds and configuration of a named model or a checkpoint; without one, of all named models"
 NAMED = {**VARIANTS, **{name: row.config for name, row in ABLATIONS.items()}}
+
+BASE_RECIPE = "dimr-m-3r"  # whose training the ablations share
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +34,9 @@ def run(arguments: argparse.Namespace) -> int:
     config = _config(arguments.model)
     say(_counts(config) + _beside_the_paper(arguments.model))
     say(json.dumps(config.to_dict(), indent=2))
+    if arguments.model in ABLATIONS:
+        overrides = ABLATIONS[arguments.model].recipe_overrides(arguments.model)
+        say(f"dimr train {BASE_RECIPE} {' '.join(f'--set {shlex.quote(o)}' for o in overrides)} --output DIR")
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 
 import pytest
 import torch
@@ -283,12 +284,24 @@ def test_resumed_training_is_uninterrupted_training():
     assert torch.equal(second.losses, whole.losses)
 
 
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_each_row_is_a_recipe_away(name):
+    recipes = pytest.importorskip("dimr.training.recipe")
+    if sys.version_info < (3, 11):
+        pytest.importorskip("tomli")
+    recipe = recipes.load_recipe("dimr-m-3r", ablation(name).recipe_overrides(name))
+    assert recipe.model == ablation(name).config
+    assert recipe.training.loss_weights == ablation(name).loss_weights
+    assert (recipe.training.steps, recipe.training.batch_size) == (300_000, 1024)
+
+
 def test_commands(tmp_path, capsys):
     assert main(["info", "ablation-adaln-zero-m-4"]) == 0
     out = capsys.readouterr().out
     assert "202.40 M parameters" in out
     assert "Table 2, row 2: 202.4 M; loss weights [1.0]" in out
     assert '"modulation": "mlp"' in out
+    assert "dimr train dimr-m-3r --set model.name=ablation-adaln-zero-m-4 --set 'training.loss_weights=[1]'" in out
     assert main(["info", "ablation-x"]) == 2
     assert "ablation-concat-m-3r" in capsys.readouterr().err
     pytest.importorskip("safetensors")

@@ -144,9 +144,11 @@ def test_modules_by_name_and_file(monkeypatch, tmp_path):
     torch.testing.assert_close(
         module_classifier("a_classifier:build", torch.device("cpu"))(images), wanted, atol=0.02, rtol=0
     )
-    torch.jit.script(Brightness()).save(tmp_path / "scripted.pt")
-    scripted = module_classifier(str(tmp_path / "scripted.pt"), torch.device("cpu"))
-    torch.testing.assert_close(scripted(images), wanted, atol=0.02, rtol=0)
+    example = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    program = torch.export.export(Brightness(), (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, tmp_path / "exported.pt2")
+    exported = module_classifier(str(tmp_path / "exported.pt2"), torch.device("cpu"))
+    torch.testing.assert_close(exported(images), wanted, atol=0.02, rtol=0)
 
 
 def test_torchvision_by_name(monkeypatch, tmp_path):
@@ -193,7 +195,7 @@ def test_command(tmp_path, capsys):
     assert report["accuracy"] > 0.9
     assert sorted(path.name for path in out.iterdir()) == ["distortion.json", "distortion.png"]
     for name, message in {
-        "resnet": "wanted MODULE:CALLABLE or a TorchScript file, got 'resnet'",
+        "resnet": "a torchvision model's name with --weights, MODULE:CALLABLE or a file; got 'resnet'",
         "no_such_module:x": "cannot take 'x' from 'no_such_module'",
     }.items():
         assert main([*command, name]) == 2
