@@ -10,7 +10,7 @@ import numpy as np
 
 from ..optional import require
 from .dataset import ImageSource
-from .errors import DataError
+from .errors import DataError, SampleError
 from .preprocessing import decode_picture
 
 LABEL_KEYS = ("label", "labels", "fine_label")
@@ -77,9 +77,11 @@ class HuggingFaceSource(ImageSource):
         return f"row {index}"
 
     def picture(self, index: int) -> Any:
-        stored = self._pictures[int(index)][self._key]
         name = f"{self.path}: {self.name(index)}"
-        return decode_picture(stored["bytes"] if stored["bytes"] is not None else Path(stored["path"]), name)
+        stored = self._pictures[int(index)][self._key]  # saving has put the files' bytes into the columns
+        if not (stored and stored["bytes"]):
+            raise SampleError(name, "it holds no picture")
+        return decode_picture(stored["bytes"], name)
 
 
 def _class_names(feature: Any) -> tuple[str, ...] | None:

@@ -10,7 +10,7 @@ pytest.importorskip("PIL")
 
 import numpy as np
 
-from dimr.data.errors import DataError
+from dimr.data.errors import DataError, SampleError
 from dimr.data.opening import open_dataset
 from dimr.data.spec import DataSpec, guess_kind
 from dimr.data.tar import expand
@@ -139,6 +139,14 @@ def test_tar_files_of_webdataset(tmp_path):
     assert np.array_equal(loaded(dataset), pictures)
 
 
+def test_a_sample_goes_up_to_the_first_dot(tmp_path):
+    picture = encoded(pixels(1)[0])
+    write_tar(
+        tmp_path / "a.tar", {"v1.0/7.image.png": picture, "v1.0/7.cls": b"1", "v1.0/8.cls": b"0", "v1.0/8.PNG": picture}
+    )
+    assert opened(tmp_path / "a.tar").labels.tolist() == [1, 0]
+
+
 def test_ranges_of_names(tmp_path):
     names = [path.name for path in expand("a{08..10}-{0..1}.tar")]
     assert names == ["a08-0.tar", "a08-1.tar", "a09-0.tar", "a09-1.tar", "a10-0.tar", "a10-1.tar"]
@@ -188,6 +196,16 @@ def test_hugging_face(tmp_path):
         assert dataset.class_names == ("ant", "bee")
         assert dataset.labels.tolist() == [0, 1, 1, 0, 1]
         assert np.array_equal(loaded(dataset), pictures)
+    (tmp_path / "beside.png").write_bytes(encoded(pictures[2]))
+    outside = datasets.Dataset.from_dict({"img": [str(tmp_path / "beside.png"), None]}).cast_column(
+        "img", datasets.Image()
+    )
+    outside.save_to_disk(tmp_path / "outside")
+    dataset = opened(tmp_path / "outside")
+    assert np.array_equal(dataset.load(0).permute(1, 2, 0), pictures[2])
+    with pytest.raises(SampleError) as caught:
+        dataset.load(1)
+    assert str(caught.value.skipped).endswith("outside: row 1: it holds no picture")
     fails("split: wanted one of train, test in .*, got None", tmp_path / "splits")
     fails("has no splits: leave out split = 'train'", tmp_path / "one", split="train")
     fails("has no column other of the type Image, only img", tmp_path / "one", image_key="other")

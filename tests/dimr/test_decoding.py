@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from dimr.autoencoder import latent_scale
 from dimr.decoding import decode_latents
 
 
@@ -32,6 +33,13 @@ def test_latents_are_decoded_in_batches(batch_size, batches):
     torch.testing.assert_close(images[:, 0, ::2, ::2], latents.mean(1) / 0.5)
     assert decode_latents(decoder, 100 * latents).abs().max() == 1
     images.requires_grad_()  # an ordinary tensor
+
+
+def test_latents_are_scaled_and_shifted_back():
+    decoder, latents = Doubling(), 0.1 * torch.randn(2, 4, 3, 3)
+    decoder.config = SimpleNamespace(latent_channels=4, scaling_factor=0.5, shift_factor=0.25)
+    images = decode_latents(decoder, latent_scale(decoder).apply(latents))
+    torch.testing.assert_close(images[:, 0, ::2, ::2], latents.mean(1))
 
 
 @pytest.mark.parametrize(

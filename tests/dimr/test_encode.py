@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -131,6 +132,8 @@ def test_training_reads_them(autoencoders, pictures, tmp_path):
     batches = [next(iter(TrainingLoader(dataset, 7, num_workers=n))).to("cpu") for n in (0, 2)]
     assert torch.equal(batches[0][0], batches[1][0])
     assert sorted(batches[0][1].tolist()) == dataset.labels.tolist()
+    copied = pickle.loads(pickle.dumps(dataset))  # as for a worker that is not forked
+    assert torch.equal(copied.load(3), dataset.load(3))
 
 
 def test_going_on_makes_the_same_files_and_keeps_the_finished(autoencoders, pictures, tmp_path):
