@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def _array(path: Path, key: str) -> np.ndarray:
                 return _mapped(path, archive, member)
         with np.load(path) as arrays:
             return arrays[key]
-    except (zipfile.BadZipFile, zipfile.zlib.error, ValueError, EOFError, struct.error) as error:  # type: ignore[attr-defined]
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, struct.error) as error:
         raise DataError(f"{path}: the array {key!r} cannot be read: {error}") from error
 
 
