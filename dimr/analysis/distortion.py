@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ..data.errors import DataError
 from ..images import side_by_side, tile
+from ..optional import require
 from .classifiers import Classifier
 from .samples import Samples
 
@@ -30,23 +32,36 @@ class Scores:
 
 
 @torch.inference_mode()
-def score(samples: Samples, classifier: Classifier, batch_size: int = 64) -> Scores:
-    """Raises DataError where a label is no class of the classifier's, or its answer is not finite ``[B, classes]``."""
-    confidence, predicted = [], []
-    for start in range(0, len(samples.images), batch_size):
-        part = slice(start, start + batch_size)
-        logits = classifier(samples.images[part]).float().cpu()
-        if logits.dim() != 2 or len(logits) != len(samples.images[part]) or not logits.isfinite().all():
-            raise DataError(f"the classifier gave {list(logits.shape)} for a batch, wanted finite logits [B, classes]")
-        likely, found = logits.softmax(dim=1).max(dim=1)
-        if samples.labels is not None:
-            labels = samples.labels[part]
-            if labels.max() >= logits.shape[1]:
-                raise DataError(f"label {int(labels.max())} is none of the classifier's {logits.shape[1]} classes")
-            likely = logits.softmax(dim=1).gather(1, labels[:, None])[:, 0]
-        confidence.append(likely)
-        predicted.append(found)
-    return Scores(samples, torch.cat(confidence), torch.cat(predicted))
+def score(samples: Samples, classifier: Classifier, batch_size: int = 64, progress: bool = False) -> Scores:
+    """Run the classifier over all samples.
+
+    Args:
+        batch_size: images at a time.
+        progress: show a bar (needs tqdm).
+
+    Raises:
+        DataError: a label is no class of the classifier's, or its answer is no finite ``[B, classes]``.
+    """
+    starts: Iterable[int] = range(0, samples.count, batch_size)
+    if progress:
+        starts = require("tqdm", "demo", "the progress bar").tqdm(starts, desc="scoring", unit="batch")
+    parts = [_score(samples, classifier, range(i, min(i + batch_size, samples.count))) for i in starts]
+    confidence, predicted = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Scores(samples, confidence, predicted)
+
+
+def _score(samples: Samples, classifier: Classifier, indices: range) -> tuple[Tensor, Tensor]:
+    logits = classifier(samples.images(indices)).float().cpu()
+    if logits.dim() != 2 or len(logits) != len(indices) or not logits.isfinite().all():
+        raise DataError(f"the classifier gave {list(logits.shape)} for a batch, wanted finite logits [B, classes]")
+    shares = logits.softmax(dim=1)
+    confidence, predicted = shares.max(dim=1)
+    if samples.labels is not None:
+        labels = samples.labels[indices.start : indices.stop]
+        if labels.max() >= logits.shape[1]:
+            raise DataError(f"label {int(labels.max())} is none of the classifier's {logits.shape[1]} classes")
+        confidence = shares.gather(1, labels[:, None])[:, 0]
+    return confidence, predicted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,16 +90,17 @@ def picture(scores: Scores, parts: Split, count: int) -> Tensor:
     N = len(scores.confidence)
     titles = (f"below {parts.threshold:g}: {len(parts.low)} of {N}", f"accepted: {len(parts.accepted)}")
     panels = [
-        (title, _panel(scores.samples.images, indices, count))
+        (title, _panel(scores.samples, indices, count))
         for title, indices in zip(titles, shown(parts, count), strict=True)
     ]
     return side_by_side(panels, [""])
 
 
-def _panel(images: Tensor, indices: list[int], count: int) -> Tensor:
+def _panel(samples: Samples, indices: list[int], count: int) -> Tensor:
     """White where there are not enough."""
+    images = samples.images(indices or [0])
     chosen = torch.ones(count, *images.shape[1:])
-    chosen[: len(indices)] = images[indices]
+    chosen[: len(indices)] = images[: len(indices)]
     return tile(chosen, min(COLUMNS, count), zoom=max(1, SHOWN_SIZE // images.shape[-1]))
 
 

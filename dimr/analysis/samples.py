@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,11 +16,40 @@ from ..data.errors import DataError, SampleError
 from ..optional import require
 
 
-class Samples(NamedTuple):
-    """``images [N, C, H, W]`` float32 in [-1, 1], C 1 or 3; ``labels [N]`` int64, or None where nothing tells them."""
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Images that are read when they are asked for, so that fifty thousand need not fit into memory.
 
-    images: Tensor
+    Attributes:
+        labels: ``[count]`` int64, or None where nothing tells them.
+        read: indices to ``[B, C, H, W]`` in [-1, 1] or nearly so, C 1 or 3; called through :meth:`images`.
+        name: for messages.
+    """
+
+    count: int
     labels: Tensor | None
+    read: Callable[[Sequence[int]], Tensor]
+    name: str = "samples"
+
+    def __post_init__(self) -> None:
+        if self.count == 0:
+            raise DataError(f"{self.name}: no images in it")
+        if self.labels is not None and (self.labels.shape != (self.count,) or self.labels.min() < 0):
+            raise DataError(f"{self.name}: wanted a class of 0 or more for each of {self.count} images")
+
+    def images(self, indices: Sequence[int]) -> Tensor:
+        """float32 ``[B, C, H, W]`` in [-1, 1]; DataError where they cannot be read or shown."""
+        images = self.read(indices).float()
+        if images.dim() != 4 or images.shape[1] not in (1, 3):
+            raise DataError(f"{self.name}: wanted images [N, 1 or 3, H, W], found {list(images.shape)}")
+        if not images.isfinite().all():
+            raise DataError(f"{self.name}: its images hold values that are no finite numbers")
+        return images.clamp(-1, 1)
+
+
+def from_tensors(images: Tensor, labels: Tensor | None, name: str = "samples") -> Samples:
+    """``images [N, C, H, W]`` in [-1, 1] and ``labels [N]``."""
+    return Samples(len(images), None if labels is None else labels.long(), lambda i: images[list(i)], name)
 
 
 def read_samples(path: str | os.PathLike[str]) -> Samples:
@@ -25,25 +57,22 @@ def read_samples(path: str | os.PathLike[str]) -> Samples:
 
     Raises:
         FileNotFoundError: there is nothing.
-        DataError: no such file, or not images that can be shown.
+        DataError: it holds something else, or is damaged.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no samples at {path}")
-    read = {".safetensors": _from_safetensors, ".npz": _from_npz}.get(path.suffix.lower())
-    if path.is_file() and read is None:
-        raise DataError(f"{path}: wanted a folder, .npz or .safetensors")
-    images, labels = _from_source(path) if path.is_dir() else read(path)  # type: ignore[misc]
-    if images.dim() != 4 or images.shape[1] not in (1, 3) or len(images) == 0:
-        raise DataError(f"{path}: wanted images [N, 1 or 3, H, W], found {list(images.shape)}")
-    if not images.isfinite().all():
-        raise DataError(f"{path}: its images hold values that are no finite numbers")
-    if labels is not None and (labels.shape != images.shape[:1] or labels.min() < 0):
-        raise DataError(f"{path}: wanted a class of 0 or more for each of {len(images)} images")
-    return Samples(images.float().clamp(-1, 1), None if labels is None else labels.long())
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        return _from_source(path)
+    if suffix == ".safetensors":
+        return _from_safetensors(path)
+    if suffix == ".npz":
+        return _from_npz(path)
+    raise DataError(f"{path}: wanted a folder, .npz or .safetensors")
 
 
-def _from_safetensors(path: Path) -> tuple[Tensor, Tensor | None]:
+def _from_safetensors(path: Path) -> Samples:
     tensors = require("safetensors.torch", "demo", "reading .safetensors")
     try:
         found = tensors.load_file(path)
@@ -51,33 +80,36 @@ def _from_safetensors(path: Path) -> tuple[Tensor, Tensor | None]:
         raise DataError(f"{path} cannot be read: {error}") from error
     if "samples" not in found:
         raise DataError(f"{path} has no tensor samples, only {', '.join(sorted(found))}")
-    return found["samples"], found.get("labels")
+    return from_tensors(found["samples"], found.get("labels"), str(path))
 
 
-def _from_npz(path: Path) -> tuple[Tensor, Tensor | None]:
+def _from_npz(path: Path) -> Samples:
     numpy = require("numpy", "demo", "reading .npz")
     try:
         with numpy.load(path, allow_pickle=False) as arrays:
             if "samples" in arrays:
                 labels = torch.from_numpy(arrays["labels"]) if "labels" in arrays else None
-                return torch.from_numpy(arrays["samples"]), labels
-    except (ValueError, OSError, EOFError) as error:
+                return from_tensors(torch.from_numpy(arrays["samples"]), labels, str(path))
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     return _from_source(path)
 
 
-def _from_source(path: Path) -> tuple[Tensor, Tensor | None]:
+def _from_source(path: Path) -> Samples:
     require("numpy", "demo", "reading pictures")
     from ..data.folder import FolderSource
     from ..data.npz import NpzSource
 
     source: Any = FolderSource(path) if path.is_dir() else NpzSource(path)
-    if len(source) == 0:
-        raise DataError(f"{path}: no pictures in it")
-    images = [_read(source, i) for i in range(len(source))]
-    if len({image.shape for image in images}) > 1:
-        raise DataError(f"{path}: its pictures differ in size")
-    return torch.stack(images), None if source.labels is None else torch.as_tensor(source.labels)
+    labels = None if source.labels is None else torch.as_tensor(source.labels).long()
+
+    def read(indices: Sequence[int]) -> Tensor:
+        images = [_read(source, i) for i in indices]
+        if len({image.shape for image in images}) > 1:
+            raise DataError(f"{path}: its pictures differ in size")
+        return torch.stack(images)
+
+    return Samples(len(source), labels, read, str(path))
 
 
 def _read(source: Any, index: int) -> Tensor:

@@ -39,10 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     require("PIL", "demo", "writing pictures")
+    require("tqdm", "demo", "the progress bar")
     device = pick_device(arguments.device)
     samples = read_samples(arguments.samples)
     classifier = _classifier(arguments, samples, device)
-    scores = score(samples, classifier, arguments.batch_size)
+    scores = score(samples, classifier, arguments.batch_size, progress=True)
     parts = split(scores, arguments.threshold)
     found = {"source": str(arguments.samples), "classifier": arguments.classifier}
     found |= as_json(scores, parts, arguments.count)
@@ -65,7 +66,7 @@ def _classifier(arguments: argparse.Namespace, samples: Samples, device: torch.d
                 f"got {name!r}"
             )
         return module_classifier(name, device)
-    _, C, H, W = samples.images.shape
+    _, C, H, W = samples.images([0]).shape
     if (C, H) != (1, W) or W % 8:
         raise CommandError(f"--classifier digits: wanted images of 1xSxS, S a multiple of 8, found {C}x{H}x{W}")
     return digit_classifier(W)

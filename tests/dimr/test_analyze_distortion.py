@@ -12,7 +12,7 @@ import torch
 from dimr.analysis import classifiers
 from dimr.analysis.classifiers import digit_classifier, module_classifier, torchvision_classifier
 from dimr.analysis.distortion import as_json, picture, score, shown, split
-from dimr.analysis.samples import Samples, read_samples
+from dimr.analysis.samples import Samples, from_tensors, read_samples
 from dimr.cli import main
 from dimr.data.digits import load_digits
 from dimr.data.errors import DataError
@@ -25,9 +25,9 @@ def brightness_logits(images: torch.Tensor) -> torch.Tensor:
     return torch.stack((torch.zeros_like(mean), 4 * mean), dim=1)
 
 
-def grey(levels: list[float], labels: list[int] | None = None, channels: int = 1) -> Samples:
-    images = torch.tensor(levels, dtype=torch.float32)[:, None, None, None].expand(-1, channels, 8, 8).clone()
-    return Samples(images, None if labels is None else torch.tensor(labels))
+def grey(levels: list[float], labels: list[int] | None = None) -> Samples:
+    images = torch.tensor(levels, dtype=torch.float32)[:, None, None, None].expand(-1, 1, 8, 8).clone()
+    return from_tensors(images, None if labels is None else torch.tensor(labels))
 
 
 def test_confidence_is_in_the_class_asked_for():
@@ -75,11 +75,11 @@ def test_bad_answers_and_labels():
 def test_digits_are_recognised_and_noise_is_not():
     pytest.importorskip("sklearn")
     digits = load_digits(8)
-    some = Samples(digits.images[:60], digits.labels[:60])
+    some = from_tensors(digits.images[:60], digits.labels[:60])
     classifier = digit_classifier(8)
     good = score(some, classifier)
     assert (good.predicted == some.labels).float().mean() > 0.95
-    noise = score(Samples(torch.rand(60, 1, 8, 8) * 2 - 1, some.labels), classifier)
+    noise = score(from_tensors(torch.rand(60, 1, 8, 8) * 2 - 1, some.labels), classifier)
     assert good.confidence.mean() > noise.confidence.mean() + 0.2
 
 
@@ -94,13 +94,14 @@ def test_reading(tmp_path):
     safetensors.save_file({"samples": images.contiguous(), "labels": labels}, tmp_path / "c.safetensors")
     for name in ("a.npz", "b.npz", "c.safetensors"):
         found = read_samples(tmp_path / name)
-        torch.testing.assert_close(found.images, images)
+        torch.testing.assert_close(found.images(range(3)), images)
+        torch.testing.assert_close(found.images([2, 0]), images[[2, 0]])
         assert found.labels.tolist() == [2, 0, 1]
     for i, label in enumerate("xyz"):
         (tmp_path / "d" / label).mkdir(parents=True)
         Image.fromarray(pixels[i].numpy()).save(tmp_path / "d" / label / "0.png")
     found = read_samples(tmp_path / "d")
-    torch.testing.assert_close(found.images, images)
+    torch.testing.assert_close(found.images(range(3)), images)
     assert found.labels.tolist() == [0, 1, 2]
 
 
@@ -113,16 +114,24 @@ def test_unreadable_samples(tmp_path):
     numpy.savez(tmp_path / "latents.npz", samples=numpy.zeros((2, 4, 8, 8), numpy.float32))
     numpy.savez(tmp_path / "labels.npz", samples=numpy.zeros((2, 3, 8, 8), numpy.float32), labels=numpy.zeros(3, int))
     numpy.savez(tmp_path / "nan.npz", samples=numpy.full((2, 3, 8, 8), numpy.nan, numpy.float32))
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "nan.npz").read_bytes()[:500])
     for name, message in {
         "a.npz": "a.npz",
+        "cut.npz": "cut.npz cannot be read",
         "a.safetensors": "cannot be read",
         "a.txt": "wanted a folder, .npz or .safetensors",
-        "latents.npz": r"wanted images \[N, 1 or 3, H, W\], found \[2, 4, 8, 8\]",
+        "latents.npz": r"wanted images \[N, 1 or 3, H, W\], found \[1, 4, 8, 8\]",
         "labels.npz": "a class of 0 or more for each of 2 images",
         "nan.npz": "no finite numbers",
     }.items():
         with pytest.raises(DataError, match=message):
-            read_samples(tmp_path / name)
+            read_samples(tmp_path / name).images([0])
+    Image = pytest.importorskip("PIL.Image")
+    (tmp_path / "sizes").mkdir()
+    for i in (8, 9):
+        Image.new("RGB", (i, 8)).save(tmp_path / "sizes" / f"{i}.png")
+    with pytest.raises(DataError, match="its pictures differ in size"):
+        read_samples(tmp_path / "sizes").images([0, 1])
     with pytest.raises(FileNotFoundError, match="no samples at"):
         read_samples(tmp_path / "none")
 
@@ -139,7 +148,7 @@ def test_modules_by_name_and_file(monkeypatch, tmp_path):
     module = types.ModuleType("a_classifier")
     module.build = Brightness
     monkeypatch.setitem(sys.modules, "a_classifier", module)
-    images = grey([-1, 0, 1]).images
+    images = grey([-1, 0, 1]).images(range(3))
     wanted = brightness_logits(images)
     torch.testing.assert_close(
         module_classifier("a_classifier:build", torch.device("cpu"))(images), wanted, atol=0.02, rtol=0
@@ -164,7 +173,7 @@ def test_torchvision_by_name(monkeypatch, tmp_path):
     models = types.SimpleNamespace(get_model=lambda name, weights: Net(3, 5))
     monkeypatch.setattr(classifiers, "require", lambda *names: models)
     classifier = torchvision_classifier("net", tmp_path / "w.pth", torch.device("cpu"))
-    levels = grey([-1, 1], channels=1).images
+    levels = grey([-1, 1]).images(range(2))
     with torch.no_grad():
         logits = classifier(levels)
     normal = torch.stack([(torch.tensor([v, v, v]) - torch.tensor((0.485, 0.456, 0.406))) for v in (0.0, 1.0)])
@@ -181,6 +190,7 @@ def test_command(tmp_path, capsys):
     numpy = pytest.importorskip("numpy")
     pytest.importorskip("PIL")
     pytest.importorskip("sklearn")
+    pytest.importorskip("tqdm")
     digits = load_digits(8)
     images, labels = digits.images[:40].clone(), digits.labels[:40]
     images[:3] = -1  # empty

@@ -156,6 +156,7 @@ def test_command(tmp_path, capsys):
 
 
 def test_command_with_a_model_without_time_in_its_norms(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
     pytest.importorskip("safetensors")
     dimr.save_model(dimr.DiMR(dataclasses.replace(SMALL, norm="layer")), tmp_path / "a")
     assert main(["analyze", "pca", str(tmp_path / "a"), "--output", str(tmp_path / "o")]) == 2
