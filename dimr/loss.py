@@ -53,4 +53,5 @@ def weighted_sum(losses: Sequence[Tensor], weights: Sequence[float] | None = Non
         weights = [0.25 ** (len(losses) - 1 - i) for i in range(len(losses))]
     elif len(weights) != len(losses) or not all(math.isfinite(weight) and weight >= 0 for weight in weights):
         raise ValueError(f"weights must be {len(losses)} finite numbers of at least 0, got {list(weights)}")
-    return sum(weight * loss for weight, loss in zip(weights, losses, strict=True))
+    first, *others = (weight * loss for weight, loss in zip(weights, losses, strict=True))
+    return sum(others, first)

@@ -52,16 +52,19 @@ def on_first_process(processes: Processes, write: Callable[[], None]) -> None:
 def write_state(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
     """The file is there, whole and on the disk, or as before."""
     try:
-        with replacing(path) as temporary:
-            torch.save(state, temporary)
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:  # torch's own writer knows RuntimeErrors only
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # torch hides the file's own error behind one of its
         raise CheckpointError(f"{path} cannot be written: {_reason(error, Path(path))}") from error
 
 
-def _reason(error: Exception, path: Path) -> str:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).partition("\n")[0]
+def _reason(error: BaseException, path: Path) -> str:
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__context__
+    reason = (cause and cause.strerror) or str(cause or error).partition("\n")[0]
     with contextlib.suppress(OSError):
         free = shutil.disk_usage(path.parent).free
         return f"{reason} ({free / 2**20:.0f} MiB are free there)"

@@ -251,5 +251,6 @@ def _check_fit(model: DiMR, settings: TrainingSettings) -> None:
     config = model.config
     if settings.class_dropout > 0 and not config.unconditional_class:
         raise ValueError("class_dropout must be 0 for a model without an unconditional class")
-    if settings.loss_weights is not None and len(settings.loss_weights) != config.num_branches:
-        raise ValueError(f"loss_weights must have {config.num_branches} entries, got {settings.loss_weights}")
+    weights, count = settings.loss_weights, config.num_branches
+    if weights is not None and (len(weights) != count or not all(0 <= w < math.inf for w in weights)):
+        raise ValueError(f"loss_weights must be {count} finite numbers of at least 0, got {list(weights)}")

@@ -132,7 +132,9 @@ class TrainingRun:
             try:
                 return train(self.trainer, self.save, settings.save_every, after_step)
             except DivergedError as error:
-                raise DivergedError(f"{error}; the last good checkpoint is {self.checkpoints.newest}") from error
+                newest = self.checkpoints.newest
+                kept = "there is no checkpoint yet" if newest is None else f"the last good checkpoint is {newest}"
+                raise DivergedError(f"{error}; {kept}") from error
 
     def _start(self) -> None:
         if self.processes.first:

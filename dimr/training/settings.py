@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 from ..recomputation import check_mode
@@ -62,15 +63,11 @@ class TrainingSettings:
         for name, least in (("steps", 1), ("batch_size", 1), ("warmup_steps", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        for name in ("learning_rate", "weight_decay", "max_gradient_norm", *self._given("loss_weights")):
-            values = getattr(self, name)
-            if not all(0 <= value < float("inf") for value in (values if isinstance(values, tuple) else (values,))):
-                raise ValueError(f"{name} must be finite and at least 0, got {values}")
+        for name in ("learning_rate", "weight_decay", "max_gradient_norm"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)}")
         if not 0 <= self.class_dropout <= 1:
             raise ValueError(f"class_dropout must be from 0 to 1, got {self.class_dropout}")
-
-    def _given(self, *names: str) -> list[str]:
-        return [name for name in names if getattr(self, name) is not None]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON."""
@@ -78,7 +75,8 @@ class TrainingSettings:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainingSettings:
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**fields)
 
     def deciding(self) -> dict[str, Any]:
         """Those that a resumed run must share."""

@@ -106,7 +106,7 @@ def test_failed_write_keeps_the_old_state(tmp_path, monkeypatch):
     whole = path.read_bytes()
 
     def fails_half_way(state, target):
-        target.write_bytes(b"half")
+        target.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", fails_half_way)
