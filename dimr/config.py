@@ -101,8 +101,13 @@ class DiMRConfig:
 
     @property
     def resolutions(self) -> tuple[int, ...]:
-        """Side of each branch's feature maps, and of its prediction where ``patch_size`` is 1."""
+        """Side of each branch's feature maps."""
         return tuple(self.input_size // p for p in self.patch_sizes)
+
+    @property
+    def prediction_sizes(self) -> tuple[int, ...]:
+        """Side of each branch's prediction: its feature maps' but for models with a ``patch_size``."""
+        return tuple(s * self.patch_size for s in self.resolutions)
 
     @property
     def blocks(self) -> tuple[int, ...]:

@@ -65,7 +65,7 @@ class DiMR(nn.Module):
             class_labels: ``[B]`` int64 or int32; the unconditional class, where there is one, is ``num_classes``.
 
         Returns:
-            One ``[B, C, s, s]`` per branch, ``s`` from ``config.resolutions``.
+            One ``[B, C, s, s]`` per branch, ``s`` from ``config.prediction_sizes``.
 
         Raises:
             ValueError, TypeError: an argument's shape, dtype, device or value does not fit. Values are checked on the

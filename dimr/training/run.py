@@ -155,7 +155,7 @@ class TrainingRun:
         trainer = self.trainer
         write_model(state["ema"]["averages"], trainer.model.config, self.folder.model)
         with contextlib.suppress(MissingPackageError):
-            save_loss_curves(self.folder.losses, trainer.losses[: trainer.step], trainer.model.config.resolutions)
+            save_loss_curves(self.folder.losses, trainer.losses[: trainer.step], trainer.model.config.prediction_sizes)
 
 
 def new_model(recipe: Recipe, device: torch.device) -> DiMR:

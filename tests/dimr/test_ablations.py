@@ -71,6 +71,7 @@ def test_every_parameter_has_a_gradient(name):
     x, timestep, labels = inputs(3)
     outputs = model(x, timestep, labels)
     assert [out.shape[-1] for out in outputs] == [8 // 2**i for i in reversed(range(config.num_branches))]
+    assert config.prediction_sizes == tuple(out.shape[-1] for out in outputs)
     dimr.multi_scale_loss(outputs, torch.randn_like(x)).sum().backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
@@ -250,7 +251,7 @@ def test_choices_combine():
     model = started(dimr.DiMR(combined_config()))
     x = torch.randn(2, 1, 16, 16)
     outputs = model(x, torch.tensor([3.0, 800.0]), torch.tensor([0, 3]))
-    assert [out.shape[-1] for out in outputs] == [4, 8, 16]
+    assert tuple(out.shape[-1] for out in outputs) == model.config.prediction_sizes == (4, 8, 16)
     dimr.multi_scale_loss(outputs, torch.randn_like(x)).sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in model.parameters())
 
