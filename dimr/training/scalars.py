@@ -56,7 +56,8 @@ class ScalarLog:
         trainer = self.trainer
         losses = trainer.losses[max(0, step - self.every) : step].mean(dim=0).tolist()
         values = {
-            f"loss/{size}x{size}": loss for size, loss in zip(trainer.model.config.prediction_sizes, losses, strict=True)
+            f"loss/{size}x{size}": loss
+            for size, loss in zip(trainer.model.config.prediction_sizes, losses, strict=True)
         }
         values["gradient norm"] = trainer.gradient_norm.item()
         values["learning rate"] = trainer.learning_rate
