@@ -9,6 +9,7 @@ import torch
 
 from ..checkpoints import load_model
 from ..network import DiMR
+from ..training.processes import local_device
 
 INTERRUPTED = 130  # exit code after Ctrl-C
 
@@ -37,6 +38,12 @@ def pick_device(name: str | None) -> torch.device:
         if (device.index or 0) >= count:
             raise CommandError(f"--device: {name} is not there, this machine has {count} usable GPUs")
     return device
+
+
+def pick_own_device(name: str | None) -> torch.device:
+    """:func:`pick_device`; where no GPU is named by its number, each process that torchrun started has its own."""
+    device = pick_device(name)
+    return local_device(device.type) if device.index is None else device
 
 
 def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> DiMR:

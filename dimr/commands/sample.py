@@ -20,10 +20,11 @@ from ..inference import optimize_for_inference
 from ..network import DiMR
 from ..optional import require
 from ..sampling import METHODS, NoisePredictor
+from ..training.processes import joined_processes
 from . import arguments as kinds
-from .common import CommandError, load_checkpoint, pick_device, say
+from .common import CommandError, load_checkpoint, pick_own_device, say
 
-HELP = "draw images from a checkpoint folder"
+HELP = "draw images from a checkpoint folder, on one device or under torchrun on many"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 TENSORS = (".safetensors", ".npz")
 SHOWN_CHANNELS = (1, 3)  # anything else is a latent
@@ -67,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         require("PIL", "demo", "writing pictures")
     if arguments.method == "dpm-solver-multistep":
         require("diffusers", "demo", f"--method {arguments.method}")
-    device = pick_device(arguments.device)
+    device = pick_own_device(arguments.device)
     model = load_checkpoint(arguments.checkpoint, device)
     makes_latents = model.config.in_channels not in SHOWN_CHANNELS
     if suffix in PICTURES and makes_latents and arguments.decoder is None:
@@ -81,15 +82,11 @@ def run(arguments: argparse.Namespace) -> int:
     predictor, how = _predictor(arguments.engine, model)
     del model  # with an engine, its memory is free again
     began = time.perf_counter()
-    images = sample_in_batches(
-        predictor,
-        labels,
-        arguments.seed,
-        arguments.batch_size,
-        steps=arguments.steps,
-        method=arguments.method,
-        guidance=guidance,
-    )
+    options = {"steps": arguments.steps, "method": arguments.method, "guidance": guidance}
+    with joined_processes(device) as processes:
+        images = sample_in_batches(predictor, labels, arguments.seed, arguments.batch_size, processes, **options)
+    if not processes.first:
+        return 0
     rate = len(images) / (time.perf_counter() - began)
     if decoder is not None:
         images = decode_latents(decoder, images, arguments.decode_batch_size)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..optional import require
-from ..training.processes import joined_processes, local_device
+from ..training.processes import Processes, joined_processes
 from ..training.tables import RecipeError
 from . import arguments as kinds
-from .common import CommandError, pick_device, say
+from .common import CommandError, pick_own_device, say
+
+if TYPE_CHECKING:
+    from ..training.recipe import Recipe
+    from ..training.run import RunFolder
 
 HELP = "train a model as a recipe describes it, on one device or under torchrun on many"
 PACKAGES = ("numpy", "PIL", "safetensors", "tqdm")
@@ -37,29 +42,34 @@ def run(arguments: argparse.Namespace) -> int:
     for package in PACKAGES:  # now, not after hours of training
         require(package, "train", "dimr train")
     from ..training.recipe import load_recipe
-    from ..training.run import RunFolder, TrainingRun
+    from ..training.run import RunFolder
 
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     folder = RunFolder(arguments.output)
     try:
         recipe = load_recipe(arguments.recipe, arguments.overrides)
-        device = pick_device(arguments.device)
-        if device.index is None:
-            device = local_device(device.type)
+        device = pick_own_device(arguments.device)
         with joined_processes(device) as processes:
-            run = TrainingRun(recipe, folder, device, processes)
-            if arguments.overwrite:
-                run.clear()
-            elif not arguments.resume and folder.checkpoints(recipe.run.keep).newest is not None:
-                raise CommandError(f"{folder.root} holds a run: add --resume to go on or --overwrite to start again")
-            signal = run.train()
+            signal, step = _train(arguments, recipe, folder, device, processes)
     except RecipeError as error:
         raise CommandError(str(error)) from error
-    if signal == 0:
-        if processes.first:
-            say(f"trained to step {run.trainer.step}; sample with: dimr sample {folder.model} --output samples.png")
-        return 0
-    if processes.first:
-        say(f"stopped after {run.trainer.step} steps, all saved; the same command with --resume goes on.")
-    return 128 + signal
+    if processes.first and signal == 0:
+        say(f"trained to step {step}; sample with: dimr sample {folder.model} --output samples.png")
+    elif processes.first:
+        say(f"stopped after {step} steps, all saved; the same command with --resume goes on.")
+    return 128 + signal if signal else 0
+
+
+def _train(
+    arguments: argparse.Namespace, recipe: Recipe, folder: RunFolder, device: torch.device, processes: Processes
+) -> tuple[int, int]:
+    """The signal that ended it, or 0, and the steps done. When it returns, nothing holds on to the processes."""
+    from ..training.run import TrainingRun
+
+    run = TrainingRun(recipe, folder, device, processes)
+    if arguments.overwrite:
+        run.clear()
+    elif not arguments.resume and run.checkpoints.newest is not None:
+        raise CommandError(f"{folder.root} holds a run: add --resume to go on or --overwrite to start again")
+    return run.train(), run.trainer.step

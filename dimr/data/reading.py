@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Hashable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -103,5 +104,13 @@ def read_batches(
             collate_fn=collate,
             pin_memory=pin_memory,
             generator=torch.Generator().manual_seed(0),  # else torch's own would give a seed away
+            worker_init_fn=_leave_process_group,
         )
     )
+
+
+def _leave_process_group(worker: int) -> None:
+    """Ctrl-C, or a scheduler's signal to the whole group, then reaches the parent only: it ends its workers itself,
+    after what it has to save."""
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)

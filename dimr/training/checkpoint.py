@@ -36,7 +36,7 @@ def save_training_state(path: str | os.PathLike[str], trainer: Trainer) -> dict[
     return state
 
 
-def on_first_process(processes: Processes, write: Callable[[], None]) -> None:
+def on_first_process(processes: Processes, write: Callable[[], object]) -> None:
     """Run ``write`` in the first process; that it failed is a CheckpointError in all, lest the others wait for ever."""
     failed = None
     if processes.first:

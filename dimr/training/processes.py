@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -27,9 +28,12 @@ class Processes:
 
     def average(self, values: Tensor) -> Tensor:
         """The mean over the processes, in place."""
+        return self.total(values) if self.world_size == 1 else self.total(values).div_(self.world_size)
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over the processes, in place."""
         if self.world_size > 1:
             dist.all_reduce(values)
-            values /= self.world_size
         return values
 
     def largest(self, value: int) -> int:
@@ -79,4 +83,5 @@ def joined_processes(device: torch.device) -> Iterator[Processes]:
     try:
         yield Processes(dist.get_rank(), world_size)
     finally:
+        gc.collect()  # what holds on to the group in a cycle; its threads must end before the interpreter does
         dist.destroy_process_group()

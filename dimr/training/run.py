@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -130,11 +129,13 @@ class TrainingRun:
         deterministic = deterministic_algorithms() if settings.deterministic else contextlib.nullcontext()
         with contextlib.closing(scalars), deterministic:
             try:
-                return train(self.trainer, self.save, settings.save_every, after_step)
+                signal = train(self.trainer, self.save, settings.save_every, after_step)
             except DivergedError as error:
                 newest = self.checkpoints.newest
                 kept = "there is no checkpoint yet" if newest is None else f"the last good checkpoint is {newest}"
                 raise DivergedError(f"{error}; {kept}") from error
+        self._draw_losses()
+        return signal
 
     def _start(self) -> None:
         if self.processes.first:
@@ -147,15 +148,17 @@ class TrainingRun:
                 logger.info("going on from step %d", self.trainer.step)
 
     def save(self) -> None:
-        """A checkpoint, the averaged weights and the loss curves. All processes must call it."""
+        """A checkpoint and the averaged weights. All processes must call it."""
         state = self.checkpoints.save(self.trainer)
-        on_first_process(self.processes, lambda: self._write(state))
+        averages, config = state["ema"]["averages"], self.trainer.model.config
+        on_first_process(self.processes, lambda: write_model(averages, config, self.folder.model))
 
-    def _write(self, state: dict[str, Any]) -> None:
+    def _draw_losses(self) -> None:
         trainer = self.trainer
-        write_model(state["ema"]["averages"], trainer.model.config, self.folder.model)
-        with contextlib.suppress(MissingPackageError):
-            save_loss_curves(self.folder.losses, trainer.losses[: trainer.step], trainer.model.config.prediction_sizes)
+        if trainer.processes.first and trainer.step:
+            with contextlib.suppress(MissingPackageError):
+                sizes = trainer.model.config.prediction_sizes
+                save_loss_curves(self.folder.losses, trainer.losses[: trainer.step], sizes)
 
 
 def new_model(recipe: Recipe, device: torch.device) -> DiMR:

@@ -133,7 +133,7 @@ def largest_file(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-STEPS = 150
+STEPS = 100
 
 
 def assert_same_run(first, second):
@@ -174,7 +174,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, world_size):
     finished(start_run([recipe, "--output", whole], world_size))
     moments = random.Random(world_size)
     saved = 0
-    for least in (1, 60)[: 3 - world_size]:
+    for least in (1, 40)[: 3 - world_size]:
         processes = start_run([recipe, "--output", killed, "--resume"], world_size)
         wait_for_step(killed, least, processes)
         time.sleep(moments.uniform(0, 0.3))
@@ -191,8 +191,8 @@ def test_sigterm_saves_and_ends(tmp_path):
     """Sent to one of two processes, it stops both at the same step; one process alone can go on from there."""
     recipe = write_recipe(tmp_path, steps=STEPS, device_batch=4)
     output = tmp_path / "run"
-    processes = start_run([recipe, "--output", output, "--set", "run.save_every=10"], 2)
-    wait_for_step(output, 10, processes)
+    processes = start_run([recipe, "--output", output, "--set", "run.save_every=20"], 2)
+    wait_for_step(output, 20, processes)
     processes[1].send_signal(signal.SIGTERM)
     outputs = [process.communicate(timeout=60)[0] for process in processes]
     assert [process.returncode for process in processes] == [128 + signal.SIGTERM] * 2, outputs

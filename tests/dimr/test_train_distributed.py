@@ -11,12 +11,14 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
+from dimr.batched_sampling import noise_of, sample_in_batches
+from dimr.cli import main
 from dimr.training.loop import Trainer, TrainingSettings
 from dimr.training.parallel import STRATEGIES
 from dimr.training.processes import Processes, joined_processes
 from dimr.training.sharded_state import whole
 from tests.support.small_models import TINY, perturbed_model
-from tests.support.training_runs import STEPS, finished, free_port, newest_state, start_run, write_recipe
+from tests.support.training_runs import free_port, newest_state, write_recipe
 
 BATCH = 8
 SETTINGS = TrainingSettings(steps=4, batch_size=BATCH, learning_rate=1e-3, warmup_steps=1, ema_decay=0.5)
@@ -159,14 +161,18 @@ def _zero():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_command_over_two_processes(tmp_path, strategy):
-    """With samples on the way, which must leave a sharded model as it was."""
+def test_under_torchrun(tmp_path):
+    """The command over two processes, sharded, with samples on the way, which must leave the model as it was."""
     recipe = write_recipe(tmp_path, device_batch=2)
-    options = ["--set", f"run.strategy={strategy}", "--set", "run.sample_every=5", "--set", "run.sample_steps=2"]
     two, one = tmp_path / "two", tmp_path / "one"
-    finished(start_run([recipe, "--output", two, *options], world_size=2))
-    finished(start_run([recipe, "--output", one]))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "dimr", "train", str(recipe), "--output", str(two), "--device", "cpu"]
+    command += ["--set", "run.strategy=fsdp", "--set", "run.sample_every=5", "--set", "run.sample_steps=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DIMR_KERNELS_BACKEND": "eager"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("trained to step") == 1
+    assert main(["train", str(recipe), "--output", str(one), "--device", "cpu"]) == 0
     first, second = newest_state(one), newest_state(two)
     torch.testing.assert_close(first["losses"], second["losses"], rtol=1e-4, atol=1e-4)
     assert torch.equal(first["generator"], second["generator"])
@@ -174,13 +180,36 @@ def test_command_over_two_processes(tmp_path, strategy):
     assert (two / "samples" / "step-00000010.png").is_file()
 
 
+def draw(processes=None, batch_size=2):
+    labels = torch.arange(7) % TINY.num_classes
+    return sample_in_batches(perturbed_model(TINY), labels, 5, batch_size, processes, steps=2)
+
+
+def _draw(rank, port, path):
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    with joined_processes(torch.device("cpu")) as processes:
+        torch.save(draw(processes), f"{path}/{rank}.pt")
+
+
 @pytest.mark.slow
-def test_under_torchrun(tmp_path):
-    recipe = write_recipe(tmp_path, device_batch=4)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "dimr", "train", str(recipe), "--output", str(tmp_path / "run"), "--device", "cpu"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DIMR_KERNELS_BACKEND": "eager"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("trained to step") == 1
-    assert newest_state(tmp_path / "run")["step"] == STEPS
+def test_two_processes_draw_what_one_draws(tmp_path):
+    mp.spawn(_draw, (free_port(), str(tmp_path)), nprocs=2)
+    alone = draw()
+    for rank in range(2):
+        assert torch.equal(torch.load(tmp_path / f"{rank}.pt", weights_only=True), alone)
+    assert len(alone.flatten(1).unique(dim=0)) == len(alone)
+
+
+def test_each_sample_has_its_own_noise(monkeypatch):
+    noise = noise_of(range(20), (3, 4, 4), seed=1)
+    assert torch.equal(noise_of([17, 3], (3, 4, 4), seed=1), noise[[17, 3]])
+    assert len(noise.flatten(1).unique(dim=0)) == 20
+    assert not torch.equal(noise_of([0], (3, 4, 4), seed=2), noise[:1])
+    torch.testing.assert_close(draw(batch_size=7), draw(batch_size=3), rtol=1e-4, atol=1e-4)
+    parts = []
+    for rank in range(3):  # each draws its batches and leaves zeros for the others
+        monkeypatch.setattr(Processes, "total", lambda self, values: values)
+        parts.append(draw(Processes(rank, 3)))
+    assert torch.equal(sum(parts), draw())
+    assert all(sum(bool(part[i].any()) for part in parts) == 1 for i in range(7))
