@@ -125,8 +125,9 @@ def test_profile_of_a_tiny_model(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "bound"), [
-    ("nvjet_tst_192x192_64x4_2x1_v_bz_coopB_TNT", "matmul"), ("aten::addmm", "matmul"), ("_td_norm_fwd_kernel", "bytes"),
-        ("_geglu_linear_fwd_kernel", "matmul"), ("_geglu_fwd_kernel", "bytes"), ("_depthwise_conv_fwd_kernel", "vector"),
+    ("nvjet_tst_192x192_64x4_2x1_v_bz_coopB_TNT", "matmul"), ("aten::addmm", "matmul"),
+    ("_td_norm_fwd_kernel", "bytes"), ("_geglu_fwd_kernel", "bytes"),
+    ("_geglu_linear_fwd_kernel", "matmul"), ("_depthwise_conv_fwd_kernel", "vector"),
     ("pytorch_flash::flash_fwd_kernel", "attention"), ("depthwise_fwd_kernel", "vector"), ("Memcpy DtoD", "bytes"),
     ("cudnn_generated_fort_native_sdpa_sm90", "attention"), ("vectorized_elementwise_kernel", "bytes"),
 ])  # fmt: skip
