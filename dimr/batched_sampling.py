@@ -1,8 +1,10 @@
-"""More samples than fit in one batch, in one process or several."""
+"""More samples than fit in one batch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,50 +12,65 @@ from torch import Tensor
 
 from .optional import require
 from .sampling import NoisePredictor, sample
-from .training.processes import Processes
-
-
-def noise_of(indices: Sequence[int], shape: Sequence[int], seed: int, pin_memory: bool = False) -> Tensor:
-    """``[N, *shape]`` on the CPU: a sample's noise depends on the seed and its own number alone."""
-    require("numpy", "demo", "sampling by number")
-    from .data.randomness import SampleRandom
-
-    noise = torch.empty(len(indices), *shape, pin_memory=pin_memory)
-    for row, index in zip(noise, indices, strict=True):
-        row.copy_(SampleRandom(seed, 0, index).normal(shape))
-    return noise
 
 
 def sample_in_batches(
-    model: NoisePredictor,
-    class_labels: Tensor,
-    seed: int,
-    batch_size: int,
-    processes: Processes | None = None,
-    **options: Any,
+    model: NoisePredictor, class_labels: Tensor, seed: int, batch_size: int, **options: Any
 ) -> Tensor:
     """:func:`dimr.sample` for ``class_labels [N]``, ``batch_size`` at a time under a progress bar.
 
-    Several processes take the batches in turns; each must call this. On a GPU the batches follow one another without a
-    gap: noise and samples are copied from and to pinned memory, and the host waits once, at the end.
-
     Returns:
-        ``[N, C, S, S]`` float32 on the CPU, in all processes. The noise is drawn there (:func:`noise_of`): neither the
-        device, nor the batch size, nor the number of processes changes it.
+        ``[N, C, S, S]`` float32 on the CPU. The noise is drawn there, all at once: neither the device nor the batch
+        size changes it.
     """
     config, N = model.config, len(class_labels)
-    processes = Processes() if processes is None else processes
-    on_gpu = model.device.type == "cuda"
-    shape = (config.in_channels, config.input_size, config.input_size)
-    samples = torch.zeros(N, *shape, pin_memory=on_gpu)
-    class_labels = class_labels.to(model.device)
+    generator = torch.Generator().manual_seed(seed)
+    shape = (N, config.in_channels, config.input_size, config.input_size)
+    noise = torch.randn(shape, generator=generator, pin_memory=model.device.type == "cuda")
+    batches = list(zip(class_labels.to(model.device).split(batch_size), noise.split(batch_size), strict=True))
     tqdm = require("tqdm", "demo", "the progress bar").tqdm
-    starts = range(processes.rank * batch_size, N, processes.world_size * batch_size)
-    for start in tqdm(starts, desc="sampling", unit="batch", dynamic_ncols=True, disable=not processes.first):
-        part = range(start, min(start + batch_size, N))
-        noise = noise_of(part, shape, seed, pin_memory=on_gpu)
-        drawn = sample(model, class_labels[part.start : part.stop], noise, **options)
-        samples[part.start : part.stop].copy_(drawn, non_blocking=True)
-    if on_gpu:
-        torch.cuda.current_stream(model.device).synchronize()
-    return processes.total(samples)  # each has zeros where another drew
+    drawn = draw_batches(model, batches, **options)
+    return torch.cat(list(tqdm(drawn, total=len(batches), desc="sampling", unit="batch", dynamic_ncols=True)))
+
+
+def draw_batches(model: NoisePredictor, batches: Iterable[tuple[Tensor, Tensor]], **options: Any) -> Iterator[Tensor]:
+    """:func:`dimr.sample` of one ``(class_labels [B], noise [B, C, S, S])`` after another, each on the CPU.
+
+    A GPU's batch is handed out once the next is queued, through pinned memory: the device works on while the caller
+    decodes or writes.
+    """
+    ahead = 1 if model.device.type == "cuda" else 0
+    queued: deque[Callable[[], Tensor]] = deque()
+    for class_labels, noise in batches:
+        queued.append(_to_host(sample(model, class_labels, noise, **options)))
+        if len(queued) > ahead:
+            yield queued.popleft()()
+    while queued:
+        yield queued.popleft()()
+
+
+def _to_host(samples: Tensor) -> Callable[[], Tensor]:
+    """Start the copy; the result waits for it."""
+    if samples.device.type != "cuda":
+        return lambda: samples
+    host = torch.empty(samples.shape, pin_memory=True).copy_(samples, non_blocking=True)
+    copied = torch.cuda.current_stream(samples.device).record_event()
+
+    def wait() -> Tensor:
+        copied.synchronize()
+        return host
+
+    return wait
+
+
+def numbered_noise(shape: Sequence[int], seed: int, numbers: Sequence[int], pin_memory: bool = False) -> Tensor:
+    """``[B, *shape]`` on the CPU: the noise of the images with these numbers, each from a generator of its own.
+
+    So an image depends on ``seed`` and its number, not on what else is drawn with it, before it or elsewhere. torch's
+    CPU generator takes 32 bits of a seed: counting on from the hash of ``seed``, no two images of a run share them.
+    """
+    start = int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:4], "little")
+    noise = torch.empty((len(numbers), *shape), pin_memory=pin_memory)
+    for row, number in zip(noise, numbers, strict=True):
+        row.normal_(generator=torch.Generator().manual_seed((start + number) % 2**32))
+    return noise

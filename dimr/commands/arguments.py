@@ -42,12 +42,5 @@ def positive_float(text: str) -> float:
     return _parsed(text, float, lambda x: 0 < x < math.inf, "a finite number above 0")
 
 
-def class_ids(text: str) -> list[int]:
-    """``"0,1,2"`` -> ``[0, 1, 2]``."""
-    return _parsed(
-        text, lambda s: [int(part) for part in s.split(",")], lambda ids: min(ids) >= 0, "class ids such as 0,1,2"
-    )
-
-
 def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the GPU if there is one)")

@@ -3,40 +3,56 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import math
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..ablations.choices import described
 from ..autoencoder import load_autoencoder
-from ..batched_sampling import sample_in_batches
+from ..class_names import ClassNameError, class_ids, find_class_names
 from ..decoding import decode_latents
-from ..files import replacing
 from ..guidance import Guidance
-from ..images import save_image, tile
 from ..inference import optimize_for_inference
 from ..network import DiMR
 from ..optional import require
+from ..sample_files import PICTURES, TENSORS, OneFile, PictureFolder, SampleFiles, SampleFilesError
+from ..sample_run import SamplePlan, claim_first, draw_missing, fingerprint, labels_of, missing_batches
 from ..sampling import METHODS, NoisePredictor
-from ..training.processes import joined_processes
+from ..training.processes import Processes, joined_processes, local_device
 from . import arguments as kinds
-from .common import CommandError, load_checkpoint, pick_own_device, say
+from .common import CommandError, load_checkpoint, pick_device, say
 
 HELP = "draw images from a checkpoint folder, on one device or under torchrun on many"
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-TENSORS = (".safetensors", ".npz")
 SHOWN_CHANNELS = (1, 3)  # anything else is a latent
-SHOWN_SIZE = 40  # pixels across; smaller images are enlarged in a picture
+FIRST_CLASSES, PER_CLASS = 10, 8
+WANTED = f"a folder, or a name ending in {', '.join(PICTURES + TENSORS)}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    endings = ", ".join(PICTURES + TENSORS)
-    parser.add_argument("checkpoint", type=Path, help="folder that dimr demo or dimr convert wrote")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help=f"ends in one of {endings}")
-    parser.add_argument("--classes", type=kinds.class_ids, metavar="0,1,2", help="class ids (default: the first ten)")
-    parser.add_argument("--per-class", type=kinds.positive_int, default=8, help="images of each (%(default)s)")
+    parser.add_argument("checkpoint", type=Path, help="folder that dimr demo, train or convert wrote")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help=f"{WANTED}; latents too go to {' and '.join(TENSORS)}",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="start again though there are samples to go on from")
+    parser.add_argument(
+        "--classes", action="append", metavar="0,1,cat",
+        help="ids or names, or all; may be given again (default: the first ten; with --count, all)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--class-names", type=Path, metavar="FILE",
+        help="one name a line (default: the checkpoint's class_names.json; for 1000 classes, torchvision's)",
+    )  # fmt: skip
+    number = parser.add_mutually_exclusive_group()
+    number.add_argument("--per-class", type=kinds.positive_int, help="images of each, class after class (8)")
+    number.add_argument("--count", type=kinds.positive_int, help="images in all, of the classes in turn")
     parser.add_argument(
         "--guidance", type=kinds.non_negative_float, help="strength; 0 is none (1, where the model can)"
     )
@@ -52,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run the model through dimr.optimize_for_inference: bfloat16 and CUDA graphs on a GPU (the default "
         "there), float32 on a CPU, where it gains little",
     )  # fmt: skip
-    parser.add_argument("--seed", type=kinds.seed, default=0, help="decides the noise (%(default)s)")
+    parser.add_argument("--seed", type=kinds.seed, default=0, help="decides each image's noise (%(default)s)")
     parser.add_argument("--decoder", type=Path, metavar="DIR", help="diffusers autoencoder, for models of latents")
     parser.add_argument(
         "--decode-batch-size", type=kinds.positive_int, default=4, help="latents decoded at a time (%(default)s)"
@@ -61,40 +77,103 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    suffix = arguments.output.suffix.lower()
-    if suffix not in PICTURES + TENSORS:
-        raise CommandError(f"--output: wanted a name ending in {', '.join(PICTURES + TENSORS)}, got {arguments.output}")
-    if suffix in PICTURES:
+    _check_output(arguments)
+    device = pick_device(arguments.device)
+    if device.index is None:
+        device = local_device(device.type)
+    with joined_processes(device) as processes:
+        try:
+            _run(arguments, device, processes)
+        except (SampleFilesError, ClassNameError) as error:
+            raise CommandError(str(error)) from error
+    return 0
+
+
+def _check_output(arguments: argparse.Namespace) -> None:
+    output: Path = arguments.output
+    suffix = output.suffix.lower()
+    if suffix and suffix not in PICTURES + TENSORS and not output.is_dir():
+        raise CommandError(f"--output: wanted {WANTED}, got {output}")
+    if suffix not in TENSORS:
         require("PIL", "demo", "writing pictures")
+    if suffix != ".safetensors":
+        require("numpy", "demo", f"writing {output}")
     if arguments.method == "dpm-solver-multistep":
         require("diffusers", "demo", f"--method {arguments.method}")
-    device = pick_own_device(arguments.device)
+
+
+def _run(arguments: argparse.Namespace, device: torch.device, processes: Processes) -> None:
     model = load_checkpoint(arguments.checkpoint, device)
     makes_latents = model.config.in_channels not in SHOWN_CHANNELS
-    if suffix in PICTURES and makes_latents and arguments.decoder is None:
+    if makes_latents and arguments.decoder is None and arguments.output.suffix.lower() not in TENSORS:
         raise CommandError(
             f"this model makes latents of {model.config.in_channels} channels: "
             f"give --decoder DIR for pictures, or --output FILE{TENSORS[0]} or FILE{TENSORS[1]} for the latents"
         )
     decoder = None if arguments.decoder is None else load_autoencoder(arguments.decoder, device)
-    labels = torch.tensor(_classes(arguments.classes, model)).repeat_interleave(arguments.per_class)
+    classes = _classes(arguments, model)
+    plan = SamplePlan(_labels(arguments, classes), arguments.seed, arguments.batch_size)
     guidance = _guidance(arguments, model)
     predictor, how = _predictor(arguments.engine, model)
     del model  # with an engine, its memory is free again
+    files = _files(arguments, plan, pixels=not makes_latents or decoder is not None)
+    settings = _settings(arguments, plan, classes, guidance, f"{device.type}, {how}") if processes.first else {}
+    claim_first(files, settings, arguments.overwrite, processes)
+    missing = missing_batches(files, plan, processes)
     began = time.perf_counter()
-    options = {"steps": arguments.steps, "method": arguments.method, "guidance": guidance}
-    with joined_processes(device) as processes:
-        images = sample_in_batches(predictor, labels, arguments.seed, arguments.batch_size, processes, **options)
+    draw_missing(
+        files,
+        predictor,
+        plan,
+        missing,
+        processes,
+        decode=None if decoder is None else lambda x: decode_latents(decoder, x, arguments.decode_batch_size),
+        steps=arguments.steps,
+        method=arguments.method,
+        guidance=guidance,
+    )
+    seconds = time.perf_counter() - began
     if not processes.first:
-        return 0
-    rate = len(images) / (time.perf_counter() - began)
-    if decoder is not None:
-        images = decode_latents(decoder, images, arguments.decode_batch_size)
-    _write(arguments.output, images, labels, arguments.per_class)
+        return
+    shape = files.finish(plan.batches, plan.labels)
     kind = "latents" if makes_latents and decoder is None else "images"
-    say(f"wrote {len(images)} {kind} of {'x'.join(map(str, images.shape[1:]))} to {arguments.output}")
-    say(f"{rate:.3g} {kind if decoder is None else 'latents'}/s with {how}, first batch included")
-    return 0
+    drawn = sum(map(len, missing))
+    before = f", {len(plan.labels) - drawn} of them from before" if drawn < len(plan.labels) else ""
+    say(f"wrote {len(plan.labels)} {kind} of {'x'.join(map(str, shape))} to {arguments.output}{before}")
+    if drawn:
+        say(f"{drawn / seconds:.3g} {kind}/s with {how}, first batch included, on {processes.world_size} process(es)")
+
+
+def _labels(arguments: argparse.Namespace, classes: list[int]) -> torch.Tensor:
+    per_class = PER_CLASS if arguments.per_class is None else arguments.per_class
+    return labels_of(classes, per_class, arguments.count)
+
+
+def _files(arguments: argparse.Namespace, plan: SamplePlan, pixels: bool) -> SampleFiles:
+    output: Path = arguments.output
+    if output.suffix.lower() not in PICTURES + TENSORS or output.is_dir():
+        return PictureFolder(output)
+    columns = math.isqrt(arguments.count - 1) + 1 if arguments.count else arguments.per_class or PER_CLASS
+    return OneFile(output, pixels, columns)
+
+
+def _settings(
+    arguments: argparse.Namespace, plan: SamplePlan, classes: list[int], guidance: Guidance | None, computed: str
+) -> dict[str, Any]:
+    """All that the samples depend on."""
+    return {
+        "model": fingerprint(arguments.checkpoint),
+        "decoder": None if arguments.decoder is None else fingerprint(arguments.decoder),
+        "images": len(plan.labels),
+        "order": "classes in turn" if arguments.count else "class after class",
+        "classes": classes,
+        "seed": plan.seed,
+        "steps": arguments.steps,
+        "method": arguments.method,
+        "guidance": None if guidance is None else dataclasses.asdict(guidance),
+        "batch_size": plan.batch_size,
+        "computed": computed,
+    }
 
 
 def _predictor(engine: bool | None, model: DiMR) -> tuple[NoisePredictor, str]:
@@ -110,13 +189,15 @@ def _predictor(engine: bool | None, model: DiMR) -> tuple[NoisePredictor, str]:
     return made, f"the inference engine in {str(dtype).removeprefix('torch.')}, {graph}"
 
 
-def _classes(asked: list[int] | None, model: DiMR) -> list[int]:
+def _classes(arguments: argparse.Namespace, model: DiMR) -> list[int]:
     count = model.config.num_classes
-    if asked is None:
-        return list(range(min(10, count)))
-    if max(asked) >= count:
-        raise CommandError(f"--classes: this model has classes 0 to {count - 1}, got {max(asked)}")
-    return asked
+    if arguments.classes is None:
+        return list(range(count if arguments.count else min(FIRST_CLASSES, count)))
+    names = find_class_names(count, arguments.checkpoint, arguments.class_names)
+    try:
+        return class_ids(arguments.classes, count, names)
+    except ClassNameError as error:
+        raise CommandError(f"--classes: {error}") from error
 
 
 def _guidance(arguments: argparse.Namespace, model: DiMR) -> Guidance | None:
@@ -129,17 +210,3 @@ def _guidance(arguments: argparse.Namespace, model: DiMR) -> Guidance | None:
         return Guidance("power", 1.0 if scale is None else scale, power)
     scale = 1.0 if scale is None else scale
     return Guidance("constant", scale) if scale > 0 else None
-
-
-def _write(path: Path, images: Tensor, labels: Tensor, columns: int) -> None:
-    """A picture with a row to each class, or the tensors ``samples`` and ``labels``."""
-    if path.suffix.lower() in PICTURES:
-        save_image(path, tile(images, columns, zoom=max(1, SHOWN_SIZE // images.shape[-1])))
-        return
-    with replacing(path) as temporary:
-        if path.suffix.lower() == ".npz":
-            numpy = require("numpy", "demo", "writing .npz")
-            numpy.savez(temporary, samples=images.numpy(), labels=labels.numpy())
-        else:
-            safetensors = require("safetensors.torch", "demo", "writing .safetensors")
-            safetensors.save_file({"samples": images.contiguous(), "labels": labels}, temporary)
