@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from dimr.batched_sampling import noise_of, sample_in_batches
 from dimr.cli import main
 from dimr.training.loop import Trainer, TrainingSettings
 from dimr.training.parallel import STRATEGIES
@@ -178,38 +177,3 @@ def test_under_torchrun(tmp_path):
     assert torch.equal(first["generator"], second["generator"])
     assert first["data"] == second["data"]
     assert (two / "samples" / "step-00000010.png").is_file()
-
-
-def draw(processes=None, batch_size=2):
-    labels = torch.arange(7) % TINY.num_classes
-    return sample_in_batches(perturbed_model(TINY), labels, 5, batch_size, processes, steps=2)
-
-
-def _draw(rank, port, path):
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    with joined_processes(torch.device("cpu")) as processes:
-        torch.save(draw(processes), f"{path}/{rank}.pt")
-
-
-@pytest.mark.slow
-def test_two_processes_draw_what_one_draws(tmp_path):
-    mp.spawn(_draw, (free_port(), str(tmp_path)), nprocs=2)
-    alone = draw()
-    for rank in range(2):
-        assert torch.equal(torch.load(tmp_path / f"{rank}.pt", weights_only=True), alone)
-    assert len(alone.flatten(1).unique(dim=0)) == len(alone)
-
-
-def test_each_sample_has_its_own_noise(monkeypatch):
-    noise = noise_of(range(20), (3, 4, 4), seed=1)
-    assert torch.equal(noise_of([17, 3], (3, 4, 4), seed=1), noise[[17, 3]])
-    assert len(noise.flatten(1).unique(dim=0)) == 20
-    assert not torch.equal(noise_of([0], (3, 4, 4), seed=2), noise[:1])
-    torch.testing.assert_close(draw(batch_size=7), draw(batch_size=3), rtol=1e-4, atol=1e-4)
-    parts = []
-    for rank in range(3):  # each draws its batches and leaves zeros for the others
-        monkeypatch.setattr(Processes, "total", lambda self, values: values)
-        parts.append(draw(Processes(rank, 3)))
-    assert torch.equal(sum(parts), draw())
-    assert all(sum(bool(part[i].any()) for part in parts) == 1 for i in range(7))
