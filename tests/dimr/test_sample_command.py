@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import dimr
+import dimr_kernels as dk
 from dimr.batched_sampling import draw_batches, numbered_noise
 from dimr.class_names import ClassNameError, class_ids, find_class_names
 from dimr.cli import main
@@ -199,12 +200,12 @@ def test_imagenet_names(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["images", "images.npz", "images.png"])
+@pytest.mark.parametrize("name", ["images", "images.npz"])
 def test_two_processes_write_the_same_bytes(tmp_path, checkpoint, name):
     one, two = tmp_path / "one" / name, tmp_path / "two" / name
-    alone = [start(command(checkpoint, one))]
+    with dk.use_backend("eager"):
+        assert sample(checkpoint, one) == 0
     port = free_port()
-    finished(alone)
     said = finished([start(command(checkpoint, two), rank, 2, port) for rank in range(2)])
     assert said.count("wrote 10 images") == 1
     assert contents(one) == contents(two)
@@ -217,7 +218,8 @@ def test_killed_in_the_middle(tmp_path, checkpoint, name):
     """Then finished by two processes: still the same bytes."""
     whole, cut = tmp_path / "whole" / name, tmp_path / "cut" / name
     more = ("--count", 40, "--batch-size", 2)
-    finished([start(command(checkpoint, whole, *more, steps=30))])
+    with dk.use_backend("eager"):
+        assert main(command(checkpoint, whole, *more, steps=30)) == 0
     process = start(command(checkpoint, cut, *more, steps=30))
     place = cut if name == "images" else cut.with_name(f"{name}.parts")
     batches = 20 * (2 if name == "images" else 1)
