@@ -8,6 +8,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from .files import write_json
+
 FILE = "class_names.json"  # in a checkpoint folder: a list of names
 IMAGENET_CLASSES = 1000
 SUGGESTIONS = 3
@@ -38,6 +40,11 @@ def find_class_names(num_classes: int, checkpoint: Path, file: Path | None = Non
 
         return list(ResNet50_Weights.DEFAULT.meta["categories"])
     return None
+
+
+def save_class_names(names: Sequence[str], checkpoint: Path) -> None:
+    """Where :func:`find_class_names` finds them."""
+    write_json(checkpoint / FILE, list(names))
 
 
 def _read(file: Path) -> list[str]:

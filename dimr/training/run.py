@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..checkpoints.folder import write_model
+from ..class_names import save_class_names
 from ..counting import count_parameters
 from ..data.dataset import Dataset
 from ..data.loader import TrainingLoader
@@ -80,6 +83,7 @@ class TrainingRun:
         self.checkpoints = folder.checkpoints(recipe.run.keep)
         dataset = open_dataset(recipe.data)
         check_data(dataset, recipe)
+        self._class_names = dataset.class_names
         passes = recipe.passes(processes.world_size)
         loader = TrainingLoader(
             dataset,
@@ -150,8 +154,13 @@ class TrainingRun:
     def save(self) -> None:
         """A checkpoint and the averaged weights. All processes must call it."""
         state = self.checkpoints.save(self.trainer)
-        averages, config = state["ema"]["averages"], self.trainer.model.config
-        on_first_process(self.processes, lambda: write_model(averages, config, self.folder.model))
+        on_first_process(self.processes, lambda: self._write_model(state["ema"]["averages"]))
+
+    def _write_model(self, averages: Mapping[str, Tensor]) -> None:
+        config = self.trainer.model.config
+        write_model(averages, config, self.folder.model)
+        if self._class_names is not None and len(self._class_names) == config.num_classes:
+            save_class_names(self._class_names, self.folder.model)
 
     def _draw_losses(self) -> None:
         trainer = self.trainer

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import dimr
+from dimr.class_names import find_class_names
 from dimr.cli import main
 from dimr.training.loop import Trainer
 from dimr.training.optimizer import parameter_groups
@@ -137,11 +138,16 @@ class TestCommand:
         assert state["step"] == STEPS
         assert state["losses"].isfinite().all()
         assert state["data"]["consumed"] == 8 * STEPS
+        assert find_class_names(3, output / "model") == ["class0", "class1", "class2"]
         model = dimr.load_model(output / "model")
         for name, value in model.state_dict().items():
             assert torch.equal(value, state["ema"]["averages"][name]), name
         pytest.importorskip("matplotlib")
         assert (output / "losses.png").stat().st_size > 0
+
+    def test_names_of_other_classes_than_the_models_are_left_out(self, recipe, tmp_path):
+        train(recipe, tmp_path / "run", "--set", "model.num_classes=4", "--set", "training.steps=3")
+        assert find_class_names(4, tmp_path / "run" / "model") is None
 
     def test_passes_do_not_change_the_run(self, recipe, tmp_path):
         states = []
