@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from .files import write_json
+
+logger = logging.getLogger(__name__)
 
 FILE = "class_names.json"  # in a checkpoint folder: a list of names
 IMAGENET_CLASSES = 1000
@@ -35,11 +37,16 @@ def find_class_names(num_classes: int, checkpoint: Path, file: Path | None = Non
         if len(names) != num_classes:
             raise ClassNameError(f"{file}: wanted {num_classes} class names, one for each class, found {len(names)}")
         return names
-    if num_classes == IMAGENET_CLASSES and importlib.util.find_spec("torchvision") is not None:
-        from torchvision.models import ResNet50_Weights
+    return _imagenet_names() if num_classes == IMAGENET_CLASSES else None
 
-        return list(ResNet50_Weights.DEFAULT.meta["categories"])
-    return None
+
+def _imagenet_names() -> list[str] | None:
+    try:
+        from torchvision.models import ResNet50_Weights
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision made for another torch
+        logger.debug("ImageNet's class names come with torchvision, which cannot be imported: %s", error)
+        return None
+    return list(ResNet50_Weights.DEFAULT.meta["categories"])
 
 
 def save_class_names(names: Sequence[str], checkpoint: Path) -> None:

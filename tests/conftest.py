@@ -8,9 +8,12 @@ from collections.abc import Generator, Iterator
 import pytest
 import torch
 
+from .support.torchvision_operators import declare_missing_operators
+
 GPU = torch.cuda.is_available()
 if not GPU:
     os.environ["TRITON_INTERPRET"] = "1"  # read when dimr_kernels and its kernels are first imported
+declare_missing_operators()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
 import signal
@@ -197,6 +198,18 @@ def test_imagenet_names(tmp_path):
     pytest.importorskip("torchvision")
     names = find_class_names(1000, tmp_path)
     assert class_ids(["goldfish"], 1000, names) == [1]
+
+
+@pytest.mark.parametrize("error", [ImportError, RuntimeError])
+def test_a_torchvision_that_cannot_be_imported_only_lacks_names(tmp_path, monkeypatch, error):
+    def broken(name, *rest):
+        if name.startswith("torchvision"):
+            raise error("operator torchvision::nms does not exist")
+        return imported(name, *rest)
+
+    imported = builtins.__import__
+    monkeypatch.setattr(builtins, "__import__", broken)
+    assert find_class_names(1000, tmp_path) is None
 
 
 @pytest.mark.slow
