@@ -3,10 +3,8 @@
 from . import functional, inference
 from .conditioning import time_conditioning
 from .dispatch import BackendError, current_backend, use_backend
-from .nn import GEGLU, GEGLUMLP, DepthwiseConv2d, PixelShuffleUpsample
-from .norms import TDLayerNorm, TDRMSNorm
+from .nn import GEGLU, GEGLUMLP, DepthwiseConv2d, PixelShuffleUpsample, SelfAttention, TDLayerNorm, TDRMSNorm
 from .packing import pad_head_dim, padded_head_dim, unpad_head_dim
-from .self_attention import SelfAttention
 from .warmup import warmup
 
 __version__ = "0.1.0"

@@ -15,18 +15,10 @@ from .dispatch import why_unavailable as why_fused_unavailable
 from .extension import extension_status
 from .ops.attention import rules
 from .ops.attention.flash_attn import why_not_installed
+from .ops.folders import rooms
 
 # Operator -> the backend of its fused form. Attention has its own rules.
-FUSED_FORMS = {
-    "td_layer_norm": "triton",
-    "td_rms_norm": "triton",
-    "geglu": "triton",
-    "geglu_linear": "triton",
-    "depthwise_conv2d": "triton",
-    "pixel_shuffle_add": "cuda",
-    "pixel_unshuffle": "cuda",
-    "pixel_shuffle_td_norm_add": "triton",
-}
+FUSED_FORMS: dict[str, str] = {name: form for room in rooms("functional") for name, form in room.FUSED_FORMS.items()}
 COST_WITHOUT_EXTENSION = "pixel_shuffle_add and pixel_unshuffle run as plain PyTorch; everything else works"
 COST_WITHOUT_CUDA = "on a GPU, pixel_shuffle_add and pixel_unshuffle run as plain PyTorch; everything else works"
 COST_WITHOUT_TRITON = "the operators whose fused form is Triton's run as plain PyTorch, on a GPU too"

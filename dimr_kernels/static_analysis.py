@@ -21,9 +21,10 @@ from pathlib import Path
 
 from .machine_code import BULK_LOADS, BULK_STORES, LOADS, STORES, Listing
 from .ops.configurations import assume_architecture
+from .ops.folders import has_room, operators
 from .ops.launch import KernelCase
 
-OPERATORS = ("depthwise_conv", "geglu", "geglu_linear", "shuffle_norm_add", "td_norm")
+OPERATORS = tuple(operator for operator in operators() if has_room(operator, "triton"))
 ARCHITECTURES = (80, 90)
 
 

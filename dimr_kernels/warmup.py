@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from .dispatch import current_backend, why_unavailable
-from .nn import GEGLU, DepthwiseConv2d, PixelShuffleUpsample
-from .norms import TDLayerNorm, TDRMSNorm
+from .ops.folders import rooms
 
-FUSED_MODULES = (TDLayerNorm, TDRMSNorm, GEGLU, DepthwiseConv2d, PixelShuffleUpsample)
+FUSED_MODULES = tuple(module for room in rooms("module") for module in room.TRITON_MODULES)
 
 
 @dataclass(frozen=True)

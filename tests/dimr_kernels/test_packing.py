@@ -126,7 +126,7 @@ def test_module_computes_the_same_padded(qkv_bias, how):
         return
     with (
         mock.patch.object(packing, "flash_would_copy", return_value=True),
-        mock.patch("dimr_kernels.functional.attention", side_effect=attention) as called,
+        mock.patch("dimr_kernels.ops.attention.functional.attention", side_effect=attention) as called,
     ):
         found = plain(x)
     assert called.call_args.args[0].shape == (2, HEADS, 5, 64)

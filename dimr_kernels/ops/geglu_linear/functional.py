@@ -1,16 +1,17 @@
-"""Stateless operators that hold a matrix product; part of ``dimr_kernels.functional``."""
+"""The public function: checks, and which form runs."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from . import checks
-from .dispatch import BackendError, choose, current_backend, why_unavailable
-from .ops.geglu import op as geglu_op
-from .ops.geglu_linear import eager as geglu_linear_eager
-from .ops.geglu_linear import op as geglu_linear_op
-from .rows import as_rows, with_rows_of
+from ... import checks
+from ...dispatch import BackendError, choose, current_backend, why_unavailable
+from ...rows import as_rows, with_rows_of
+from ..geglu import op as geglu_op
+from . import eager, op
+
+FUSED_FORMS = {"geglu_linear": "triton"}
 
 
 def geglu_linear(
@@ -49,7 +50,7 @@ def geglu_linear(
     operator = "geglu_linear"
     checks.check_choice(operator, "approximate", approximate, ("none", "tanh"))
     checks.check_choice(operator, "gate", gate, ("first", "last"))
-    checks.check_choice(operator, "form", form, geglu_linear_op.FORMS)
+    checks.check_choice(operator, "form", form, op.FORMS)
     _check_linear(operator, x, weight, bias)
     cast = checks.autocast_dtype(x)
     if cast is None:
@@ -58,13 +59,13 @@ def geglu_linear(
     if form == "one_kernel" and current_backend() != "eager":
         _require_one_kernel(operator, x, cast or x.dtype)
     elif choose(operator, x, "triton") == "eager":
-        return geglu_linear_eager.geglu_linear(x, weight, bias, approximate, gate_first)
-    elif form == "two_kernels" or _needs_gradient(x, weight, bias) or not geglu_linear_op.wins(x, weight):
-        h = geglu_linear_eager.project(x, weight, bias)
+        return eager.geglu_linear(x, weight, bias, approximate, gate_first)
+    elif form == "two_kernels" or _needs_gradient(x, weight, bias) or not op.wins(x, weight):
+        h = eager.project(x, weight, bias)
         return with_rows_of(x, geglu_op.geglu_packed(as_rows(h), approximate, gate_first))
     if cast is not None:
         x, weight = x.to(cast), weight.to(cast)
-    return with_rows_of(x, geglu_linear_op.geglu_linear(as_rows(x), weight, bias, approximate, gate_first))
+    return with_rows_of(x, op.geglu_linear(as_rows(x), weight, bias, approximate, gate_first))
 
 
 def _check_linear(operator: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -88,7 +89,7 @@ def _needs_gradient(*tensors: Tensor | None) -> bool:
 
 def _require_one_kernel(operator: str, x: Tensor, dtype: torch.dtype) -> None:
     problem = why_unavailable("triton", x.device, dtype)
-    if dtype not in geglu_linear_op.ONE_KERNEL_DTYPES:
+    if dtype not in op.ONE_KERNEL_DTYPES:
         problem = f"it takes float16 or bfloat16, not {dtype}, whose products are torch's (form 'two_kernels')"
     if current_backend() == "cuda":
         problem = "backend 'cuda' was asked for, and it is a Triton kernel"

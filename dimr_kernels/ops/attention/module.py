@@ -1,4 +1,4 @@
-"""Multi-head self-attention as a module (public under ``dimr_kernels`` and ``dimr_kernels.nn``)."""
+"""Multi-head self-attention as a module."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import checks, packing
+from ... import checks, packing
 from . import functional as F
 
 
@@ -112,3 +112,6 @@ def _pad_state(module: SelfAttention, state: dict[str, Any], prefix: str, *rest:
         value = state.get(prefix + name)
         if value is not None and value.shape[dimension] == (3 * unpadded if dimension == 0 else unpadded):
             state[prefix + name] = pad(value, module.num_heads, width)
+
+
+TRITON_MODULES = ()

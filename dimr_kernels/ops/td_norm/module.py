@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from . import checks
+from ... import checks
+from ...conditioning import current_timestep
 from . import functional as F
-from .conditioning import current_timestep
 
 
 def _width(module: str, normalized_shape: int | Sequence[int]) -> int:
@@ -178,3 +178,6 @@ class TDRMSNorm(_TDNorm):
         if t is None:
             t = current_timestep("TDRMSNorm")
         return F.td_rms_norm(x, t, self.p1, self.p2, self.scale_gate_weight, self.scale_gate_offset, self.eps, residual)
+
+
+TRITON_MODULES = (TDLayerNorm, TDRMSNorm)

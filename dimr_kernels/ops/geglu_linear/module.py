@@ -1,0 +1,60 @@
+"""Gated MLPs as modules."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ..geglu.functional import geglu
+from .functional import geglu_linear
+
+
+def _is_plain_linear(module: nn.Module) -> bool:
+    """Whether a call is its weight and bias and nothing else: no adapter in its place, no hook that waits for it."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return type(module) is nn.Linear and not any(hooks)
+
+
+class GEGLU(nn.Module):
+    """Projection and gate: ``gelu(x W_gate + b_gate) * (x W_value + b_value)``, one matrix product for both.
+
+    Args:
+        dim_in: width of the input.
+        dim_out: width of the output; the projection is twice as wide.
+        bias: whether the projection has one.
+        approximate: "none" (exact erf) or "tanh".
+        gate: which half of the projection is the gate, "first" or "last" (other projects' order).
+
+    Shape: ``[..., dim_in]`` -> ``[..., dim_out]``.
+    """
+
+    def __init__(
+        self, dim_in: int, dim_out: int, bias: bool = True, approximate: str = "none", gate: str = "first"
+    ) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim_in, 2 * dim_out, bias=bias)
+        self.approximate = approximate
+        self.gate = gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        proj = self.proj
+        if _is_plain_linear(proj):
+            return geglu_linear(x, proj.weight, proj.bias, self.approximate, self.gate)
+        return geglu(proj(x), approximate=self.approximate, gate=self.gate)
+
+    def extra_repr(self) -> str:
+        return f"approximate={self.approximate!r}, gate={self.gate!r}"
+
+
+class GEGLUMLP(nn.Module):
+    """:class:`GEGLU` and the projection back: ``[..., dim]`` -> ``[..., dim]`` through ``hidden_dim``."""
+
+    def __init__(self, dim: int, hidden_dim: int, bias: bool = True, approximate: str = "none") -> None:
+        super().__init__()
+        self.geglu = GEGLU(dim, hidden_dim, bias=bias, approximate=approximate)
+        self.out = nn.Linear(hidden_dim, dim, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.geglu(x))
+
+
+TRITON_MODULES = (GEGLU,)
