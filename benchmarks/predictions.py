@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from dimr_kernels.ops import limits
+
 DTYPE, ITEM_BYTES = "bfloat16", 2
 
 
@@ -100,7 +102,6 @@ KERNELS = {
     ("shuffle_norm_add", "backward"): Kernel(3, 29.7, starts=2, memory_efficiency=NORM_BACKWARD_EFFICIENCY),
 }
 # Rows too wide for registers: gamma and beta from a table; backward reads x and the gradient in each of two kernels.
-WIDEST_IN_REGISTERS = 8192
 WIDE_KERNELS = {
     ("td_layer_norm", "forward"): Kernel(2, 23.6, block=4096, starts=2, memory_efficiency=TWO_PASS_EFFICIENCY),
     ("td_layer_norm", "backward"): Kernel(
@@ -123,7 +124,7 @@ class Prediction:
 
 def predict(operator: str, direction: str, moved_bytes: float, width: int, machine: Machine) -> Prediction | None:
     """``moved_bytes`` as the benchmarks count them, bfloat16. ``None`` where there is no model of the operator."""
-    kernels = WIDE_KERNELS if width > WIDEST_IN_REGISTERS else KERNELS
+    kernels = WIDE_KERNELS if width > limits.WIDEST_IN_REGISTERS else KERNELS
     kernel = kernels.get((operator, direction))
     if kernel is None:
         return None

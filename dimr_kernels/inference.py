@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import checks, shuffle_checks, time_checks
 from .dispatch import choose
+from .ops import limits
 from .ops.depthwise_conv import into as depthwise_conv
 from .ops.shuffle_norm_add import into as shuffle_norm_add
 from .ops.td_norm import into as td_norm_op
@@ -74,7 +75,7 @@ def td_norm(
     _check_timestep(operator, t, x.shape[0])
     _check_gates(operator, gates, D, x.device)
     _refuse_gradients(operator, x, residual, total, offset, t, *gates)
-    fits = D <= td_norm_op.WIDEST or (residual is None and offset is None)
+    fits = D <= limits.WIDEST_IN_REGISTERS or (residual is None and offset is None)
     fused = choose(operator, x, "triton") == "triton" and fits
     run = td_norm_op.td_norm_into if fused else td_norm_op.definition
     return run(x, residual, total, offset, t, *gates, eps, rms)
@@ -131,7 +132,7 @@ def pixel_shuffle_td_norm_add_(
     if gates[2] is None:
         raise ValueError(f"{operator}: gates must have a shift, got none")
     _refuse_gradients(operator, y, x, t, *gates)
-    fused = choose(operator, y, "triton") == "triton" and C <= td_norm_op.WIDEST
+    fused = choose(operator, y, "triton") == "triton" and C <= limits.WIDEST_IN_REGISTERS
     (shuffle_norm_add.shuffle_norm_add_ if fused else shuffle_norm_add.definition)(x, y, t, r, *gates, eps)
 
 

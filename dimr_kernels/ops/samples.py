@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .configurations import Row
 from .launch import cached_by_shape, ceil_div, next_power_of_2
 
 Strides = tuple[int, ...]
@@ -113,6 +114,34 @@ def walk(samples: Samples, how: Walk) -> tuple[int, int]:
     tiles = ceil_div(samples.N, rows)
     wanted = min(samples.B * tiles // how.programs, tiles, how.longest)
     return rows, 1 << max(wanted, 1).bit_length() - 1
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """What one program works on."""
+
+    columns: int
+    """Of a tile, a power of two."""
+    rows: int
+    iterations: int
+    """Tiles of rows per program; where a row does not fit in a tile, of columns per row."""
+    num_warps: int
+
+    @property
+    def rows_per_program(self) -> int:
+        return self.rows * self.iterations
+
+
+def tiling(samples: Samples, how: Walk) -> Tiling:
+    """Whole rows to each program, as ``how`` says."""
+    rows, iterations = walk(samples, how)
+    return Tiling(next_power_of_2(samples.D), rows, iterations, how.num_warps)
+
+
+def walk_rows(elements: int, programs: int, longest: int) -> tuple[Row[Walk], ...]:
+    """A table's rows before any was timed: more warps for wider rows, so that a thread holds about as much."""
+    limits = (2048, 4), (4096, 8), (None, 16)
+    return tuple(Row(Walk(elements, programs, longest, num_warps), up_to) for up_to, num_warps in limits)
 
 
 def walk_candidates(D: int, longest: int) -> list[Walk]:

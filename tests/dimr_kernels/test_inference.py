@@ -8,6 +8,7 @@ import torch
 import dimr_kernels as dk
 from dimr_kernels import functional as F
 from dimr_kernels import inference
+from dimr_kernels.ops import limits
 from dimr_kernels.ops.td_norm import into
 from tests.support.parity import assert_parity
 
@@ -74,7 +75,7 @@ def test_td_norm_is_the_functional_form(backend, device):
 
 
 def test_td_norm_of_rows_too_wide_for_registers(device, monkeypatch):
-    monkeypatch.setattr(into, "WIDEST", 8)
+    monkeypatch.setattr(limits, "WIDEST_IN_REGISTERS", 8)
     x, total, t, parameters = torch.randn(2, 3, 16), torch.empty(2, 3, 16), torch.rand(1), gates(16)
     x, total, t, *parameters = (v.to(device) for v in (x, total, t, *parameters))
     with dk.use_backend("triton"):
@@ -85,11 +86,8 @@ def test_td_norm_of_rows_too_wide_for_registers(device, monkeypatch):
 
 def test_cascades_are_normalized_by_a_kernel(device, monkeypatch):
     """Rows too wide for registers, too, as long as they are only read."""
-    kernels = pytest.importorskip("dimr_kernels.ops.td_norm.triton_forward")
-    assert kernels.WIDEST_IN_REGISTERS == into.WIDEST
     monkeypatch.setattr(into, "definition", None)
-    for module in (into, kernels):
-        monkeypatch.setattr(module, "WIDEST" if module is into else "WIDEST_IN_REGISTERS", 8)
+    monkeypatch.setattr(limits, "WIDEST_IN_REGISTERS", 8)
     x, t, parameters = torch.randn(2, 3, 16, device=device), torch.rand(2, device=device), gates(16)
     parameters = [v.to(device) for v in parameters]
     with dk.use_backend("triton"):

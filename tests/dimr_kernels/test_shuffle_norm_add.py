@@ -8,6 +8,7 @@ import torch
 
 import dimr_kernels as dk
 from dimr_kernels.functional import pixel_shuffle_td_norm_add
+from dimr_kernels.ops import limits
 from dimr_kernels.ops.shuffle_norm_add import op
 from tests.support import parity
 from tests.support.parity import assert_deterministic, results_of, strided
@@ -195,7 +196,7 @@ def test_rows_too_wide_for_registers(device):
     with dk.use_backend("triton"):
         expected = call()(**arguments)
         with (
-            mock.patch.object(op, "WIDEST", 7),
+            mock.patch.object(limits, "WIDEST_IN_REGISTERS", 7),
             mock.patch.object(op, "shuffle_norm_add", side_effect=AssertionError("not composed")),
         ):
             torch.testing.assert_close(call()(**arguments), expected)

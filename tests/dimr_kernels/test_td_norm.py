@@ -9,6 +9,7 @@ from torch import Tensor
 
 import dimr_kernels as dk
 from dimr_kernels.functional import td_layer_norm, td_rms_norm
+from dimr_kernels.ops import limits
 from tests.support.parity import assert_deterministic, assert_parity, results_of, strided
 from tests.support.requirements import needs_inductor
 
@@ -110,7 +111,7 @@ NO_SHIFT_GATE = {"shift_gate_weight": None, "shift_gate_offset": None}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("norm", "D"), [("layer", 38400), ("rms", 65536)])
+@pytest.mark.parametrize(("norm", "D"), [("layer", 38400), ("rms", 66816)])
 def test_wide_rows(norm, D, device):
     assert_parity(NORMS[norm], arguments(norm, (2, 1, D), device, dtype=torch.float16), ulps=4)
 
@@ -127,12 +128,12 @@ def test_wide_rows_with_residual_and_one_timestep(norm, device, monkeypatch):
 def small_blocks(monkeypatch) -> contextlib.ExitStack:
     pytest.importorskip("triton")
     from dimr_kernels.ops.configurations import forced
-    from dimr_kernels.ops.td_norm import triton_backward, triton_forward
+    from dimr_kernels.ops.samples import Walk
+    from dimr_kernels.ops.td_norm import triton_forward
     from dimr_kernels.ops.td_norm.triton_backward import Columns
-    from dimr_kernels.ops.td_norm.triton_forward import Walk, WideRows
+    from dimr_kernels.ops.td_norm.triton_forward import WideRows
 
-    for module in (triton_forward, triton_backward):
-        monkeypatch.setattr(module, "WIDEST_IN_REGISTERS", 16)
+    monkeypatch.setattr(limits, "WIDEST_IN_REGISTERS", 16)
     monkeypatch.setattr(triton_forward, "TABLE_BLOCK", 32)
     stack = contextlib.ExitStack()
     stack.enter_context(forced("td_norm_fwd_wide", WideRows(16, rows=4, num_warps=4)))

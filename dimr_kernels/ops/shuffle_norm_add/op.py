@@ -7,17 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import limits
 from ..registration import define_gradient, define_op, refuse_double_backward
 from ..time_gate.arguments import GATES, by_kind, by_schema
 
-# A row is held in registers.
-WIDEST = 8192
 MOST_PIXELS = 2**31 - 2**16
 
 
 def fits(y: Tensor) -> bool:
     """Whether the kernels take a result of y's shape ``[B, r*H, r*W, C]``."""
-    return y.shape[3] <= WIDEST and y.shape[1] * y.shape[2] < MOST_PIXELS
+    return y.shape[3] <= limits.WIDEST_IN_REGISTERS and y.shape[1] * y.shape[2] < MOST_PIXELS
 
 
 def _forward(x: Tensor, y: Tensor, t: Tensor, upscale_factor: int, *rest: Any) -> tuple[Tensor, Tensor]:

@@ -8,17 +8,16 @@ It stays inside one sample, so gamma(t) and beta(t) are computed once and never 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..configurations import Row, Table
-from ..launch import TRITON_TYPES, KernelCase, Launch, cached_by_shape, next_power_of_2
+from ..configurations import Table
+from ..launch import TRITON_TYPES, KernelCase, Launch, cached_by_shape
 from ..row_statistics import row_statistics
-from ..samples import Samples, Walk, row_strides, walk, walk_candidates, with_rows
+from ..samples import Samples, Tiling, row_strides, tiling, walk_candidates, walk_rows, with_rows
 from ..time_gate.triton import dense, gate_gradients, gate_widths, mixed_at
 
 
@@ -108,49 +107,27 @@ def _shuffle_norm_add_bwd_kernel(
         tl.store(partial_ptr + (chunk + partial_rows) * C + col, tl.sum(dbeta, axis=0, keep_dims=True), mask=in_row)
 
 
-@dataclass(frozen=True)
-class LaunchConfig:
-    block_c: int
-    rows: int
-    iterations: int
-    """Tiles of rows per program."""
-    num_warps: int
-
-
 # 16 to 32 elements per thread and input, so that several 16-byte loads are in flight.
 FORWARD = Table(
     "shuffle_norm_add_fwd",
-    rows=(
-        Row(Walk(4096, programs=2048, longest=16, num_warps=4), up_to=2048),
-        Row(Walk(4096, programs=2048, longest=16, num_warps=8), up_to=4096),
-        Row(Walk(4096, programs=2048, longest=16, num_warps=16)),
-    ),
+    rows=walk_rows(4096, programs=2048, longest=16),
     candidates=lambda C, family: walk_candidates(C, longest=16),
 )
 # Fewer, since two sums stay in registers; longer programs, since each writes a partial.
 BACKWARD = Table(
     "shuffle_norm_add_bwd",
-    rows=(
-        Row(Walk(2048, programs=1024, longest=32, num_warps=4), up_to=2048),
-        Row(Walk(2048, programs=1024, longest=32, num_warps=8), up_to=4096),
-        Row(Walk(2048, programs=1024, longest=32, num_warps=16)),
-    ),
+    rows=walk_rows(2048, programs=1024, longest=32),
     candidates=lambda C, family: walk_candidates(C, longest=32),
 )
 TABLES = (FORWARD, BACKWARD)
 
 
-def forward_config(samples: Samples) -> LaunchConfig:
-    return _config(samples, FORWARD.choose(samples.D))
+def forward_config(samples: Samples) -> Tiling:
+    return tiling(samples, FORWARD.choose(samples.D))
 
 
-def backward_config(samples: Samples) -> LaunchConfig:
-    return _config(samples, BACKWARD.choose(samples.D))
-
-
-def _config(samples: Samples, how: Walk) -> LaunchConfig:
-    rows, iterations = walk(samples, how)
-    return LaunchConfig(next_power_of_2(samples.D), rows, iterations, how.num_warps)
+def backward_config(samples: Samples) -> Tiling:
+    return tiling(samples, BACKWARD.choose(samples.D))
 
 
 def _samples(shape: Sequence[int], r: int) -> Samples:
@@ -190,7 +167,7 @@ def _forward_launch(shape, out_shape, x, y, out, r, T, t_stride, scale_gate, shi
     """``shape`` is x's; ``x``, ``y`` and ``out`` are strides."""
     samples = _samples(shape, r)
     config = forward_config(samples)
-    chunks = samples.chunks(config.rows * config.iterations)
+    chunks = samples.chunks(config.rows_per_program)
     C = samples.D
     strides = *row_strides(shape, x), *row_strides(out_shape, y), *row_strides(out_shape, out)
     return Launch(
@@ -199,7 +176,7 @@ def _forward_launch(shape, out_shape, x, y, out, r, T, t_stride, scale_gate, shi
         (samples.N, C, shape[2], chunks, *strides, 0 if T == 1 else t_stride, samples.rows, float(eps)),
         {
             "R": r, "SCALE_GATE": int(scale_gate == C), "SHIFT_GATE": int(shift_gate == C),
-            "ITERATIONS": config.iterations, "ROWS": config.rows, "BLOCK_C": config.block_c,
+            "ITERATIONS": config.iterations, "ROWS": config.rows, "BLOCK_C": config.columns,
         },
         num_warps=config.num_warps,
     )  # fmt: skip
@@ -236,7 +213,7 @@ def _backward_launch(shape, x, r, T, t_stride, scale_gate) -> tuple[int, int, La
     """Rows of partials, how many of them a sample has, and the launch."""
     samples = _samples(shape, r)
     config = backward_config(samples)
-    chunks = samples.chunks(config.rows * config.iterations)
+    chunks = samples.chunks(config.rows_per_program)
     programs, C = samples.B * chunks, samples.D
     launch = Launch(
         _shuffle_norm_add_bwd_kernel,
@@ -244,7 +221,7 @@ def _backward_launch(shape, x, r, T, t_stride, scale_gate) -> tuple[int, int, La
         (samples.N, C, shape[2], chunks, *row_strides(shape, x), 0 if T == 1 else t_stride, samples.rows, programs),
         {
             "R": r, "SCALE_GATE": int(scale_gate == C), "ITERATIONS": config.iterations, "ROWS": config.rows,
-            "BLOCK_C": config.block_c,
+            "BLOCK_C": config.columns,
         },
         num_warps=config.num_warps,
     )  # fmt: skip
@@ -260,11 +237,11 @@ def cases() -> Iterator[KernelCase]:
             yield _case("shuffle_norm_add_bwd", _shuffle_norm_add_bwd_kernel, samples, dtype, backward_config(samples))
 
 
-def _case(name: str, kernel, samples: Samples, dtype: torch.dtype, config: LaunchConfig) -> KernelCase:
+def _case(name: str, kernel, samples: Samples, dtype: torch.dtype, config: Tiling) -> KernelCase:
     """Activations in ``dtype``, statistics, partials and parameters in float32."""
     constants = {
         "R": 2, "SCALE_GATE": 1, "SHIFT_GATE": 1, "ITERATIONS": config.iterations,
-        "ROWS": config.rows, "BLOCK_C": config.block_c,
+        "ROWS": config.rows, "BLOCK_C": config.columns,
     }  # fmt: skip
     constants = {argument: value for argument, value in constants.items() if argument in kernel.arg_names}
     signature = {argument: "i32" for argument in kernel.arg_names if argument not in constants}
@@ -281,7 +258,7 @@ def _case(name: str, kernel, samples: Samples, dtype: torch.dtype, config: Launc
         constants=constants,
         num_warps=config.num_warps,
         aligned=frozenset(signature) - {"N", "width", "chunks", "t_stride", "rows", "partial_rows", "eps"},
-        outputs_per_program=config.rows * config.iterations * samples.D,
+        outputs_per_program=config.rows_per_program * samples.D,
         turns=config.iterations,
         bytes_per_output=3 * dtype.itemsize,
     )

@@ -15,9 +15,6 @@ from ..registration import define_op
 from ..time_gate.arguments import GATES, by_kind
 from . import eager
 
-# With a residual or an offset, a row is held in registers.
-WIDEST = 8192
-
 
 def definition(
     x: Tensor, residual: Tensor | None, total: Tensor | None, offset: Tensor | None, t: Tensor, *gates_eps_rms: Any

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
+from .. import limits
 from ..configurations import Table
 from ..launch import TRITON_TYPES, KernelCase
-from ..samples import Samples
+from ..samples import Samples, Tiling
 from ..time_gate import triton as time_gate
 from . import triton_backward, triton_forward
 from .triton_backward import backward
@@ -32,7 +33,7 @@ def reads(table: Table[Any], D: int) -> bool:
     if table is time_gate.REDUCE:
         return True
     wide = (triton_forward.WIDE_FORWARD, triton_backward.WIDE_BACKWARD, triton_backward.ROW_SUMS)
-    return (table in wide) == (D > triton_forward.WIDEST_IN_REGISTERS)
+    return (table in wide) == (D > limits.WIDEST_IN_REGISTERS)
 
 
 WIDTHS = (192, 240, 384, 480, 576, 768, 960, 1152)
@@ -55,7 +56,7 @@ def cases() -> Iterator[KernelCase]:
         yield _forward_case(samples, torch.float32, rms=False, residual=True)
         yield _backward_case(samples, torch.float32, rms=False)
     yield _reduce_case(samples)
-    widest = Samples(B=64, N=256, D=triton_forward.WIDEST_IN_REGISTERS)
+    widest = Samples(B=64, N=256, D=limits.WIDEST_IN_REGISTERS)
     cascade = Samples(B=64, N=256, D=CASCADE_WIDTH)
     for samples in (widest, cascade):
         yield _backward_case(samples, torch.bfloat16, rms=False)
@@ -73,7 +74,7 @@ def _forward_case(samples: Samples, dtype: torch.dtype, rms: bool, residual: boo
     absent = (() if residual else ("residual_ptr",)) + (SHIFT_POINTERS if rms else ())
     absent += ("stats_ptr",) if offset else ("offset_ptr",)
     kind = ("rms" if rms else "layer") + ("+residual" if residual else "") + ("+offset" if offset else "")
-    figures = _figures(samples, config.rows * config.iterations, config.iterations, dtype, 4 if residual else 2)
+    figures = _figures(samples, config.rows_per_program, config.iterations, dtype, 4 if residual else 2)
     return _case(
         f"td_norm_fwd_{kind}", triton_forward._td_norm_fwd_kernel, samples, dtype, config, constants, absent, figures
     )
@@ -90,10 +91,10 @@ def _wide_forward_case(samples: Samples, dtype: torch.dtype) -> KernelCase:
 def _backward_case(samples: Samples, dtype: torch.dtype, rms: bool) -> KernelCase:
     config = triton_backward.backward_config(samples)
     constants = {"RMS": rms, "HAS_SHIFT": not rms, "SCALE_GATE": 1, "ITERATIONS": config.iterations}
-    wide = config.block_d < samples.D
+    wide = config.columns < samples.D
     absent = () if wide else ("row_sums_ptr",)
-    columns = Samples(samples.B, samples.N, min(samples.D, config.block_d))
-    figures = _figures(columns, config.rows * config.iterations, config.iterations, dtype, 4)
+    columns = Samples(samples.B, samples.N, min(samples.D, config.columns))
+    figures = _figures(columns, config.rows_per_program, config.iterations, dtype, 4)
     name = f"td_norm_bwd{'_wide' if wide else ''}_{'rms' if rms else 'layer'}"
     return _case(name, triton_backward._td_norm_bwd_kernel, samples, dtype, config, constants, absent, figures)
 
@@ -107,9 +108,9 @@ def _row_sums_case(samples: Samples, dtype: torch.dtype) -> KernelCase:
 
 
 def _table_case(samples: Samples) -> KernelCase:
-    config = triton_forward.ForwardConfig(triton_forward.TABLE_BLOCK, rows=1, iterations=1, num_warps=4)
+    config = Tiling(triton_forward.TABLE_BLOCK, rows=1, iterations=1, num_warps=4)
     constants = {"SCALE_GATE": 1, "SHIFT_GATE": 1}
-    figures = {"outputs_per_program": 2 * config.block_d}
+    figures = {"outputs_per_program": 2 * config.columns}
     kernel = triton_forward._td_norm_table_kernel
     return _case("time_gate_table", kernel, samples, torch.float32, config, constants, (), figures)
 
@@ -122,8 +123,8 @@ def _reduce_case(samples: Samples) -> KernelCase:
     kernel = time_gate._time_gate_reduce_kernel
     absent = ("scale_dt_ptr", "shift_dt_ptr")
     # A program takes one of two branches, for scale or for shift: both are counted, with the partials of both.
-    partials = Samples(samples.B, samples.N, 2 * config.block_d)
-    figures = _figures(partials, config.rows * config.iterations, config.iterations, torch.float32, 1)
+    partials = Samples(samples.B, samples.N, 2 * config.columns)
+    figures = _figures(partials, config.rows_per_program, config.iterations, torch.float32, 1)
     return _case("time_gate_reduce", kernel, samples, torch.float32, config, constants, absent, figures)
 
 
@@ -145,7 +146,7 @@ def _case(
 ) -> KernelCase:
     """Activations in ``dtype``, everything else in float32."""
     activations = ("x_ptr", "residual_ptr", "y_ptr", "sum_ptr", "dy_ptr", "dsum_ptr", "dx_ptr")
-    constants = {**constants, **dict.fromkeys(absent), "ROWS": config.rows, "BLOCK_D": config.block_d}
+    constants = {**constants, **dict.fromkeys(absent), "ROWS": config.rows, "BLOCK_D": config.columns}
     constants = {argument: value for argument, value in constants.items() if argument in kernel.arg_names}
     signature = {}
     for argument in kernel.arg_names:

@@ -15,12 +15,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .. import limits
 from ..configurations import Row, Table
 from ..launch import Launch, cached_by_shape, ceil_div, next_power_of_2
 from ..row_statistics import factor_of, projection_of
-from ..samples import Samples, Walk, as_samples, walk, walk_candidates, with_rows
+from ..samples import Samples, Tiling, Walk, as_samples, walk, walk_candidates, walk_rows, with_rows
 from ..time_gate.triton import dense, gate_gradients, gate_widths, mixed_at
-from .triton_forward import WIDEST_IN_REGISTERS, WideRows, modulation_table
+from .triton_forward import WideRows, modulation_table
 
 
 @triton.jit
@@ -116,15 +117,6 @@ def _td_norm_row_sums_kernel(
 
 
 @dataclass(frozen=True)
-class BackwardConfig:
-    block_d: int
-    rows: int
-    iterations: int
-    """Tiles of rows per program; in the sums of wide rows, blocks of columns per row."""
-    num_warps: int
-
-
-@dataclass(frozen=True)
 class Columns:
     """For rows that do not fit in registers: blocks of columns, each walked as if it were the row."""
 
@@ -136,11 +128,7 @@ class Columns:
 # since each writes a partial.
 BACKWARD = Table(
     "td_norm_bwd",
-    rows=(
-        Row(Walk(2048, programs=1024, longest=32, num_warps=4), up_to=2048),
-        Row(Walk(2048, programs=1024, longest=32, num_warps=8), up_to=4096),
-        Row(Walk(2048, programs=1024, longest=32, num_warps=16)),
-    ),
+    rows=walk_rows(2048, programs=1024, longest=32),
     candidates=lambda D, family: walk_candidates(D, longest=32),
 )
 WIDE_BACKWARD = Table(
@@ -160,23 +148,23 @@ ROW_SUMS = Table(
 )
 
 
-def backward_config(samples: Samples) -> BackwardConfig:
-    """Of the kernel that makes dx; ``block_d`` below the width means that it works on blocks of columns."""
+def backward_config(samples: Samples) -> Tiling:
+    """Of the kernel that makes dx; ``columns`` below the width means that it works on blocks of columns."""
     D = samples.D
-    if D > WIDEST_IN_REGISTERS:
+    if D > limits.WIDEST_IN_REGISTERS:
         columns = WIDE_BACKWARD.choose(D)
         block_d, how = columns.block, columns.walk
         how = replace(how, programs=ceil_div(how.programs, ceil_div(D, block_d)))
     else:
         block_d, how = next_power_of_2(D), BACKWARD.choose(D)
     rows, iterations = walk(Samples(samples.B, samples.N, min(D, block_d)), how)
-    return BackwardConfig(block_d, rows, iterations, how.num_warps)
+    return Tiling(block_d, rows, iterations, how.num_warps)
 
 
-def row_sums_config(samples: Samples) -> BackwardConfig:
+def row_sums_config(samples: Samples) -> Tiling:
     how = ROW_SUMS.choose(samples.D)
     rows = min(how.rows, next_power_of_2(max(samples.N, 1)))
-    return BackwardConfig(how.block, rows, ceil_div(samples.D, how.block), how.num_warps)
+    return Tiling(how.block, rows, ceil_div(samples.D, how.block), how.num_warps)
 
 
 def backward(
@@ -207,7 +195,7 @@ def backward(
         partials = None if partials is None else partials.zero_()
     elif dx is not None or needs_gates:
         row_sums = None
-        if x.shape[-1] > WIDEST_IN_REGISTERS and dx is not None:
+        if x.shape[-1] > limits.WIDEST_IN_REGISTERS and dx is not None:
             row_sums = torch.empty((1 if rms else 2, x.numel() // x.shape[-1]), dtype=torch.float32, device=x.device)
             table = modulation_table(t, (*gates[:4], None, None, None, None), x.shape[-1])
             _row_sums_launch(*shape, T, eps, rms)(dy, x, stats, row_sums, table)
@@ -222,15 +210,15 @@ def _launch(shape, strides, T, t_stride, shift, scale_gate, eps, rms) -> tuple[i
     """Rows of partials, how many of them a sample has, and the launch; ``x`` has this shape and these strides."""
     samples, (x,) = as_samples(shape, strides, shared=T == 1)
     config = backward_config(samples)
-    chunks = samples.chunks(config.rows * config.iterations)
+    chunks = samples.chunks(config.rows_per_program)
     programs, D = samples.B * chunks, samples.D
     launch = Launch(
         _td_norm_bwd_kernel,
-        (programs, ceil_div(D, config.block_d)),
+        (programs, ceil_div(D, config.columns)),
         (samples.N, D, chunks, *x, 0 if T == 1 else t_stride, samples.rows, programs, float(eps)),
         {
             "RMS": rms, "HAS_SHIFT": shift, "SCALE_GATE": int(scale_gate == D), "ITERATIONS": config.iterations,
-            "ROWS": config.rows, "BLOCK_D": config.block_d,
+            "ROWS": config.rows, "BLOCK_D": config.columns,
         },
         num_warps=config.num_warps,
     )  # fmt: skip
@@ -246,6 +234,6 @@ def _row_sums_launch(shape, strides, T, eps, rms) -> Launch:
         _td_norm_row_sums_kernel,
         (samples.B * chunks,),
         (samples.N, samples.D, chunks, *x, 0 if T == 1 else samples.D, samples.rows, float(eps)),
-        {"RMS": rms, "BLOCKS": config.iterations, "ROWS": config.rows, "BLOCK_D": config.block_d},
+        {"RMS": rms, "BLOCKS": config.iterations, "ROWS": config.rows, "BLOCK_D": config.columns},
         num_warps=config.num_warps,
     )

@@ -15,10 +15,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .. import limits
 from ..configurations import Row, Table
 from ..launch import Launch, cached_by_shape, ceil_div, next_power_of_2
 from ..row_statistics import factor_of, reciprocal_deviation, row_statistics
-from ..samples import Samples, Walk, as_samples, strides_of, walk, walk_candidates, with_rows
+from ..samples import Samples, Tiling, as_samples, strides_of, tiling, walk_candidates, walk_rows, with_rows
 from ..time_gate.triton import dense, gate_widths, mixed_at
 
 
@@ -155,15 +156,6 @@ def _td_norm_fwd_wide_kernel(
 
 
 @dataclass(frozen=True)
-class ForwardConfig:
-    block_d: int
-    rows: int
-    iterations: int
-    """Tiles of rows per program; in the wide form, blocks of columns per row."""
-    num_warps: int
-
-
-@dataclass(frozen=True)
 class WideRows:
     """How rows that do not fit in registers are read: so many at a time, in blocks of columns."""
 
@@ -172,16 +164,11 @@ class WideRows:
     num_warps: int
 
 
-WIDEST_IN_REGISTERS = 8192
 TABLE_BLOCK = 1024
 # A tile gives each thread 16 to 32 elements: two to four 16-byte loads in flight.
 FORWARD = Table(
     "td_norm_fwd",
-    rows=(
-        Row(Walk(4096, programs=2048, longest=16, num_warps=4), up_to=2048),
-        Row(Walk(4096, programs=2048, longest=16, num_warps=8), up_to=4096),
-        Row(Walk(4096, programs=2048, longest=16, num_warps=16)),
-    ),
+    rows=walk_rows(4096, programs=2048, longest=16),
     candidates=lambda D, family: walk_candidates(D, longest=16),
 )
 # One program of 32 warps per SM: four rows of 38,400 in each are 40 MB on an H100, which its L2 cache can hold until
@@ -196,16 +183,14 @@ WIDE_FORWARD = Table(
 )
 
 
-def forward_config(samples: Samples) -> ForwardConfig:
-    how = FORWARD.choose(samples.D)
-    rows, iterations = walk(samples, how)
-    return ForwardConfig(next_power_of_2(samples.D), rows, iterations, how.num_warps)
+def forward_config(samples: Samples) -> Tiling:
+    return tiling(samples, FORWARD.choose(samples.D))
 
 
-def wide_forward_config(samples: Samples) -> ForwardConfig:
+def wide_forward_config(samples: Samples) -> Tiling:
     how = WIDE_FORWARD.choose(samples.D)
     rows = min(how.rows, next_power_of_2(max(samples.N, 1)))
-    return ForwardConfig(how.block, rows, ceil_div(samples.D, how.block), how.num_warps)
+    return Tiling(how.block, rows, ceil_div(samples.D, how.block), how.num_warps)
 
 
 def forward(
@@ -253,7 +238,7 @@ def _normalized(x, residual, offset, total, stats, t, gates, eps, rms) -> Tensor
         return y
     x, residual, gates = with_rows(x), None if residual is None else with_rows(residual), dense(gates)
     strides = x.stride(), strides_of(residual), strides_of(total)
-    if x.shape[-1] > WIDEST_IN_REGISTERS:
+    if x.shape[-1] > limits.WIDEST_IN_REGISTERS:
         launch = _wide_launch(x.shape, *strides, t.shape[0], gates[4] is not None, eps, rms)
         launch(x, residual, y, total, stats, modulation_table(t, gates, x.shape[-1]))
     else:
@@ -271,7 +256,7 @@ def _launch(shape, x, residual, total, T, t_stride, scale_gate, shift_gate, eps,
     """For tensors of this ``shape`` and these strides, T timesteps, gates of these widths."""
     samples, (x, residual, total) = as_samples(shape, x, residual, total, shared=T == 1)
     config = forward_config(samples)
-    chunks = samples.chunks(config.rows * config.iterations)
+    chunks = samples.chunks(config.rows_per_program)
     D = samples.D
     return Launch(
         _td_norm_fwd_kernel,
@@ -279,7 +264,7 @@ def _launch(shape, x, residual, total, T, t_stride, scale_gate, shift_gate, eps,
         (samples.N, D, chunks, *x, *residual, *total, 0 if T == 1 else t_stride, samples.rows, float(eps)),
         {
             "RMS": rms, "SCALE_GATE": int(scale_gate == D), "SHIFT_GATE": int(shift_gate == D),
-            "ITERATIONS": config.iterations, "ROWS": config.rows, "BLOCK_D": config.block_d,
+            "ITERATIONS": config.iterations, "ROWS": config.rows, "BLOCK_D": config.columns,
         },
         num_warps=config.num_warps,
     )  # fmt: skip
@@ -297,7 +282,7 @@ def _wide_launch(shape, x, residual, total, T, shift, eps, rms) -> Launch:
         (samples.N, samples.D, chunks, *x, *residual, table_stride, samples.rows, float(eps)),
         {
             "RMS": rms, "HAS_SHIFT": shift, "BLOCKS": config.iterations, "ROWS": config.rows,
-            "BLOCK_D": config.block_d,
+            "BLOCK_D": config.columns,
         },
         num_warps=config.num_warps,
     )  # fmt: skip
