@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from .files import write_json
+from .files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +55,11 @@ def save_class_names(names: Sequence[str], checkpoint: Path) -> None:
 
 def _read(file: Path) -> list[str]:
     try:
-        text = file.read_text(encoding="utf-8")
-        names = json.loads(text) if file.suffix.lower() == ".json" else [line.strip() for line in text.splitlines()]
-    except ValueError as error:  # json.JSONDecodeError and UnicodeDecodeError are
+        if file.suffix.lower() == ".json":
+            names = read_json(file)
+        else:
+            names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:  # UnicodeDecodeError is one
         raise ClassNameError(f"{file}: class names cannot be read: {error}") from error
     if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
         raise ClassNameError(f"{file}: wanted one class name a line, or a JSON list of names")
@@ -71,11 +72,12 @@ def class_ids(asked: Sequence[str], num_classes: int, names: Sequence[str] | Non
     for text in asked:
         whole = names is not None and text.strip().lower() in (name.lower() for name in names)
         for part in [text] if whole else text.split(","):
-            found += range(num_classes) if part.strip() == "all" else [_class_id(part.strip(), num_classes, names)]
+            found += range(num_classes) if part.strip() == "all" else [class_id(part.strip(), num_classes, names)]
     return found
 
 
-def _class_id(text: str, num_classes: int, names: Sequence[str] | None) -> int:
+def class_id(text: str, num_classes: int, names: Sequence[str] | None) -> int:
+    """The id that ``text``, a number or a name in any case, stands for."""
     try:
         number = int(text)
     except ValueError:

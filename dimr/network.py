@@ -24,8 +24,7 @@ class DiMR(nn.Module):
         if not isinstance(config, DiMRConfig):
             raise TypeError(f"config must be a DiMRConfig, got {type(config).__name__}")
         self.config = config
-        higher = (ConvNeXtBranch(config, i) for i in range(1, config.num_branches))
-        self.branches = nn.ModuleList([make_first_branch(config), *higher])
+        self.branches = make_branches(config)
         initialize(self)
 
     def set_checkpointing(self, mode: str) -> DiMR:
@@ -43,9 +42,7 @@ class DiMR(nn.Module):
         Raises:
             ValueError: another mode.
         """
-        check_mode(mode)
-        for branch in self.branches:
-            branch.checkpointing = mode  # type: ignore[assignment]
+        set_checkpointing(self.branches, mode)
         return self
 
     @property
@@ -73,10 +70,28 @@ class DiMR(nn.Module):
         """
         check_image(self.config, x, self.dtype, self.device)
         check_class_labels(self.config, class_labels, x.shape[0], self.device)
-        t = as_timestep(timestep, x.shape[0], self.device) / 500 - 1  # what the norms see, in (-1, 1]
-        prediction, features = self.branches[0](x, t, class_labels)
-        predictions = [prediction]
-        for branch in self.branches[1:]:
-            prediction, features = branch(x, t, features)
-            predictions.append(prediction)
-        return tuple(predictions)
+        return run_branches(self.branches, x, as_timestep(timestep, x.shape[0], self.device), class_labels)
+
+
+def make_branches(config: DiMRConfig) -> nn.ModuleList:
+    """The whole of a model's parameters, lowest resolution first."""
+    higher = (ConvNeXtBranch(config, i) for i in range(1, config.num_branches))
+    return nn.ModuleList([make_first_branch(config), *higher])
+
+
+def run_branches(branches: nn.ModuleList, x: Tensor, timestep: Tensor, class_labels: Tensor) -> tuple[Tensor, ...]:
+    """:meth:`DiMR.forward` of arguments that have been checked; ``timestep [B]`` or ``[1]``, float32."""
+    t = timestep / 500 - 1  # what the norms see, in (-1, 1]
+    prediction, features = branches[0](x, t, class_labels)
+    predictions = [prediction]
+    for branch in branches[1:]:  # type: ignore[attr-defined]
+        prediction, features = branch(x, t, features)
+        predictions.append(prediction)
+    return tuple(predictions)
+
+
+def set_checkpointing(branches: nn.ModuleList, mode: str) -> None:
+    """See :meth:`DiMR.set_checkpointing`."""
+    check_mode(mode)
+    for branch in branches:
+        branch.checkpointing = mode  # type: ignore[assignment]

@@ -9,6 +9,7 @@ import torch
 
 from ..config import DiMRConfig
 from ..files import replacing
+from ..network import DiMR
 from .errors import CheckpointError
 from .folder import load_model, save_model
 from .official import load_official_checkpoint, to_official_state_dict
@@ -29,11 +30,16 @@ def convert_to_published(folder: str | os.PathLike[str], target: str | os.PathLi
 
     There and back changes no tensor, but for the rounding of ``(w - 1) + 1`` to float32 in the gates' weights.
     """
+    return publish(load_model(folder), target)
+
+
+def publish(model: DiMR, target: str | os.PathLike[str]) -> Path:
+    """:func:`convert_to_published` of a model."""
     target = Path(target)
     if target.suffix not in SUFFIXES:
         raise CheckpointError(f"{target} must end in {', '.join(SUFFIXES)}")
     write = require_safetensors().torch.save_file if target.suffix == ".safetensors" else torch.save
-    state = to_official_state_dict(load_model(folder))
+    state = to_official_state_dict(model)
     with replacing(target) as temporary:
         write(state, temporary)
     return target

@@ -1,4 +1,4 @@
-"""``dimr convert``: a published checkpoint file to a folder, or back."""
+"""``dimr convert``: between published checkpoint files, checkpoint folders and diffusers' pipeline folders."""
 
 from __future__ import annotations
 
@@ -9,24 +9,53 @@ from ..checkpoints import convert_to_folder, convert_to_published
 from ..variants import list_models
 from .common import CommandError, say
 
-HELP = "turn a published checkpoint (.pth or .safetensors) into a folder, or a folder into such a file"
+HELP = "turn a published checkpoint, a checkpoint folder and a folder of diffusers' into each other"
+PIPELINE_INDEX = "model_index.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, metavar="IN", help="a published file, or a checkpoint folder")
+    parser.add_argument(
+        "source",
+        type=Path,
+        metavar="IN",
+        help="a published file (.pth or .safetensors), a checkpoint folder, or a pipeline's",
+    )
     parser.add_argument("target", type=Path, metavar="OUT", help="a folder, or a file ending in .pth or .safetensors")
     parser.add_argument("--model", choices=list_models(), help="what a published file holds; needed for one")
+    parser.add_argument(
+        "--pipeline", action="store_true", help="make a folder for diffusers: DiMRPipeline.from_pretrained(OUT)"
+    )
+    parser.add_argument("--vae", type=Path, metavar="DIR", help="with --pipeline: autoencoder for a model of latents")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    source, target = arguments.source, arguments.target
+    source = arguments.source
     if not source.exists():
         raise CommandError(f"there is nothing at {source}")
-    if source.is_dir():
-        written = convert_to_published(source, target)
-    else:
-        if arguments.model is None:
-            raise CommandError(f"--model: say which model {source} holds: {', '.join(list_models())}")
-        written = convert_to_folder(source, target, arguments.model)
-    say(f"wrote {written}")
+    if arguments.vae is not None and not arguments.pipeline:
+        raise CommandError("--vae: it is a part of a pipeline; give --pipeline too")
+    if source.is_file() and arguments.model is None:
+        raise CommandError(f"--model: say which model {source} holds: {', '.join(list_models())}")
+    if source.is_dir() and arguments.model is not None:
+        raise CommandError(f"--model: {source} is a folder, which says itself what it holds")
+    say(f"wrote {_convert(arguments)}")
     return 0
+
+
+def _convert(arguments: argparse.Namespace) -> Path:
+    source, target = arguments.source, arguments.target
+    from_pipeline = (source / PIPELINE_INDEX).is_file()
+    if from_pipeline or arguments.pipeline:
+        from ..diffusers_pipeline import convert_from_pipeline, convert_to_pipeline
+
+        if from_pipeline and arguments.pipeline:
+            raise CommandError(f"--pipeline: {source} is a pipeline's folder already")
+        if from_pipeline:
+            return convert_from_pipeline(source, target)
+        try:
+            return convert_to_pipeline(source, target, arguments.model, arguments.vae)
+        except ValueError as error:  # parts that do not fit each other
+            raise CommandError(str(error)) from error
+    if source.is_dir():
+        return convert_to_published(source, target)
+    return convert_to_folder(source, target, arguments.model)

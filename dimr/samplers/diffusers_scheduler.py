@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -43,12 +44,19 @@ def sample_with_scheduler(
         raise ValueError(f"steps must be at least 1, got {steps}")
     scheduler.set_timesteps(steps, device="cpu")  # on the host, where reading a timestep waits for nothing
     x = x * scheduler.init_noise_sigma
-    extra = {} if generator is None or not _takes_generator(scheduler) else {"generator": generator}
+    options = step_options(scheduler, generator=generator)
     for step in scheduler.timesteps:
-        noise = denoise(scheduler.scale_model_input(x, step), float(step) + 1)
-        x = scheduler.step(noise, step, x, **extra).prev_sample
+        x = scheduler_step(denoise, x, scheduler, step, options)
     return x
 
 
-def _takes_generator(scheduler: Any) -> bool:
-    return "generator" in scheduler.step.__code__.co_varnames[: scheduler.step.__code__.co_argcount]
+def scheduler_step(denoise: Denoise, x: Tensor, scheduler: Any, step: Tensor, options: dict[str, Any]) -> Tensor:
+    """From ``step``, one of the scheduler's timesteps, to the next: ``x [B, ...]`` -> ``[B, ...]``."""
+    noise = denoise(scheduler.scale_model_input(x, step), float(step) + 1)
+    return scheduler.step(noise, step, x, **options).prev_sample
+
+
+def step_options(scheduler: Any, **options: Any) -> dict[str, Any]:
+    """Those of ``options`` that are not None and that this scheduler's steps take."""
+    taken = inspect.signature(scheduler.step).parameters
+    return {name: value for name, value in options.items() if value is not None and name in taken}

@@ -17,7 +17,6 @@ pytest.importorskip("PIL")
 pytest.importorskip("tqdm")
 pytest.importorskip("diffusers")
 
-import diffusers
 import numpy as np
 from safetensors.torch import load_file
 
@@ -31,24 +30,11 @@ from dimr.data.opening import open_dataset
 from dimr.data.randomness import SampleRandom
 from dimr.data.spec import DataSpec
 from dimr.decoding import decode_latents
+from tests.support.autoencoders import SIZE, tiny_autoencoder
 from tests.support.pictures import class_folders, pixels
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
-SIZE = 16
 KINDS = ("AutoencoderKL", "AutoencoderTiny")
-
-
-def tiny(kind):
-    torch.manual_seed(0)
-    if kind == "AutoencoderTiny":
-        return diffusers.AutoencoderTiny(
-            encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8),
-            num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1),
-        )  # fmt: skip
-    return diffusers.AutoencoderKL(
-        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4, latent_channels=4, sample_size=SIZE,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +42,7 @@ def autoencoders(tmp_path_factory):
     """Folders by kind."""
     folders = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
     for kind, folder in folders.items():
-        tiny(kind).save_pretrained(folder)
+        tiny_autoencoder(kind).save_pretrained(folder)
     return folders
 
 

@@ -1,0 +1,65 @@
+"""This package's checkpoints to diffusers' folders, and back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints import CheckpointError, save_model
+from ..checkpoints.convert import SUFFIXES, publish
+from ..class_names import save_class_names
+from .pipeline import DiMRPipeline
+
+INDEX = DiMRPipeline.config_name
+
+
+def convert_to_pipeline(
+    source: str | os.PathLike[str], folder: str | os.PathLike[str], model: str | None = None, vae: Any = None
+) -> Path:
+    """A checkpoint folder or a published file becomes a folder for ``DiMRPipeline.from_pretrained``.
+
+    Args:
+        folder: a new one; it is either whole or not there.
+        model, vae: as for :meth:`DiMRPipeline.from_checkpoint`.
+    """
+    folder = Path(folder)
+    with _new_folder(folder) as temporary:
+        DiMRPipeline.from_checkpoint(source, model, vae).save_pretrained(temporary)
+    return folder
+
+
+def convert_from_pipeline(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> Path:
+    """A pipeline's folder becomes a checkpoint folder, or a published file by ``target``'s suffix. Without the vae."""
+    if not (Path(folder) / INDEX).is_file():
+        raise FileNotFoundError(f"no pipeline at {folder}: there is no {INDEX}")
+    target = Path(target)
+    try:
+        pipeline = DiMRPipeline.from_pretrained(os.fspath(folder), vae=None, local_files_only=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise CheckpointError(f"the pipeline in {folder} cannot be read: {reason}") from error
+    model = pipeline.transformer.to_dimr()
+    if target.suffix in SUFFIXES:
+        return publish(model, target)
+    save_model(model, target)
+    if pipeline.class_names is not None:
+        save_class_names(pipeline.class_names, target)
+    return target
+
+
+@contextlib.contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that becomes ``folder`` when the block ends without an error."""
+    if folder.exists():
+        raise FileExistsError(f"{folder} is there already; a pipeline needs a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    try:
+        yield temporary
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

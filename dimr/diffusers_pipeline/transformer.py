@@ -1,0 +1,131 @@
+"""The network as one of diffusers' models."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from torch import Tensor
+
+from ..config import DiMRConfig
+from ..initialization import initialize
+from ..inputs import as_timestep, check_class_labels, check_image
+from ..network import DiMR, make_branches, run_branches, set_checkpointing
+
+
+@dataclasses.dataclass
+class DiMRTransformer2DModelOutput(BaseOutput):
+    """``sample [B, C, S, S]`` is the noise prediction; ``predictions`` has every resolution's, the lowest first."""
+
+    sample: Tensor
+    predictions: tuple[Tensor, ...]
+
+
+class DiMRTransformer2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both declare config_name
+    """:class:`dimr.DiMR` with the saving, loading and calling conventions of diffusers' models.
+
+    Parameters have the same names, so that weights files serve both. The arguments are
+    :class:`~dimr.DiMRConfig`'s fields, and so are their errors. ``torch_dtype`` may be bfloat16 or float16: norms
+    compute their statistics, gates and scale in float32 whatever the dtype of their parameters.
+    """
+
+    _supports_gradient_checkpointing = True
+    # Blocks read parameters of the layers in them without calling these, and weights that wait for the call of their
+    # own layer elsewhere, or in another dtype, would never come.
+    _supports_group_offloading = False
+    _skip_layerwise_casting_patterns: Any = ("embed", "norm", "attn", "geglu", "time_")
+    _no_split_modules = None
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 4,
+        input_size: int = 32,
+        dims: tuple[int, ...] = (960, 480),
+        layers: tuple[int, ...] = (39, 20),
+        num_heads: int = 16,
+        num_classes: int = 1000,
+        unconditional_class: bool = True,
+        kernel_size: int = 7,
+        mlp_ratio: float = 2,
+        norm: str = "td_rms",
+        modulation: str = "linear",
+        mlp: str = "geglu",
+        first_branch: str = "transformer",
+        cascade: str = "add",
+        branch_skips: bool = True,
+        patch_size: int = 1,
+    ) -> None:
+        super().__init__()
+        self.architecture = DiMRConfig.from_dict({k: v for k, v in self.config.items() if not k.startswith("_")})
+        self.branches = make_branches(self.architecture)
+        self._checkpointing = "none"
+        initialize(self)
+
+    @classmethod
+    def from_dimr(cls, model: DiMR) -> DiMRTransformer2DModel:
+        """``model`` as one of diffusers' models. They share their parameters."""
+        with torch.device("meta"):
+            made = cls(**model.config.to_dict())
+        made.branches = model.branches
+        return made.train(model.training)
+
+    def to_dimr(self) -> DiMR:
+        """The inverse of :meth:`from_dimr`: what ``dimr.sample``, ``dimr.save_model`` and so on take."""
+        with torch.device("meta"):
+            model = DiMR(self.architecture)
+        model.branches = self.branches
+        return model.train(self.training)
+
+    def set_checkpointing(self, mode: str) -> DiMRTransformer2DModel:
+        """As :meth:`dimr.DiMR.set_checkpointing`; :meth:`enable_gradient_checkpointing` is "blocks"."""
+        set_checkpointing(self.branches, mode)
+        self._checkpointing = mode
+        return self
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return self._checkpointing != "none"
+
+    def enable_gradient_checkpointing(self, gradient_checkpointing_func: Callable[..., Any] | None = None) -> None:
+        """Keep the input of each block and run it again in the backward.
+
+        Raises:
+            ValueError: ``gradient_checkpointing_func`` is given; torch's is used in a form of the model's own.
+        """
+        if gradient_checkpointing_func is not None:
+            raise ValueError("gradient_checkpointing_func cannot be chosen; set_checkpointing(mode) has what there is")
+        self.set_checkpointing("blocks")
+
+    def disable_gradient_checkpointing(self) -> None:
+        self.set_checkpointing("none")
+
+    def forward(
+        self, hidden_states: Tensor, timestep: Tensor | float, class_labels: Tensor, return_dict: bool = True
+    ) -> DiMRTransformer2DModelOutput | tuple[Tensor, tuple[Tensor, ...]]:
+        """Noise predictions.
+
+        Args:
+            hidden_states: ``[B, C, S, S]`` noised images or latents in the model's dtype.
+            timestep: as diffusers' schedulers count, 0 to 999: one less than what :class:`dimr.DiMR` takes. ``[B]``,
+                or ``[1]``, a scalar tensor or a number for the whole batch.
+            class_labels: ``[B]`` int64 or int32; the unconditional class, where there is one, is ``num_classes``.
+            return_dict: False for the plain tuple ``(sample, predictions)``.
+
+        Raises:
+            ValueError, TypeError: as :meth:`dimr.DiMR.forward`.
+        """
+        config, device = self.architecture, hidden_states.device
+        first: Any = self.branches[0]
+        check_image(config, hidden_states, first.embed.position.dtype, device)
+        check_class_labels(config, class_labels, hidden_states.shape[0], device)
+        step = as_timestep(timestep + 1, hidden_states.shape[0], device)
+        predictions = run_branches(self.branches, hidden_states, step, class_labels)
+        if not return_dict:
+            return predictions[-1], predictions
+        return DiMRTransformer2DModelOutput(sample=predictions[-1], predictions=predictions)
