@@ -27,6 +27,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """What the file says; whatever it is instead of JSON is a ValueError."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def write_json(path: str | os.PathLike[str], values: Any) -> None:
     """``values`` as indented JSON. NaN and infinity are errors: no other reader would take them."""
     with replacing(path) as temporary:
