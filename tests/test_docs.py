@@ -1,0 +1,93 @@
+"""The pages keep their word: examples run, commands parse, quoted messages exist, and the site needs no network."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .support.examples import PAGES, blocks, commands, run_page
+from .support.messages import texts
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+def test_examples_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_page(page)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
+def test_commands_parse(page):
+    """``dimr ...`` and ``python -m ...`` as they stand on the page."""
+    from dimr.cli import build_parser
+
+    for words in commands(page):
+        if words[0] == "dimr":
+            build_parser().parse_args(words[1:])
+        elif words[:2] == ["python", "-m"]:
+            assert importlib.util.find_spec(words[2]), f"{page.name}: there is no module {words[2]}"
+        else:
+            assert (ROOT / words[0]).exists(), f"{page.name}: there is no {words[0]}"
+
+
+OWN, _, FOREIGN = (DOCS / "troubleshooting.md").read_text(encoding="utf-8").partition("## Messages of other software")
+QUOTED = re.findall(r"^### `(.+)`$", OWN, flags=re.MULTILINE)
+
+
+def test_there_are_messages():
+    assert len(QUOTED) > 30
+    assert len(re.findall(r"^### `", FOREIGN, flags=re.MULTILINE)) >= 3
+
+
+@pytest.fixture(scope="module")
+def sources() -> list[str]:
+    return list(texts())
+
+
+@pytest.mark.parametrize("message", QUOTED)
+def test_message_is_in_the_sources(message, sources):
+    """``…`` stands for one filled-in value, or at the end for whatever follows."""
+    wanted = message.strip(" …")
+    assert any(wanted in text for text in sources), f"no source says {wanted!r}"
+
+
+def test_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
+
+
+@pytest.mark.slow
+def test_site_builds_and_needs_no_network(tmp_path):
+    pytest.importorskip("material")
+    pytest.importorskip("mkdocstrings_handlers.python")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > 8
+    loaded = re.compile(
+        r"""<(?:script|img|iframe)[^>]+src=["']?(?:https?:)?//|<link[^>]+rel=["']?(?:stylesheet|preconnect)[^>]+//"""
+    )
+    for page in pages:
+        assert not loaded.search(page.read_text(encoding="utf-8")), f"{page} loads something from elsewhere"
+
+
+def test_plot_shows_the_table():
+    image = pytest.importorskip("PIL.Image")
+    spec = importlib.util.spec_from_file_location("plot", DOCS / "plots" / "pixel_shuffle_cpu.py")
+    assert spec is not None
+    assert spec.loader is not None
+    plot = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(plot)
+    drawn = json.loads(image.open(plot.PICTURE).text["Description"])
+    assert [tuple(row) for row in drawn[::-1]] == plot.measured()
+    assert len(drawn) == 5
