@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .checkpoints import CheckpointError
+from .checkpoints.errors import CheckpointError, shortened
+from .files import read_json
+from .messages import first_line
 from .optional import require
 
 KINDS = ("AutoencoderKL", "AutoencoderTiny")
@@ -42,17 +43,22 @@ def load_autoencoder(folder: str | os.PathLike[str], device: torch.device | str 
     if not description.is_file():
         raise FileNotFoundError(f"no autoencoder at {folder}: there is no {description.name}")
     try:
-        kind = json.loads(description.read_text()).get("_class_name")
+        kind = read_json(description).get("_class_name")
     except (ValueError, AttributeError) as error:
         raise CheckpointError(f"{description} is not an autoencoder's configuration: {error}") from error
     if kind not in KINDS:
         raise CheckpointError(f"{description} describes {kind!r}; wanted {' or '.join(KINDS)}")
     diffusers = require("diffusers", "demo", "an autoencoder")
     try:
-        autoencoder = getattr(diffusers, kind).from_pretrained(os.fspath(folder), local_files_only=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise CheckpointError(f"the autoencoder in {folder} cannot be read: {reason}") from error
+        autoencoder, found = getattr(diffusers, kind).from_pretrained(
+            os.fspath(folder), local_files_only=True, output_loading_info=True
+        )
+    except Exception as error:  # diffusers checks little of what it reads
+        raise CheckpointError(f"the autoencoder in {folder} cannot be read: {first_line(error)}") from error
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):  # of which diffusers only warns
+        if keys := [str(key) for key in found[problem]]:
+            kind = problem.replace("_", " ")
+            raise CheckpointError(f"the autoencoder in {folder} cannot be read: {len(keys)} {kind}: {shortened(keys)}")
     return autoencoder.to(device).eval()
 
 

@@ -14,6 +14,8 @@ from .commands import analyze, convert, demo, encode, evaluate, info, sample, tr
 from .commands.common import INTERRUPTED, CommandError
 from .data.errors import DataError
 from .evaluation.errors import EvaluationError
+from .memory import OutOfMemoryError, is_out_of_memory
+from .messages import first_line
 from .optional import MissingPackageError
 from .training.loop import DivergedError
 
@@ -23,8 +25,8 @@ COMMANDS = {
 }  # fmt: skip
 # What the user can put right: one line, no traceback. Anything else is a bug and shows itself whole.
 USER_ERRORS = (
-    CommandError, CheckpointError, DataError, EvaluationError, MissingPackageError, DivergedError, dk.BackendError,
-    OSError,
+    CommandError, CheckpointError, DataError, EvaluationError, MissingPackageError, DivergedError, OutOfMemoryError,
+    dk.BackendError, OSError,
 )  # fmt: skip
 USAGE_ERROR = 2
 
@@ -45,8 +47,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return COMMANDS[parsed.command].run(parsed)
     except USER_ERRORS as error:
-        sys.stderr.write(f"dimr {parsed.command}: error: {error}\n")
-        return USAGE_ERROR
+        return _refused(parsed.command, str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return _refused(parsed.command, f"out of memory: {first_line(error) or 'the host has no more'}")
     except KeyboardInterrupt:
         sys.stderr.write(f"dimr {parsed.command}: interrupted\n")
         return INTERRUPTED
+
+
+def _refused(command: str, reason: str) -> int:
+    """Names out of damaged files may hold line breaks and control sequences."""
+    line = "".join(character if character.isprintable() else " " for character in reason)
+    sys.stderr.write(f"dimr {command}: error: {line}\n")
+    return USAGE_ERROR

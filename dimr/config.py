@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from .ablations.choices import DEFAULTS, TD_NORMS, ablated, check_choices
 
 KERNEL_SIZES = (3, 5, 7)
+LARGEST = 2**24  # of any size, beyond which sizes of tensors would overflow before memory runs out
+MOST_LAYERS = 2**12  # of a branch; each takes a place in memory before any weight is looked at
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +74,10 @@ class DiMRConfig:
         self._check_sizes()
 
     def _check_sizes(self) -> None:
+        if max(self.layers) > MOST_LAYERS:
+            raise ValueError(f"layers must be at most {MOST_LAYERS}, got {max(self.layers)}")
+        if len(self.dims) > self.input_size.bit_length():
+            raise ValueError(f"input_size = {self.input_size} cannot be halved for {len(self.dims)} branches")
         if len(self.dims) != len(self.layers):
             raise ValueError(f"layers must have one entry per branch: dims is {self.dims}, layers is {self.layers}")
         if self.input_size % self.patch_sizes[0]:
@@ -87,8 +92,10 @@ class DiMRConfig:
         ratio = self.mlp_ratio
         if isinstance(ratio, bool) or not isinstance(ratio, (int, float)):
             raise TypeError(f"mlp_ratio must be a number, got {ratio!r}")
-        if not (math.isfinite(ratio) and all(ratio * D >= 1 and (ratio * D) % 1 == 0 for D in self.dims)):
-            raise ValueError(f"mlp_ratio must give a whole number of hidden channels for dims {self.dims}, got {ratio}")
+        if not (0 < ratio <= LARGEST and all(ratio * D >= 1 and (ratio * D) % 1 == 0 for D in self.dims)):
+            raise ValueError(
+                f"mlp_ratio must give a whole number of hidden channels for dims {self.dims}, got {_short(ratio)}"
+            )
 
     @property
     def num_branches(self) -> int:
@@ -151,7 +158,16 @@ def _check_positive_integer(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+        raise ValueError(f"{name} must be at least 1, got {_short(value)}")
+    if value > LARGEST:
+        raise ValueError(f"{name} must be at most {LARGEST}, got {_short(value)}")
+
+
+def _short(number: float) -> str:
+    """Python itself refuses to write out integers of thousands of digits."""
+    if isinstance(number, int) and number.bit_length() > 64:
+        return f"an integer of {number.bit_length()} bits"
+    return str(number)
 
 
 def _positive_integers(name: str, values: object) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .files import replacing, write_json
+from .files import read_json, replacing, write_json
 from .images import save_image, tile, to_pixels
 from .optional import require
 
@@ -72,7 +72,7 @@ def _clear(folder: Path) -> None:
 
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except ValueError as error:
         raise SampleFilesError(f"{path} cannot be read: {error}") from error
     return values if isinstance(values, dict) else {}

@@ -14,6 +14,7 @@ from ..evaluation.digit_classifier import DigitClassifier
 from ..evaluation.errors import EvaluationError
 from ..evaluation.extractors import load_extractor
 from ..images import to_pixels
+from ..messages import first_line
 from ..optional import require
 
 Classifier = Callable[[Tensor], Tensor]
@@ -44,7 +45,7 @@ def torchvision_classifier(name: str, weights: str | os.PathLike[str], device: t
     except FileNotFoundError:
         raise
     except Exception as error:  # a ValueError, a RuntimeError or pickle's, with lists of keys
-        raise EvaluationError(f"classifier {name}, weights {weights}: {str(error).splitlines()[0]}") from error
+        raise EvaluationError(f"classifier {name}, weights {weights}: {first_line(error)}") from error
     return _on_imagenet_pixels(model.to(device).eval(), device)
 
 

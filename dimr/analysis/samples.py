@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +48,8 @@ class Samples:
 
 def from_tensors(images: Tensor, labels: Tensor | None, name: str = "samples") -> Samples:
     """``images [N, C, H, W]`` in [-1, 1] and ``labels [N]``."""
+    if images.dim() != 4 or images.is_complex():
+        raise DataError(f"{name}: wanted images [N, 1 or 3, H, W], found {images.dtype} {list(images.shape)}")
     return Samples(len(images), None if labels is None else labels.long(), lambda i: images[list(i)], name)
 
 
@@ -85,14 +86,18 @@ def _from_safetensors(path: Path) -> Samples:
 
 def _from_npz(path: Path) -> Samples:
     numpy = require("numpy", "demo", "reading .npz")
-    try:
-        with numpy.load(path, allow_pickle=False) as arrays:
-            if "samples" in arrays:
-                labels = torch.from_numpy(arrays["labels"]) if "labels" in arrays else None
-                return from_tensors(torch.from_numpy(arrays["samples"]), labels, str(path))
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    return _from_source(path)
+    from ..data.npz import array_names, read_array
+
+    names = array_names(path)
+    if "samples" not in names:
+        return _from_source(path)
+    arrays = {name: read_array(path, name) for name in ("samples", "labels") if name in names}
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiu":
+            raise DataError(f"{path}: wanted numbers in {name}, found {array.dtype}")
+    samples = torch.from_numpy(numpy.array(arrays["samples"], "float32"))
+    labels = torch.from_numpy(numpy.array(arrays["labels"], "int64")) if "labels" in arrays else None
+    return from_tensors(samples, labels, str(path))
 
 
 def _from_source(path: Path) -> Samples:

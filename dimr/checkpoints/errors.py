@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
+from torch import Tensor
+
 NAMES_SHOWN = 10
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read or does not fit the model."""
+
+
+def check_weights(state: Mapping[str, object], source: str) -> None:
+    """Raise a :class:`CheckpointError` for a value that is no plain floating-point tensor."""
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(f"{source}: {name} must be a floating-point tensor, got {type(value).__name__}")
+        if not value.is_floating_point() or value.layout != torch.strided or value.is_meta:
+            found = f"a {value.dtype} tensor ({value.layout}, {value.device})"
+            raise CheckpointError(f"{source}: {name} must be a floating-point tensor with data, got {found}")
 
 
 def check_keys(

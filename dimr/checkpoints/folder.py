@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ..config import DiMRConfig
-from ..files import replacing, write_json
+from ..files import read_json, replacing, write_json
+from ..messages import first_line
 from ..network import DiMR
-from .errors import CheckpointError, check_keys
+from .errors import CheckpointError, check_keys, check_weights
 from .reading import read_state_dict, require_safetensors
 
 WEIGHTS = "model.safetensors"
@@ -49,21 +49,29 @@ def load_model(folder: str | os.PathLike[str], device: torch.device | str = "cpu
     folder = Path(folder)
     config = _read_config(folder / CONFIG)
     weights = read_state_dict(folder / WEIGHTS)
-    with torch.device("meta"):
-        model = DiMR(config)
+    model = _empty_model(config, folder / CONFIG)
+    check_weights(weights, str(folder / WEIGHTS))
     wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
     check_keys({name: tuple(v.shape) for name, v in weights.items()}, wanted, str(folder / WEIGHTS))
     model.load_state_dict(weights, assign=True)
     return model.to(device).eval()
 
 
+def _empty_model(config: DiMRConfig, path: Path) -> DiMR:
+    try:
+        with torch.device("meta"):
+            return DiMR(config)
+    except RuntimeError as error:  # sizes whose product is no 64-bit number
+        raise CheckpointError(f"{path} describes a model that no memory can hold: {first_line(error)}") from error
+
+
 def _read_config(path: Path) -> DiMRConfig:
     if not path.is_file():
         raise FileNotFoundError(f"no configuration at {path}")
     try:
-        values = json.loads(path.read_text())
+        values = read_json(path)
         if not isinstance(values, dict):
             raise TypeError(f"wanted an object, got {type(values).__name__}")
         return DiMRConfig.from_dict(values)
-    except (ValueError, TypeError) as error:  # json.JSONDecodeError is a ValueError
+    except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path} is not a DiMR configuration: {error}") from error

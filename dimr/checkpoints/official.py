@@ -11,7 +11,7 @@ from torch import Tensor
 from ..config import DiMRConfig
 from ..network import DiMR
 from ..variants import model_config
-from .errors import CheckpointError, check_keys
+from .errors import check_keys, check_weights
 from .names import Entry, entries
 from .reading import read_state_dict
 
@@ -56,9 +56,7 @@ def from_official_state_dict(
     state: Mapping[str, Tensor], config: DiMRConfig, source: str = "state dict"
 ) -> dict[str, Tensor]:
     """Published names to this package's, float32 and freshly allocated."""
-    for name, value in state.items():
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            raise CheckpointError(f"{source}: {name} must be a floating-point tensor, got {_described(value)}")
+    check_weights(state, source)
     check_keys({name: tuple(v.shape) for name, v in state.items()}, official_shapes(config), source)
     return {entry.ours: _to_ours(entry, state) for entry in entries(config)}
 
@@ -78,7 +76,3 @@ def to_official_state_dict(model: DiMR) -> dict[str, Tensor]:
 def _to_ours(entry: Entry, state: Mapping[str, Tensor]) -> Tensor:
     value = torch.cat([state[name].to("cpu", torch.float32) for name in entry.published])
     return (value + entry.offset if entry.offset else value).reshape(entry.shape)
-
-
-def _described(value: object) -> str:
-    return f"a {value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__

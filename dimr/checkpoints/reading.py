@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from ..messages import first_line
 from ..optional import require
 from .errors import CheckpointError
 
@@ -39,15 +39,14 @@ def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
     safetensors = require_safetensors()
     try:
         return safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is not a whole safetensors file: {error}") from error
+    except Exception as error:  # its own, and others where the header's values are not what they should be
+        raise CheckpointError(f"{path} is not a whole safetensors file: {first_line(error)}") from error
 
 
 def _read_torch(path: Path) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
-        first_line = str(error).strip().partition("\n")[0]
+    except Exception as error:  # damage surfaces anywhere in the unpickler
         raise CheckpointError(
-            f"{path} is not a whole file of tensors written by torch.save: {type(error).__name__}: {first_line}"
+            f"{path} is not a whole file of tensors written by torch.save: {type(error).__name__}: {first_line(error)}"
         ) from error

@@ -88,7 +88,7 @@ class ImageDataset(Dataset):
         self.num_classes = count_classes(self.labels, self.class_names)
 
     def load(self, index: int, random: SampleRandom | None = None) -> Tensor:
-        pixels = centre_crop(self.source.picture(index), self.sample_shape[-1])
+        pixels = centre_crop(self.source.picture(index), self.sample_shape[-1], self.source.name(index))
         return pixels.flip(-1) if random is not None and self.flip and random.coin() else pixels
 
 

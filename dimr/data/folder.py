@@ -52,8 +52,13 @@ class FolderSource(ImageSource):
 def _pictures(folder: Path, recursive: bool = True) -> list[str]:
     """Names relative to ``folder``, with forward slashes."""
     found: list[str] = []
+    seen: set[str] = set()  # a link may lead back up
     for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = filter(_shown, folders) if recursive else ()
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(filter(_shown, folders)) if recursive else ()
         inside = Path(place).relative_to(folder)
         found += [(inside / name).as_posix() for name in files if _shown(name) and name.lower().endswith(PICTURES)]
     return sorted(found)

@@ -48,7 +48,7 @@ class HuggingFaceSource(ImageSource):
     def _open(self, datasets: Any, split: str | None) -> Any:
         try:
             data = datasets.load_from_disk(os.fspath(self.path))
-        except (OSError, ValueError) as error:
+        except Exception as error:  # of many kinds where the files are damaged
             raise DataError(f"{self.path} is not a data set saved by the datasets library: {error}") from error
         if not isinstance(data, datasets.DatasetDict):
             if split is not None:

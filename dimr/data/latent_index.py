@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
+import math
 import os
 from pathlib import Path
 from typing import Any
 
-from ..files import write_json
+from ..autoencoder import LatentScale
+from ..files import read_json, write_json
 from .errors import DataError
 from .spec import LATENT_INDEX
 
@@ -75,17 +76,42 @@ class LatentIndex:
         if not path.is_file():
             raise FileNotFoundError(f"no latents in {folder}: there is no {path.name}")
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = read_json(path)
             if values["format"] != FORMAT:
                 raise ValueError(f"its format is {values['format']!r}, not {FORMAT!r}")
             shards = {shard.pop("number"): ShardEntry(**shard) for shard in values["shards"]}
             C, h, w = values["latent_shape"]
-            return cls(
+            index = cls(
                 Path(folder), values["settings"], values["num_classes"], values["class_names"], (C, h, w),
                 values["num_shards"], shards,
             )  # fmt: skip
+            index._check()
+            return index
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is not an index of latents: {type(error).__name__}: {error}") from error
+
+    def _check(self) -> None:
+        """Raises ValueError, KeyError or TypeError where a value cannot be what :meth:`write` wrote."""
+        counts = [self.num_classes, self.num_shards, *self.latent_shape, self.settings["image_size"]]
+        counts += [count for entry in self.shards.values() for count in (entry.samples, entry.bytes)]
+        if not all(type(count) is int and 0 <= count < 2**63 for count in counts):
+            raise ValueError("wanted whole numbers of at least 0 for sizes and counts")
+        if not isinstance(self.settings["flipped"], bool):
+            raise ValueError(f"wanted true or false for flipped, found {self.settings['flipped']!r}")
+        names = self.class_names
+        if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise ValueError("wanted a list of text for class_names")
+        for entry in self.shards.values():
+            if Path(entry.file).name != entry.file:
+                raise ValueError(f"wanted the name of a file beside it, found {entry.file!r}")
+        scale = self.scale
+        if not (math.isfinite(scale.factor) and scale.factor != 0 and math.isfinite(scale.shift)):
+            raise ValueError(f"wanted finite numbers for the scale, and no factor of 0, found {tuple(scale)}")
+
+    @property
+    def scale(self) -> LatentScale:
+        """From the autoencoder's latents to the model's."""
+        return LatentScale(**self.settings["autoencoder"]["scale"])
 
     def check_same(self, other: LatentIndex) -> None:
         """Raises:

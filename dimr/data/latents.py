@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..autoencoder import LatentScale
 from ..optional import require
 from .dataset import Dataset, count_classes
 from .errors import DataError, SampleError, Skipped
 from .latent_index import LatentIndex, ShardEntry
 from .randomness import SampleRandom
+
+DTYPES = ("F32", "F16")
 
 
 class LatentDataset(Dataset):
@@ -32,8 +33,9 @@ class LatentDataset(Dataset):
         self.flip = flip
         self.max_skipped = max_skipped
         self.sample_shape = index.latent_shape
+        self._flipped = index.settings["flipped"]
         self.class_names = None if index.class_names is None else tuple(index.class_names)
-        self.scale = LatentScale(**index.settings["autoencoder"]["scale"])
+        self.scale = index.scale
         entries = self._present([entry for entry in index.shards.values() if entry.samples])
         self._files = [self.folder / entry.file for entry in entries]
         counts = [entry.samples for entry in entries]
@@ -63,11 +65,32 @@ class LatentDataset(Dataset):
         return {**self.__dict__, "_open": {}}  # open files stay in this process
 
     def _read_labels(self) -> np.ndarray:
+        """Of all files, whose tensors must have the shapes that the index gives them."""
+        counts = np.bincount(self._shard, minlength=len(self._files)).tolist()
         try:
-            labels = [self._handle(i).get_tensor("labels").numpy() for i in range(len(self._files))]
+            labels = [self._labels_of(i, count) for i, count in enumerate(counts)]
         except SampleError as error:
             raise DataError(str(error.skipped)) from error
         return np.concatenate([np.empty(0, np.int64), *labels])
+
+    def _labels_of(self, shard: int, count: int) -> np.ndarray:
+        C, h, w = self.sample_shape
+        wanted = [[count, 1 + self._flipped, channels, h, w] for channels in (C, 2 * C)]
+        try:
+            file = self._handle(shard)
+            labels, moments = file.get_tensor("labels").numpy(), file.get_slice("moments")
+            found, dtype = moments.get_shape(), moments.get_dtype()
+        except SampleError:
+            raise
+        except Exception as error:  # safetensors has errors of its own, which need not be installed
+            raise SampleError(str(self._files[shard]), str(error)) from error
+        if list(found) not in wanted or dtype not in DTYPES or labels.shape != (count,) or labels.dtype != np.int64:
+            raise SampleError(
+                str(self._files[shard]),
+                f"wanted {count} latents and labels as in the index, found moments {dtype} {list(found)} "
+                f"and labels {labels.dtype} {list(labels.shape)}",
+            )
+        return labels
 
     def _handle(self, shard: int) -> Any:
         if shard not in self._open:

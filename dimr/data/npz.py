@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 import zipfile
-import zlib
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from .preprocessing import decode_picture, require_pillow
 
 IMAGE_KEYS = ("images", "arr_0", "jpeg")  # arr_0 and arr_1: the samples that ADM's evaluation suite reads
 LABEL_KEYS = ("labels", "label", "arr_1")
+SUFFIX = ".npy"
+DEFLATE_LIMIT = 1032  # no byte of DEFLATE stands for more
 
 
 class NpzSource(ImageSource):
@@ -31,30 +33,33 @@ class NpzSource(ImageSource):
     ) -> None:
         self.path = Path(path)
         self._keys = image_key, label_key
-        arrays = _keys(self.path)
+        arrays = array_names(self.path)
         image_key = _choose(self.path, arrays, image_key, IMAGE_KEYS)
         if image_key is None:
             raise DataError(f"{self.path} has no array {' or '.join(IMAGE_KEYS)}, only {', '.join(arrays)}")
         label_key = _choose(self.path, arrays, label_key, LABEL_KEYS)
-        self._images = _array(self.path, image_key)
-        self._offsets = _array(self.path, "offsets") if "offsets" in arrays and self._images.ndim == 1 else None
+        self._images = read_array(self.path, image_key)
+        self._offsets = None
+        if "offsets" in arrays and self._images.ndim == 1:
+            self._offsets = read_array(self.path, "offsets")
         self._check_images(image_key)
         self.labels = None if label_key is None else self._read_labels(label_key)
         if self.labels is not None and "names" in arrays:
-            self.class_names = tuple(str(name) for name in _array(self.path, "names"))
+            self.class_names = tuple(map(str, read_array(self.path, "names").ravel()))
 
     def _check_images(self, key: str) -> None:
         found = f"{self._images.dtype} {list(self._images.shape)}"
         if self._offsets is None:
-            if self._images.dtype != np.uint8 or self._images.ndim != 4 or self._images.shape[-1] != 3:
+            *_, H, W, C = self._images.shape if self._images.ndim == 4 else (0, 0, 0)
+            if self._images.dtype != np.uint8 or C != 3 or H * W == 0:
                 raise DataError(
                     f"{self.path}: {key} must be uint8 [N, H, W, 3], or uint8 [bytes] beside offsets; got {found}"
                 )
-        elif self._images.dtype != np.uint8 or np.any(np.diff(self._offsets, append=len(self._images)) < 0):
+        elif self._images.dtype != np.uint8 or not _rises(self._offsets, len(self._images)):
             raise DataError(f"{self.path}: offsets must rise within {key} of uint8; got {key} of {found}")
 
     def _read_labels(self, key: str) -> np.ndarray:
-        labels = _array(self.path, key)
+        labels = read_array(self.path, key)
         if labels.shape != (len(self),) or labels.dtype.kind not in "iu":
             raise DataError(
                 f"{self.path}: {key} must be whole numbers [{len(self)}], got {labels.dtype} {list(labels.shape)}"
@@ -77,13 +82,25 @@ class NpzSource(ImageSource):
         return decode_picture(data.tobytes(), f"{self.path}: {self.name(index)}")
 
 
-def _keys(path: Path) -> list[str]:
-    if not path.is_file():
+def _rises(offsets: np.ndarray, end: int) -> bool:
+    if offsets.ndim != 1 or offsets.dtype.kind not in "iu" or len(offsets) == 0:
+        return False
+    return offsets[0] >= 0 and offsets[-1] <= end and not np.any(offsets[1:] < offsets[:-1])
+
+
+def array_names(path: str | os.PathLike[str]) -> list[str]:
+    """Of an ``.npz`` file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: it is damaged, or something else.
+    """
+    if not Path(path).is_file():
         raise FileNotFoundError(f"no file at {path}")
     try:
         with zipfile.ZipFile(path) as archive:
-            return [name.removesuffix(".npy") for name in archive.namelist()]
-    except zipfile.BadZipFile as error:
+            return [name.removesuffix(SUFFIX) for name in archive.namelist() if name.endswith(SUFFIX)]
+    except Exception as error:  # zipfile raises many kinds over damage
         raise DataError(f"{path} is not a whole .npz file: {error}") from error
 
 
@@ -93,31 +110,54 @@ def _choose(path: Path, arrays: list[str], asked: str | None, usual: tuple[str, 
     return asked or next((key for key in usual if key in arrays), None)
 
 
-def _array(path: Path, key: str) -> np.ndarray:
+def read_array(path: str | os.PathLike[str], key: str) -> np.ndarray:
+    """An array of an ``.npz`` file, mapped where it is stored without compression. Runs no code that the file may hold.
+
+    Raises:
+        DataError: it is damaged, holds Python objects, or says that it is larger than it is.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
-            member = archive.getinfo(f"{key}.npy")
-            if member.compress_type == zipfile.ZIP_STORED:
-                return _mapped(path, archive, member)
-        with np.load(path) as arrays:
-            return arrays[key]
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, struct.error) as error:
-        raise DataError(f"{path}: the array {key!r} cannot be read: {error}") from error
+            return _array(Path(path), archive, archive.getinfo(key + SUFFIX))
+    except Exception as error:  # zipfile, zlib and NumPy raise many kinds over damage
+        raise DataError(f"{path}: the array {key!r} cannot be read: {error or type(error).__name__}") from error
 
 
-def _mapped(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    """The array in a member that is stored as it is, read from the file when it is looked at."""
+def _array(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read_header(file)
-        header = file.tell()
-    if dtype.hasobject:
+        header, data = _read_header(file), file.tell()
+    size = math.prod(header.shape) * header.dtype.itemsize
+    if size != member.file_size - data:
+        raise ValueError(f"it is said to take {size} bytes, and takes {member.file_size - data}")
+    if member.compress_type == zipfile.ZIP_STORED:
+        return _mapped(path, member, header, data)
+    if size > member.compress_size * DEFLATE_LIMIT:  # before memory is asked for
+        raise ValueError(f"{member.compress_size} compressed bytes cannot hold {size}")
+    with archive.open(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+class _Header(NamedTuple):
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype[Any]
+
+
+def _read_header(file: IO[bytes]) -> _Header:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    header = _Header(*read(file))
+    if header.dtype.hasobject:
         raise ValueError("it holds Python objects")
+    return header
+
+
+def _mapped(path: Path, member: zipfile.ZipInfo, header: _Header, data: int) -> np.ndarray:
+    """The array in a member that is stored as it is, read from the file when it is looked at."""
     with path.open("rb") as raw:
         raw.seek(member.header_offset + 26)  # lengths of the name and the extra field, the last of 30 bytes
         name, extra = struct.unpack("<HH", raw.read(4))
-    start = member.header_offset + 30 + name + extra + header
-    if 0 in shape:
-        return np.empty(shape, dtype)
-    return np.memmap(path, dtype, "r", start, shape, "F" if fortran else "C")
+    start = member.header_offset + 30 + name + extra + data
+    if 0 in header.shape:
+        return np.empty(header.shape, header.dtype)
+    return np.memmap(path, header.dtype, "r", start, header.shape, "F" if header.fortran else "C")

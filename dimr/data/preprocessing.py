@@ -16,6 +16,7 @@ from ..optional import require
 from .errors import SampleError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm")
+LONGEST = 2**16  # pixels of a picture's longer side when the shorter one has been scaled
 # What Pillow is seen to raise on damaged files.
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error)
 
@@ -45,13 +46,19 @@ def _reason(error: Exception) -> str:
     return "not a picture that Pillow can read" if text.startswith("cannot identify") else text
 
 
-def centre_crop(picture: Any, size: int) -> Tensor:
+def centre_crop(picture: Any, size: int, name: str = "picture") -> Tensor:
     """The largest square in the middle, scaled to ``size``: uint8 ``[3, size, size]``.
 
     As ADM does it (Dhariwal and Nichol, 2021), and after it U-ViT and DiMR: the shorter side is halved by averaging
     while it is at least twice too long, then made ``size`` bicubically, and the middle is cut out.
+
+    Raises:
+        SampleError: so long a picture that this would take gigabytes for what is cut off.
     """
     Image = require_pillow()
+    shorter, longer = sorted(picture.size)
+    if longer * size > LONGEST * shorter:
+        raise SampleError(name, f"{picture.width}x{picture.height} pixels are too long a picture for a square")
     while min(picture.size) >= 2 * size:
         picture = picture.resize(tuple(side // 2 for side in picture.size), Image.Resampling.BOX)
     scale = size / min(picture.size)

@@ -20,7 +20,8 @@ from .dataset import ImageSource
 from .errors import DataError, SampleError, Skipped
 from .preprocessing import PICTURES, decode_picture
 
-RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
+MOST_FILES = 1_000_000
 
 
 class _Entry(NamedTuple):
@@ -94,6 +95,8 @@ def expand(path: str | os.PathLike[str]) -> tuple[Path, ...]:
         text = os.path.join(glob.escape(text), "*.tar")
     if match := RANGE.search(text):
         first, last = match.groups()
+        if int(last) - int(first) >= MOST_FILES:
+            raise DataError(f"{text} stands for more than {MOST_FILES} files")
         numbers = [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
         return tuple(p for n in numbers for p in expand(text[: match.start()] + n + text[match.end() :]))
     if not glob.has_magic(text):
@@ -113,7 +116,7 @@ def _read_shard(shard: Path) -> tuple[list[_Entry], list[Skipped]]:
             return entries, problems
     except OSError as error:
         return [], [Skipped(str(shard), error.strerror or str(error))]
-    except (tarfile.TarError, ValueError) as error:
+    except Exception as error:  # tarfile raises many kinds over damaged headers
         return [], [Skipped(str(shard), f"not a whole, uncompressed tar file: {error}")]
 
 
@@ -145,11 +148,11 @@ def _label(archive: tarfile.TarFile, member: tarfile.TarInfo, extension: str) ->
     file = archive.extractfile(member)
     text = b"" if file is None else file.read()
     try:
-        if extension == "cls":
-            return int(text)
-        label = json.loads(text).get("label")
-        return None if label is None else int(label)
-    except (ValueError, TypeError, AttributeError):
+        label = int(text) if extension == "cls" else json.loads(text).get("label")
+        if label is not None and not (type(label) is int and abs(label) < 2**63):
+            raise ValueError
+        return label
+    except (ValueError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{member.name} is no label: {text[:40]!r}") from None
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib
-from collections.abc import Mapping
+import logging
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..messages import first_line
 from .errors import EvaluationError
 
 SPATIAL_CHANNELS = 7  # of the intermediate map, as in ADM's evaluation suite
@@ -104,7 +108,11 @@ def wrap_module(module: nn.Module, name: str | None = None, resize: int | None =
 def load_extractor(source: str, name: str | None = None, resize: int | None = None) -> FeatureExtractor:
     """An extractor from ``"package.module:callable"``, which is called for the module, or from a file of a network.
 
-    Files are those of ``torch.export.save`` (``.pt2``, exported with a batch of any size) and TorchScript.
+    Files are those of ``torch.export.save`` (``.pt2``, exported with a batch of any size) and TorchScript. Pickles in
+    them are refused, but either is a program, like the module: take it from those whom you would let run one.
+
+    Raises:
+        EvaluationError: there is no such callable or file, it fails, or it makes something else.
     """
     if Path(source).is_file():
         return wrap_module(_load_file(source), name or Path(source).stem, resize)
@@ -113,8 +121,9 @@ def load_extractor(source: str, name: str | None = None, resize: int | None = No
         raise EvaluationError(f"features: wanted MODULE:CALLABLE, or a .pt2 or TorchScript file, got {source!r}")
     try:
         made = getattr(importlib.import_module(package), attribute)()
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise EvaluationError(f"features: cannot take {attribute!r} from {package!r}: {error}") from error
+    except Exception as error:  # whatever that module does
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise EvaluationError(f"features: cannot take {attribute!r} from {package!r}: {reason}") from error
     if not isinstance(made, nn.Module):
         raise EvaluationError(f"features: {source} returned {type(made).__name__}, wanted a torch.nn.Module")
     return wrap_module(made, name or attribute, resize)
@@ -123,11 +132,26 @@ def load_extractor(source: str, name: str | None = None, resize: int | None = No
 def _load_file(path: str) -> nn.Module:
     try:
         if path.endswith(".pt2"):
-            return _Exported(torch.export.load(path).module())
+            with _no_pickles():
+                return _Exported(torch.export.load(path).module())
         return torch.jit.load(path, map_location="cpu")
     except Exception as error:  # of many kinds, and none of them lies here
-        reason = str(error).partition("\n")[0]
-        raise EvaluationError(f"{path}: not a network that torch can load: {reason}") from error
+        raise EvaluationError(f"{path}: not a network that torch can load: {first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _no_pickles() -> Iterator[None]:
+    """torch.export unpickles without restraint where restraint fails, and logs the traceback of each attempt."""
+    key, log = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", logging.getLogger("torch.export")
+    before, was_disabled = os.environ.get(key), log.disabled
+    os.environ[key], log.disabled = "1", True
+    try:
+        yield
+    finally:
+        log.disabled = was_disabled
+        os.environ.pop(key)
+        if before is not None:
+            os.environ[key] = before
 
 
 class _Exported(nn.Module):

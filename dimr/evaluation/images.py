@@ -82,14 +82,14 @@ class StoredImages:
 
     def _read(self, index: int) -> Tensor:
         """uint8 ``[3, H, W]``."""
+        from ..data.preprocessing import centre_crop
+
         try:
             picture = self._source.picture(index)
+            if self._crop is not None:
+                return centre_crop(picture, self._crop)
         except SampleError as error:
             raise EvaluationError(f"{self.name(index)}: {error.skipped.reason}") from error
-        if self._crop is not None:
-            from ..data.preprocessing import centre_crop
-
-            return centre_crop(picture, self._crop)
         values = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
         return values.view(picture.height, picture.width, 3).permute(2, 0, 1)
 

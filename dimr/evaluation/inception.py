@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..messages import first_line
 from ..optional import require
 from .errors import EvaluationError
 from .extractors import FeatureExtractor
@@ -82,7 +83,7 @@ class _Inception(nn.Module):
         try:
             torch.load(weights, map_location="cpu", weights_only=True)
         except Exception as error:
-            raise EvaluationError(f"{weights}: not a file of weights: {str(error).splitlines()[0]}") from error
+            raise EvaluationError(f"{weights}: not a file of weights: {first_line(error)}") from error
 
 
 def _torch_fidelity() -> ModuleType:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..data.errors import DataError
 from ..files import replacing
 from ..optional import require
 from .errors import EvaluationError
@@ -97,13 +97,15 @@ def usable_moments(reference: Reference, extractor: FeatureExtractor) -> tuple[R
 
 def _read(path: Path) -> tuple[list[str], dict[str, Any]]:
     """The names of all arrays, and the arrays that are statistics."""
-    numpy = require("numpy", "evaluate", "reading .npz")
+    require("numpy", "evaluate", "reading .npz")
+    from ..data.npz import array_names, read_array
+
     try:
-        with numpy.load(path, allow_pickle=False) as archive:
-            wanted = [key for key in (*MOMENTS, *SPATIAL_MOMENTS, *ORIGIN) if key in archive]
-            return list(archive), {key: archive[key] for key in wanted}
-    except (zipfile.BadZipFile, EOFError, ValueError) as error:
-        raise EvaluationError(f"{path}: not a readable .npz file: {error}") from error
+        names = array_names(path)
+        wanted = [key for key in (*MOMENTS, *SPATIAL_MOMENTS, *ORIGIN) if key in names]
+        return names, {key: read_array(path, key) for key in wanted}
+    except DataError as error:
+        raise EvaluationError(str(error)) from error
 
 
 def _moments(path: Path, arrays: dict[str, Any], keys: tuple[str, str]) -> Moments | None:
@@ -112,7 +114,10 @@ def _moments(path: Path, arrays: dict[str, Any], keys: tuple[str, str]) -> Momen
         return None
     if len(found) == 1:
         raise EvaluationError(f"{path}: wanted both {keys[0]} and {keys[1]}, found {found[0]}")
-    mean, covariance = (torch.as_tensor(arrays[key], dtype=torch.float64) for key in keys)
+    for key in keys:
+        if arrays[key].dtype.kind not in "fiu":
+            raise EvaluationError(f"{path}: wanted numbers in {key}, found {arrays[key].dtype}")
+    mean, covariance = (torch.from_numpy(arrays[key].astype("float64")) for key in keys)
     if mean.dim() != 1 or covariance.shape != (len(mean), len(mean)):
         raise EvaluationError(
             f"{path}: wanted {keys[0]} [D] and {keys[1]} [D, D], found {list(mean.shape)} and {list(covariance.shape)}"

@@ -10,14 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..checkpoints.errors import CheckpointError
 from ..checkpoints.reading import read_state_dict
+from ..config import DiMRConfig
 from ..files import replacing
 from .loop import Trainer
 from .processes import Processes
+from .settings import TrainingSettings
 
 FORMAT = "dimr-training-state-1"
+PARTS = {
+    "step": int, "settings": dict, "config": dict, "device": str, "model": dict, "ema": dict, "optimizer": dict,
+    "generator": Tensor, "losses": Tensor, "data": dict,
+}  # fmt: skip
 
 
 def save_training_state(path: str | os.PathLike[str], trainer: Trainer) -> dict[str, Any]:
@@ -81,4 +88,12 @@ def load_training_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     state: dict[str, Any] = read_state_dict(path)
     if state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a training state of the format {FORMAT}")
+    for key, kind in PARTS.items():
+        if not isinstance(state.get(key), kind):
+            raise CheckpointError(f"{path}: {key} must be a {kind.__name__}, found {type(state.get(key)).__name__}")
+    try:
+        DiMRConfig.from_dict(state["config"])
+        TrainingSettings.from_dict(state["settings"])
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
     return state

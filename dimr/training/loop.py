@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..checkpoints.errors import CheckpointError
+from ..checkpoints.errors import CheckpointError, check_keys
 from ..loss import branch_losses, weighted_sum
+from ..memory import is_out_of_memory
+from ..messages import first_line
 from ..network import DiMR
 from ..schedule import NoiseSchedule
 from .ema import ExponentialMovingAverage
@@ -126,7 +128,11 @@ class Trainer:
     def train_step(self) -> None:
         """One step. The host gives orders only: it never waits for a GPU."""
         set_learning_rate(self.optimizer, self.learning_rate)
-        row = self.backward()
+        try:
+            row = self.backward()
+        except BaseException:  # above all out of memory: the next step must not add to half a gradient
+            self.optimizer.zero_grad()
+            raise
         self.gradient_norm = whole(self._clip())
         self._finite.logical_and_(self.gradient_norm.isfinite())
         self.optimizer.step()
@@ -227,8 +233,17 @@ class Trainer:
         """Go on from :meth:`state_dict`'s result. Processes, strategy and passes may be others than the saved run's.
 
         Raises:
-            CheckpointError: its settings, configuration or kind of device are not this run's.
+            CheckpointError: its settings, configuration or kind of device are not this run's; or it is damaged, and
+                this trainer then has parts of it and cannot be used.
         """
+        try:
+            self._load(state)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            if isinstance(error, CheckpointError) or is_out_of_memory(error):
+                raise
+            raise CheckpointError(f"the saved state is damaged: {type(error).__name__}: {first_line(error)}") from error
+
+    def _load(self, state: dict[str, Any]) -> None:
         saved = TrainingSettings.from_dict(state["settings"]).deciding() | state["config"]
         for k, mine in sorted((self.settings.deciding() | self.model.config.to_dict()).items()):
             if saved.get(k) != mine:
@@ -237,14 +252,20 @@ class Trainer:
             raise CheckpointError(
                 f"the saved run was on {state['device']!r}, this one is on {self.model.device.type!r}"
             )
+        shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
+        for part, tensors in (("model", state["model"]), ("averages", state["ema"]["averages"])):
+            check_keys({name: tuple(v.shape) for name, v in tensors.items()}, shapes, f"the saved state's {part}")
         load_model_state(self.model, state["model"])
         self.ema.load_state_dict(state["ema"])
         load_optimizer_state(self.optimizer, state["optimizer"])
         if hasattr(self.batches, "load_state_dict"):
             self.batches.load_state_dict(state["data"])
         self.generator.set_state(state["generator"].cpu())
-        self.step = int(state["step"])
-        self.losses[: self.step] = state["losses"].to(self.losses.device)
+        step, losses = state["step"], state["losses"]
+        if not 0 <= step <= self.settings.steps or losses.shape != self.losses[:step].shape:
+            raise ValueError(f"step {step} of {self.settings.steps} with losses {list(losses.shape)}")
+        self.step = step
+        self.losses[:step] = losses.to(self.losses.device)
 
 
 def _check_fit(model: DiMR, settings: TrainingSettings) -> None:

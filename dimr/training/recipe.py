@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -64,8 +65,8 @@ class RunSettings:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("workers", "sample_every", "sample_guidance"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +122,7 @@ def load_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     toml = _toml()
     try:
         tables = toml.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # TOMLDecodeError, UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, UnicodeDecodeError
         raise RecipeError(f"{path} is not TOML: {error}") from error
     for override in overrides:
         _override(tables, override)
@@ -178,5 +179,5 @@ def _value(text: str) -> Any:
     toml = _toml()
     try:
         return toml.loads(f"value = {text}")["value"]
-    except toml.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text

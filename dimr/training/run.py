@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..checkpoints.errors import CheckpointError
 from ..checkpoints.folder import write_model
 from ..class_names import save_class_names
 from ..counting import count_parameters
@@ -18,6 +19,8 @@ from ..data.dataset import Dataset
 from ..data.loader import TrainingLoader
 from ..data.opening import open_dataset
 from ..files import write_json
+from ..memory import OutOfMemoryError, is_out_of_memory
+from ..messages import first_line
 from ..network import DiMR
 from ..optional import MissingPackageError
 from ..plots import save_loss_curves
@@ -135,11 +138,20 @@ class TrainingRun:
             try:
                 signal = train(self.trainer, self.save, settings.save_every, after_step)
             except DivergedError as error:
-                newest = self.checkpoints.newest
-                kept = "there is no checkpoint yet" if newest is None else f"the last good checkpoint is {newest}"
-                raise DivergedError(f"{error}; {kept}") from error
+                raise DivergedError(f"{error}; {self._kept()}") from error
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise OutOfMemoryError(
+                    f"out of memory at step {self.trainer.step + 1}: lower run.device_batch or set "
+                    f"training.checkpointing = 'selective'; {self._kept()}"
+                ) from error
         self._draw_losses()
         return signal
+
+    def _kept(self) -> str:
+        newest = self.checkpoints.newest
+        return "there is no checkpoint yet" if newest is None else f"the last good checkpoint is {newest}"
 
     def _start(self) -> None:
         if self.processes.first:
@@ -147,7 +159,10 @@ class TrainingRun:
             write_json(self.folder.recipe, self.recipe.to_dict())
         state = self.checkpoints.load()
         if state is not None:
-            self.trainer.load_state_dict(state)
+            try:
+                self.trainer.load_state_dict(state)
+            except CheckpointError as error:
+                raise CheckpointError(f"{self.checkpoints.folder}, step {state['step']}: {error}") from error
             if self.processes.first:
                 logger.info("going on from step %d", self.trainer.step)
 
@@ -174,7 +189,12 @@ def new_model(recipe: Recipe, device: torch.device) -> DiMR:
     """The seed decides the weights, the same in all processes, and leaves torch's global generator alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.training.seed)
-        return DiMR(recipe.model).to(device)
+        try:
+            return DiMR(recipe.model).to(device)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise RecipeError(f"model: it does not fit into memory: {first_line(error)}") from error
 
 
 def check_data(dataset: Dataset, recipe: Recipe) -> None:

@@ -60,12 +60,17 @@ class TrainingSettings:
                 wanted = ", ".join(map(repr, choices))
                 raise ValueError(f"{name} must be one of {wanted}; got {getattr(self, name)!r}")
         check_mode(self.checkpointing)
-        for name, least in (("steps", 1), ("batch_size", 1), ("warmup_steps", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name, least, most in (
+            ("steps", 1, 2**31), ("batch_size", 1, 2**31), ("warmup_steps", 0, 2**31), ("seed", 0, 2**63 - 1),
+        ):  # fmt: skip
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name} must be from {least} to {most}, got {getattr(self, name)}")
         for name in ("learning_rate", "weight_decay", "max_gradient_norm"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)}")
+        for name, decay in (("ema_decay", self.ema_decay), *(("betas", beta) for beta in self.betas)):
+            if not 0 <= decay < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, got {decay}")
         if not 0 <= self.class_dropout <= 1:
             raise ValueError(f"class_dropout must be from 0 to 1, got {self.class_dropout}")
 

@@ -47,8 +47,12 @@ def load_model_state(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """From a state of whole tensors."""
+    """From a state of whole tensors. ValueError where one has another shape than its parameter."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, values in state["state"].items():
+        for k, v in values.items():
+            if k != "step" and v.shape != parameters[index].shape:
+                raise ValueError(f"{k} of parameter {index}: {list(v.shape)}, wanted {list(parameters[index].shape)}")
     moments = {
         index: {k: sharded_like(v, parameters[index]) if k != "step" else v for k, v in values.items()}
         for index, values in state["state"].items()

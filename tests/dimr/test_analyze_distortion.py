@@ -117,7 +117,7 @@ def test_unreadable_samples(tmp_path):
     (tmp_path / "cut.npz").write_bytes((tmp_path / "nan.npz").read_bytes()[:500])
     for name, message in {
         "a.npz": "a.npz",
-        "cut.npz": "cut.npz cannot be read",
+        "cut.npz": "cut.npz is not a whole .npz file",
         "a.safetensors": "cannot be read",
         "a.txt": "wanted a folder, .npz or .safetensors",
         "latents.npz": r"wanted images \[N, 1 or 3, H, W\], found \[1, 4, 8, 8\]",

@@ -264,7 +264,7 @@ def test_bad_images(tmp_path):
         ("shape.npz", r"\[6\] and \[5, 5\]"),
         ("nan.npz", "not finite"),
         ("seven.npz", "of 7 features, Tiny makes 6"),
-        ("broken.npz", "not a readable .npz"),
+        ("broken.npz", "not a whole .npz"),
     ):
         with pytest.raises(EvaluationError, match=message):
             evaluate(good, tmp_path / reference, Tiny())
