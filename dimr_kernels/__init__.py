@@ -1,9 +1,10 @@
 """Fused operators for diffusion models: Triton and CUDA on a GPU, plain PyTorch everywhere else."""
 
 from . import functional, inference
+from .adoption import AdoptionReport, adopt
 from .conditioning import time_conditioning
 from .dispatch import BackendError, current_backend, use_backend
-from .nn import GEGLU, GEGLUMLP, DepthwiseConv2d, PixelShuffleUpsample, SelfAttention, TDLayerNorm, TDRMSNorm
+from .nn import GEGLU, GEGLUMLP, DepthwiseConv2d, PixelShuffleUpsample, SelfAttention, TDGroupNorm, TDLayerNorm, TDRMSNorm
 from .packing import pad_head_dim, padded_head_dim, unpad_head_dim
 from .warmup import warmup
 
@@ -12,12 +13,15 @@ __version__ = "0.1.0"
 __all__ = [
     "GEGLU",
     "GEGLUMLP",
+    "AdoptionReport",
     "BackendError",
     "DepthwiseConv2d",
     "PixelShuffleUpsample",
     "SelfAttention",
+    "TDGroupNorm",
     "TDLayerNorm",
     "TDRMSNorm",
+    "adopt",
     "current_backend",
     "functional",
     "inference",

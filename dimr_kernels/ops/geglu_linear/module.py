@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ...plain import is_plain_linear
 from ..geglu.functional import geglu
 from .functional import geglu_linear
 
 
-def _is_plain_linear(module: nn.Module) -> bool:
-    """Whether a call is its weight and bias and nothing else: no adapter in its place, no hook that waits for it."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return type(module) is nn.Linear and not any(hooks)
+def project_and_gate(proj: nn.Module, x: Tensor, approximate: str, gate: str) -> Tensor:
+    """``geglu(proj(x))``; a plain linear layer is part of the operator, any other projection is called."""
+    if is_plain_linear(proj):
+        return geglu_linear(x, proj.weight, proj.bias, approximate, gate)  # type: ignore[arg-type]
+    return geglu(proj(x), approximate=approximate, gate=gate)
 
 
 class GEGLU(nn.Module):
@@ -36,10 +38,7 @@ class GEGLU(nn.Module):
         self.gate = gate
 
     def forward(self, x: Tensor) -> Tensor:
-        proj = self.proj
-        if _is_plain_linear(proj):
-            return geglu_linear(x, proj.weight, proj.bias, self.approximate, self.gate)
-        return geglu(proj(x), approximate=self.approximate, gate=self.gate)
+        return project_and_gate(self.proj, x, self.approximate, self.gate)
 
     def extra_repr(self) -> str:
         return f"approximate={self.approximate!r}, gate={self.gate!r}"
