@@ -18,7 +18,13 @@ def _on_meta(config: DiMRConfig) -> DiMR:
 
 
 def count_parameters(model: nn.Module | DiMRConfig) -> int:
-    """Parameters of a model, or of the model that a configuration describes."""
+    """Parameters of a model, or of the model that a configuration describes.
+
+    Example:
+        >>> import dimr
+        >>> count_parameters(dimr.model_config("dimr-xl-2r"))
+        505046408
+    """
     if isinstance(model, DiMRConfig):
         model = _on_meta(model)
     return sum(p.numel() for p in model.parameters())
@@ -28,6 +34,11 @@ def count_macs(model: DiMR | DiMRConfig) -> int:
     """Multiply-adds of one forward of one image without guidance: matrix products, convolutions, attention.
 
     The paper's "Gflops" are these. Norms, activations and additions are not counted.
+
+    Example:
+        >>> import dimr
+        >>> round(count_macs(dimr.model_config("dimr-tiny-3r")) / 1e6)
+        19
     """
     config = model if isinstance(model, DiMRConfig) else model.config
     meta = _on_meta(config)

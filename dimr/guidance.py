@@ -17,6 +17,13 @@ class Guidance:
     ``Guidance("constant", s)``: ``cond + s (cond - uncond)``.
     ``Guidance("power", s, p)``: ``uncond + k (cond - uncond)`` with ``k`` rising from 1 at t = 1 to ``s`` at t = 0,
     ``k = (s - 1) (1 - cos(pi (1 - t)^p)) / 2 + 1``.
+
+    Example:
+        >>> import torch
+        >>> Guidance("constant", 0.5).combine(torch.tensor(2.0), torch.tensor(1.0), timestep=500)
+        tensor(2.5000)
+        >>> [round(Guidance("power", 4.0, 2.0).strength(timestep), 2) for timestep in (1000, 500, 1)]
+        [1.0, 1.44, 4.0]
     """
 
     kind: str

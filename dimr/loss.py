@@ -43,6 +43,12 @@ def multi_scale_loss(outputs: Sequence[Tensor], noise: Tensor, weights: Sequence
 
     Returns:
         ``[B]`` float32.
+
+    Example:
+        >>> import torch
+        >>> noise = torch.zeros(2, 3, 8, 8)
+        >>> multi_scale_loss((torch.ones(2, 3, 4, 4), torch.ones(2, 3, 8, 8)), noise)  # 1/4 + 1
+        tensor([1.2500, 1.2500])
     """
     return weighted_sum(branch_losses(outputs, noise), weights)
 

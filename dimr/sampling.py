@@ -69,6 +69,13 @@ def sample(
     Raises:
         ValueError, TypeError: an argument that does not fit, by name.
         ImportError: the method or the progress bar needs a library that is not installed.
+
+    Example:
+        >>> import dimr
+        >>> model = dimr.create_model("dimr-tiny-3r")
+        >>> images = sample(model, [0, 3], steps=2, guidance=dimr.Guidance("constant", 0.4))
+        >>> images.shape
+        torch.Size([2, 3, 16, 16])
     """
     schedule = schedule or NoiseSchedule()
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:

@@ -18,6 +18,11 @@ class NoiseSchedule:
     A timestep is a step number, whole or not, in [1, num_steps]; between steps log(alpha) is interpolated linearly.
     ``alpha = sqrt(alpha_bar)``, ``sigma = sqrt(1 - alpha_bar)``. These four functions take and give Python numbers, in
     double precision.
+
+    Example:
+        >>> schedule = NoiseSchedule()
+        >>> round(schedule.alpha(500.5) ** 2 + schedule.sigma(500.5) ** 2, 6)
+        1.0
     """
 
     beta_start: float = 0.00085
@@ -50,6 +55,10 @@ class NoiseSchedule:
 
         Raises:
             ValueError: shapes or devices that differ, or (where ``step`` is on the CPU) a step out of range.
+
+        Example:
+            >>> NoiseSchedule().add_noise(torch.ones(1), torch.zeros(1), torch.tensor([1000]))  # little is left of x0
+            tensor([0.0683])
         """
         B = x0.shape[0] if x0.dim() else 0
         if noise.shape != x0.shape:

@@ -38,7 +38,12 @@ VARIANTS: dict[str, DiMRConfig] = {
 
 
 def list_models() -> list[str]:
-    """Names that :func:`create_model` and :func:`model_config` take, smallest first."""
+    """Names that :func:`create_model` and :func:`model_config` take, smallest first.
+
+    Example:
+        >>> list_models()[0]
+        'dimr-tiny-3r'
+    """
     return list(VARIANTS)
 
 
@@ -57,5 +62,10 @@ def model_config(name: str, **overrides: Any) -> DiMRConfig:
 
 
 def create_model(name: str, **overrides: Any) -> DiMR:
-    """The named model, newly initialised, for example ``create_model("dimr-xl-2r", norm="td_layer")``."""
+    """The named model, newly initialised, for example ``create_model("dimr-xl-2r", norm="td_layer")``.
+
+    Example:
+        >>> create_model("dimr-tiny-3r", num_classes=5).config.num_classes
+        5
+    """
     return DiMR(model_config(name, **overrides))

@@ -16,6 +16,13 @@ def time_conditioning(t: Tensor | float) -> ScopedSetting[Tensor | float | None]
     nest; each thread and asynchronous task has its own value in eager code, while code that torch.compile traced reads
     one value per process. Activation checkpointing runs the forward again during the backward: there the block has to
     lie inside the checkpointed function.
+
+    Example:
+        >>> import torch, dimr_kernels as dk
+        >>> norm = dk.TDLayerNorm(8)
+        >>> with time_conditioning(torch.tensor([-1.0, 0.5])):
+        ...     norm(torch.randn(2, 3, 8)).shape
+        torch.Size([2, 3, 8])
     """
     if not isinstance(t, (Tensor, float, int)):
         raise TypeError(f"time_conditioning: t must be a Tensor or a float, got {type(t).__name__}")

@@ -45,6 +45,15 @@ def use_backend(name: str) -> ScopedSetting[str]:
 
     Raises ``ValueError`` for an unknown name at once, and :class:`BackendError` from the first operator that the
     chosen implementation cannot compute.
+
+    Example:
+        >>> with use_backend("eager"):
+        ...     current_backend()
+        'eager'
+        >>> use_backend("fastest")
+        Traceback (most recent call last):
+            ...
+        ValueError: use_backend: expected one of auto, eager, triton, cuda; got 'fastest'
     """
     return _backend.set_to(_checked(name, "use_backend"))
 

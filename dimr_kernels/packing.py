@@ -17,7 +17,12 @@ from . import checks
 
 
 def padded_head_dim(head_dim: int, multiple: int = 8) -> int:
-    """The next multiple: 60 -> 64; 64 and 72 stay."""
+    """The next multiple: 60 -> 64; 64 and 72 stay.
+
+    Example:
+        >>> padded_head_dim(60), padded_head_dim(72)
+        (64, 72)
+    """
     if head_dim < 1 or multiple < 1:
         raise ValueError(f"padded_head_dim: head_dim and multiple must be positive, got {head_dim} and {multiple}")
     return -(-head_dim // multiple) * multiple
@@ -86,6 +91,11 @@ def pad_head_dim(qkv_weight: Tensor, out_weight: Tensor, num_heads: int, multipl
     Returns:
         ``[3 * heads * padded, D]`` and ``[D, heads * padded]``; differentiable, so a training step may pad the weights
         (not the activations) in its forward. Attention over them needs ``scale=head_dim**-0.5`` of the unpadded head.
+
+    Example:
+        >>> qkv, out = torch.randn(3 * 2 * 6, 12), torch.randn(12, 2 * 6)  # two heads of 6
+        >>> [list(weight.shape) for weight in pad_head_dim(qkv, out, num_heads=2)]
+        [[48, 12], [12, 16]]
     """
     checks.check_floating("pad_head_dim", qkv_weight=qkv_weight, out_weight=out_weight)
     checks.check_rank("pad_head_dim", "qkv_weight", qkv_weight, 2, "[3 * heads * head_dim, D]")

@@ -63,6 +63,11 @@ def warmup(
     Raises:
         ValueError: no tensor among the inputs, or a batch size below 1.
         RuntimeError: a CUDA graph is being captured, when it is too late to compile.
+
+    Example:
+        >>> from dimr_kernels import GEGLU
+        >>> print(warmup(GEGLU(8, 16), torch.randn(4, 8), batch_sizes=(1,)))  # on a CPU
+        warmup: nothing done: the inputs are on a CPU, where plain PyTorch runs; kernels are compiled for a GPU
     """
     tensors = [x for x in (*inputs, *named_inputs.values()) if isinstance(x, Tensor)]
     if not tensors:

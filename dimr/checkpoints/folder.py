@@ -21,7 +21,15 @@ CONFIG = "config.json"
 
 
 def save_model(model: DiMR, folder: str | os.PathLike[str]) -> Path:
-    """Write the model's weights, in their own dtypes, and its configuration. Existing files are replaced whole."""
+    """Write the model's weights, in their own dtypes, and its configuration. Existing files are replaced whole.
+
+    Example:
+        >>> import tempfile, dimr
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = dimr.save_model(dimr.create_model("dimr-tiny-3r"), folder)
+        ...     dimr.load_model(folder).config.dims
+        (96, 48, 24)
+    """
     return write_model(model.state_dict(), model.config, folder)
 
 

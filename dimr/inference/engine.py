@@ -49,6 +49,12 @@ def optimize_for_inference(
     Raises:
         TypeError: ``model`` is no :class:`~dimr.network.DiMR`.
         ValueError: another dtype, ``max_graphs`` below 1, or a model with one of the paper's ablations.
+
+    Example:
+        >>> import dimr
+        >>> fast = optimize_for_inference(dimr.create_model("dimr-tiny-3r"), dtype=torch.float32)
+        >>> [out.shape[-1] for out in fast(torch.randn(2, 3, 16, 16), 500.0, torch.tensor([0, 3]))]
+        [4, 8, 16]
     """
     if not isinstance(model, DiMR):
         raise TypeError(f"model must be a DiMR, got {type(model).__name__}")

@@ -33,6 +33,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto", scale: flo
     Raises:
         ValueError, TypeError: an argument's shape, dtype or device does not fit.
         BackendError: the backend asked for cannot compute this call; the message says why.
+
+    Example:
+        >>> import torch
+        >>> q, k, v = torch.randn(3, 2, 4, 5, 16)  # batch 2, 4 heads, 5 tokens
+        >>> attention(q, k, v).shape
+        torch.Size([2, 4, 5, 16])
     """
     checks.check_choice("attention", "backend", backend, run.BACKENDS)
     checks.check_floating("attention", q=q, k=k, v=v)

@@ -25,6 +25,13 @@ class SelfAttention(nn.Module):
     A head dim that is no multiple of 8 (60, say) would make flash kernels copy queries, keys and values in every call.
     In float16 and bfloat16 on a GPU the weights are padded instead: in every forward while training, or once and for
     all by :meth:`pack_head_dim`. Parameters and state dict keep their unpadded shapes, packed or not.
+
+    Example:
+        >>> attention = SelfAttention(60, num_heads=5)  # heads of 12
+        >>> x = torch.randn(2, 7, 60)
+        >>> y = attention(x)
+        >>> torch.allclose(attention.pack_head_dim()(x), y, atol=1e-6)
+        True
     """
 
     def __init__(

@@ -30,6 +30,15 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, resi
     Raises:
         ValueError, TypeError: an argument's shape, dtype or device does not fit.
         BackendError: the implementation asked for cannot run (see :func:`dimr_kernels.use_backend`).
+
+    Example:
+        >>> import torch
+        >>> x = torch.ones(1, 4, 4, 2)
+        >>> depthwise_conv2d(x, torch.ones(2, 1, 3, 3))[0, :, :, 0]  # how many neighbours lie inside
+        tensor([[4., 6., 6., 4.],
+                [6., 9., 9., 6.],
+                [6., 9., 9., 6.],
+                [4., 6., 6., 4.]])
     """
     operator = "depthwise_conv2d"
     checks.check_floating(operator, x=x, weight=weight, bias=bias, residual=residual)

@@ -20,6 +20,12 @@ class DepthwiseConv2d(nn.Module):
     so that its state dict loads.
 
     Shape: ``[B, H, W, C]`` -> ``[B, H, W, C]``; ``residual``, of the same shape, is added to the result.
+
+    Example:
+        >>> conv = DepthwiseConv2d(16, kernel_size=7)
+        >>> _ = conv.load_state_dict(nn.Conv2d(16, 16, 7, padding=3, groups=16).state_dict())
+        >>> conv(torch.randn(2, 8, 8, 16)).shape
+        torch.Size([2, 8, 8, 16])
     """
 
     def __init__(self, channels: int, kernel_size: int = 7, bias: bool = True) -> None:

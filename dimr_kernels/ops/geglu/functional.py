@@ -26,6 +26,14 @@ def geglu(h: Tensor, value: Tensor | None = None, approximate: str = "none", gat
     Raises:
         ValueError, TypeError: an argument's shape, dtype or device does not fit.
         BackendError: the implementation asked for cannot run (see :func:`dimr_kernels.use_backend`).
+
+    Example:
+        >>> import torch
+        >>> h = torch.tensor([[-1.0, 2.0, 10.0, 10.0]])  # two gates, two values
+        >>> geglu(h)
+        tensor([[-1.5866, 19.5450]])
+        >>> torch.equal(geglu(h), geglu(h[:, :2], h[:, 2:]))
+        True
     """
     checks.check_floating("geglu", h=h, value=value)
     checks.check_choice("geglu", "approximate", approximate, ("none", "tanh"))

@@ -46,6 +46,11 @@ def geglu_linear(
     Raises:
         ValueError, TypeError: an argument's shape, dtype or device does not fit.
         BackendError: the implementation or the form asked for cannot run; the message says why.
+
+    Example:
+        >>> x, weight = torch.randn(4, 8), torch.randn(2 * 16, 8)
+        >>> geglu_linear(x, weight).shape
+        torch.Size([4, 16])
     """
     operator = "geglu_linear"
     checks.check_choice(operator, "approximate", approximate, ("none", "tanh"))

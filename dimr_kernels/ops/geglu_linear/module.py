@@ -27,6 +27,11 @@ class GEGLU(nn.Module):
         gate: which half of the projection is the gate, "first" or "last" (other projects' order).
 
     Shape: ``[..., dim_in]`` -> ``[..., dim_out]``.
+
+    Example:
+        >>> import torch
+        >>> GEGLU(8, 16)(torch.randn(4, 8)).shape
+        torch.Size([4, 16])
     """
 
     def __init__(
@@ -45,7 +50,13 @@ class GEGLU(nn.Module):
 
 
 class GEGLUMLP(nn.Module):
-    """:class:`GEGLU` and the projection back: ``[..., dim]`` -> ``[..., dim]`` through ``hidden_dim``."""
+    """:class:`GEGLU` and the projection back: ``[..., dim]`` -> ``[..., dim]`` through ``hidden_dim``.
+
+    Example:
+        >>> import torch
+        >>> GEGLUMLP(8, hidden_dim=16)(torch.randn(4, 8)).shape
+        torch.Size([4, 8])
+    """
 
     def __init__(self, dim: int, hidden_dim: int, bias: bool = True, approximate: str = "none") -> None:
         super().__init__()

@@ -29,6 +29,13 @@ def pixel_shuffle_add(x: Tensor, y: Tensor | None, upscale_factor: int, layout: 
     Raises:
         ValueError, TypeError: an argument's shape, dtype or device does not fit.
         BackendError: the implementation asked for cannot run (see :func:`dimr_kernels.use_backend`).
+
+    Example:
+        >>> import torch
+        >>> x, y = torch.arange(4.0).view(1, 1, 1, 4), torch.full((1, 2, 2, 1), 10.0)
+        >>> pixel_shuffle_add(x, y, 2).view(2, 2)
+        tensor([[10., 11.],
+                [12., 13.]])
     """
     operator = "pixel_shuffle_add"
     r = shuffle_checks.check_shuffle(operator, x, "upscale_factor", upscale_factor, layout)
@@ -50,6 +57,11 @@ def pixel_unshuffle(x: Tensor, downscale_factor: int, layout: str = "nhwc") -> T
         layout: "nhwc" gives ``[B, H, W, r*r*C]`` in ``(r, r, C)`` order, "nchw" gives ``[B, C*r*r, H, W]`` in torch's.
 
     Raises as :func:`pixel_shuffle_add`.
+
+    Example:
+        >>> import torch
+        >>> pixel_unshuffle(torch.arange(4.0).view(1, 2, 2, 1), 2).flatten()
+        tensor([0., 1., 2., 3.])
     """
     operator = "pixel_unshuffle"
     r = shuffle_checks.check_shuffle(operator, x, "downscale_factor", downscale_factor, layout)
