@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checkpoints.reading import read_state_dict
 from ..data.digits import load_digits
 from ..evaluation.digit_classifier import DigitClassifier
 from ..evaluation.errors import EvaluationError
@@ -36,15 +37,15 @@ def torchvision_classifier(name: str, weights: str | os.PathLike[str], device: t
     """A torchvision model by name, with a state dict from a file; images are resized to 224 and normalised for it.
 
     Raises:
+        FileNotFoundError, CheckpointError: no such weights, or no whole file of them.
         EvaluationError: no such model, or weights that do not fit it.
     """
     models = require("torchvision.models", "evaluate", "a classifier by torchvision's name")
+    state = read_state_dict(weights)
     try:
         model = models.get_model(name, weights=None)
-        model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # a ValueError, a RuntimeError or pickle's, with lists of keys
+        model.load_state_dict(state)
+    except (ValueError, RuntimeError, TypeError) as error:  # RuntimeError: with lists of keys
         raise EvaluationError(f"classifier {name}, weights {weights}: {first_line(error)}") from error
     return _on_imagenet_pixels(model.to(device).eval(), device)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -47,6 +48,6 @@ def _read_torch(path: Path) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damage surfaces anywhere in the unpickler
-        raise CheckpointError(
-            f"{path} is not a whole file of tensors written by torch.save: {type(error).__name__}: {first_line(error)}"
-        ) from error
+        foreign = re.search(r"GLOBAL (\S+)", str(error))  # torch advises to load it without restraint
+        reason = f"it holds {foreign[1]}" if foreign else f"{type(error).__name__}: {first_line(error)}"
+        raise CheckpointError(f"{path} is not a whole file of tensors written by torch.save: {reason}") from error

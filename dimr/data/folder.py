@@ -24,7 +24,7 @@ class FolderSource(ImageSource):
         self.root = Path(root)
         if not self.root.is_dir():
             raise FileNotFoundError(f"no folder at {self.root}")
-        classes = sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir() and _shown(entry.name))
+        classes = sorted(name for name in os.listdir(self.root) if (self.root / name).is_dir() and _shown(name))
         loose = _pictures(self.root, recursive=False)
         if classes and loose:
             raise DataError(f"{self.root} has pictures beside class folders, the first is {loose[0]}")

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..messages import first_line
+from ..checkpoints import CheckpointError
+from ..checkpoints.reading import read_state_dict
 from ..optional import require
 from .errors import EvaluationError
 from .extractors import FeatureExtractor
@@ -81,9 +82,9 @@ class _Inception(nn.Module):
     def _check(weights: Path) -> None:
         """The library unpickles without restraint, so the file is first read with it."""
         try:
-            torch.load(weights, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise EvaluationError(f"{weights}: not a file of weights: {first_line(error)}") from error
+            read_state_dict(weights)
+        except CheckpointError as error:
+            raise EvaluationError(str(error)) from error
 
 
 def _torch_fidelity() -> ModuleType:

@@ -371,5 +371,5 @@ def test_inception(tmp_path, monkeypatch):
     report = evaluate(samples, images(5, 1, 32), inception_module.load_inception(weights))
     assert [metric.name for metric in report.metrics] == ["FID", "sFID", "Inception Score", "precision", "recall"]
     weights.write_text("no weights")
-    with pytest.raises(EvaluationError, match=r"weights.pth: not a file of weights"):
+    with pytest.raises(EvaluationError, match=r"weights.pth is not a whole file of tensors"):
         inception_module.load_inception(weights)
