@@ -50,6 +50,11 @@ def check_generators(generator: Any, batch: int) -> None:
         raise ValueError(f"generator must be one, or a list of one per image ({batch}), got {len(generators)}")
 
 
+def check_steps(steps: int) -> None:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"num_inference_steps must be an integer of at least 1, got {steps!r}")
+
+
 def check_callback_inputs(asked: Sequence[str], known: Sequence[str]) -> None:
     unknown = [name for name in asked if name not in known]
     if unknown:

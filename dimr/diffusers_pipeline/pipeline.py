@@ -22,7 +22,15 @@ from ..samplers.diffusers_scheduler import scheduler_step, step_options
 from ..sampling import guided
 from ..schedule import NoiseSchedule
 from . import loading
-from .checks import check_callback_inputs, check_generators, check_latents, check_output_type, check_vae, make_guidance
+from .checks import (
+    check_callback_inputs,
+    check_generators,
+    check_latents,
+    check_output_type,
+    check_steps,
+    check_vae,
+    make_guidance,
+)
 from .classes import Labels, ids_of, names_of
 from .predictor import Predictor, architecture_of
 from .scheduler import check_scheduler
@@ -160,6 +168,7 @@ class DiMRPipeline(DiffusionPipeline):
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         check_callback_inputs(callback_on_step_end_tensor_inputs, self._callback_tensor_inputs)
+        check_steps(num_inference_steps)
         self._check_parts()
         config = architecture_of(self.transformer)
         check_output_type(output_type, config, self.vae)

@@ -9,9 +9,6 @@ import torch
 from ..samplers.diffusers_scheduler import multistep_scheduler
 from ..schedule import NoiseSchedule
 
-# What other schedulers take over through ``from_config``. They would clip the data to [-1, 1], which latents exceed;
-# and DDIM's and DDPM's own idea of the step before fits the spacing "trailing", which starts at the noisiest step.
-FOR_OTHERS = {"clip_sample": False, "timestep_spacing": "trailing"}
 TOLERANCE = 1e-4  # schedulers take products of a thousand numbers in float32
 
 
@@ -21,7 +18,10 @@ def make_scheduler(schedule: NoiseSchedule | None = None) -> Any:
     ``DDIMScheduler.from_config(make_scheduler().config)`` and so on fit the models as well.
     """
     scheduler = multistep_scheduler(schedule or NoiseSchedule())
-    scheduler.register_to_config(**FOR_OTHERS)
+    # For the others: DDIM's and DDPM's own idea of the step before fits this spacing, which starts at the noisiest
+    # step; and they would clip the data to [-1, 1], which latents exceed. Neither changes this scheduler's steps.
+    scheduler = type(scheduler).from_config(scheduler.config, timestep_spacing="trailing")
+    scheduler.register_to_config(clip_sample=False)
     return scheduler
 
 
