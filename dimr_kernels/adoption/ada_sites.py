@@ -128,7 +128,7 @@ def find_sites(model: nn.Module) -> Iterator[Site]:
     for path, module in model.named_modules():
         if isinstance(getattr(module, "adaLN_modulation", None), nn.Module):
             yield Site(path, module)
-        elif getattr(module, "norm_type", None) == "ada_norm_zero" and _is_diffusers_block(module):
+        elif _is_diffusers_block(module) and module.norm_type == "ada_norm_zero":
             yield DiffusersSite(path, module)
 
 
