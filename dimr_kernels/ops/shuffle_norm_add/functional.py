@@ -45,6 +45,11 @@ def pixel_shuffle_td_norm_add(
     Raises:
         ValueError, TypeError: an argument's shape, dtype or device does not fit, or ``t`` is NaN.
         BackendError: the implementation asked for cannot run (see :func:`dimr_kernels.use_backend`).
+
+    Example:
+        >>> x, y, one, zero = torch.randn(1, 2, 2, 4 * 8), torch.randn(1, 4, 4, 8), torch.ones(8), torch.zeros(8)
+        >>> pixel_shuffle_td_norm_add(x, y, 0.5, 2, one, one, zero, zero, one, zero, one, zero).shape
+        torch.Size([1, 4, 4, 8])
     """
     operator = "pixel_shuffle_td_norm_add"
     r = shuffle_checks.check_shuffle(operator, x, "upscale_factor", upscale_factor, "nhwc")

@@ -21,6 +21,12 @@ class PixelShuffleUpsample(nn.Module):
 
     Shape: ``x [B, H, W, dim_in]``, ``y [B, r*H, r*W, dim_out]`` -> ``[B, r*H, r*W, dim_out]``; ``t`` as in
     :class:`TDLayerNorm`.
+
+    Example:
+        >>> import torch
+        >>> upsample = PixelShuffleUpsample(dim_in=32, dim_out=8)
+        >>> upsample(torch.randn(1, 2, 2, 32), torch.randn(1, 4, 4, 8), t=0.5).shape
+        torch.Size([1, 4, 4, 8])
     """
 
     def __init__(self, dim_in: int, dim_out: int, upscale_factor: int = 2) -> None:

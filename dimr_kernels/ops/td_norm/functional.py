@@ -52,6 +52,13 @@ def td_layer_norm(
     Raises:
         ValueError, TypeError: an argument's shape, dtype or device does not fit, or ``t`` is NaN.
         BackendError: the implementation asked for cannot run (see :func:`dimr_kernels.use_backend`).
+
+    Example:
+        >>> import torch
+        >>> x, one, zero = torch.randn(2, 5, 8), torch.ones(8), torch.zeros(8)
+        >>> y = td_layer_norm(x, 0.5, one, one, zero, zero, one, zero, one, zero)  # both ends alike: no time in it
+        >>> torch.allclose(y, torch.nn.functional.layer_norm(x, (8,)), atol=1e-6)
+        True
     """
     missing = (p3 is None) + (p4 is None) + (shift_gate_weight is None) + (shift_gate_offset is None)
     if missing not in (0, 4):
@@ -77,6 +84,14 @@ def td_rms_norm(
     """Time-dependent RMS norm: ``gamma(t) * x / (sqrt(mean(x^2)) + eps)``, eps outside the root, no shift.
 
     Arguments, results and errors as for :func:`td_layer_norm`.
+
+    Example:
+        >>> import torch
+        >>> x, t = torch.tensor([[3.0, 4.0], [3.0, 4.0]]), torch.tensor([-100.0, 100.0])  # gate shut, gate open
+        >>> td_rms_norm(x, t, p1=torch.ones(2), p2=torch.zeros(2), scale_gate_weight=torch.ones(2),
+        ...             scale_gate_offset=torch.zeros(2))
+        tensor([[0.0000, 0.0000],
+                [0.8485, 1.1314]])
     """
     return _td_norm(
         "td_rms_norm", x, t, p1, p2, None, None, scale_gate_weight, scale_gate_offset, None, None, eps, residual,
