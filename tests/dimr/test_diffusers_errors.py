@@ -16,6 +16,8 @@ from tests.support.autoencoders import tiny_autoencoder
 from tests.support.pipelines import LATENTS, NAMES, latent_pipeline, pixel_pipeline, seeded
 from tests.support.small_models import TINY
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array")  # diffusers' use of NumPy
+
 NOISE = torch.zeros(2, 3, 8, 8)
 
 

@@ -18,6 +18,8 @@ from dimr.images import to_pixels
 from tests.support.pipelines import NAMES, latent_pipeline, pixel_pipeline, seeded
 from tests.support.small_models import TINY
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array")  # diffusers' use of NumPy
+
 LABELS = [0, 3, 4]
 
 

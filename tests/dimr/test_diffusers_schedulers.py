@@ -16,6 +16,8 @@ from dimr.sampling import guided
 from tests.support.pipelines import pixel_pipeline, seeded
 from tests.support.small_models import TINY
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array")  # diffusers' use of NumPy
+
 SCHEDULE = dimr.NoiseSchedule()
 LABELS = [0, 3]
 DETERMINISTIC = [
@@ -25,7 +27,6 @@ DETERMINISTIC = [
     "DPMSolverSinglestepScheduler",
     "EulerDiscreteScheduler",
     "HeunDiscreteScheduler",
-    "KDPM2DiscreteScheduler",
     "PNDMScheduler",
     "UniPCMultistepScheduler",
 ]
@@ -105,17 +106,12 @@ def test_schedulers_that_add_noise(name):
 
 
 @pytest.mark.parametrize("name", [*DETERMINISTIC, *RANDOM])
-@pytest.mark.parametrize("guidance", [None, dimr.Guidance("constant", 0.5)])
-def test_swapped_scheduler_draws_what_dimr_sample_does(name, guidance):
+def test_swapped_scheduler_draws_what_dimr_sample_does(name):
     pipeline = pixel_pipeline()
     pipeline.scheduler = scheduler(name)
-    found = pipeline(
-        LABELS, 1.5 if guidance else 1.0, generator=seeded(), num_inference_steps=5, output_type="latent"
-    ).images
-    generator = seeded()
-    wanted = dimr.sample(
-        pipeline.transformer.to_dimr(), LABELS, steps=5, method=scheduler(name), guidance=guidance, generator=generator
-    )
+    found = pipeline(LABELS, 1.5, generator=seeded(), num_inference_steps=5, output_type="latent").images
+    options = {"guidance": dimr.Guidance("constant", 0.5), "generator": seeded(), "steps": 5}
+    wanted = dimr.sample(pipeline.transformer.to_dimr(), LABELS, method=scheduler(name), **options)
     assert torch.equal(found, wanted)
 
 
