@@ -69,7 +69,7 @@ def _empty_model(config: DiMRConfig, path: Path) -> DiMR:
     try:
         with torch.device("meta"):
             return DiMR(config)
-    except RuntimeError as error:  # sizes whose product is no 64-bit number
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # sizes whose product is no 64-bit number
         raise CheckpointError(f"{path} describes a model that no memory can hold: {first_line(error)}") from error
 
 

@@ -87,7 +87,7 @@ class LatentIndex:
             )  # fmt: skip
             index._check()
             return index
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path} is not an index of latents: {type(error).__name__}: {error}") from error
 
     def _check(self) -> None:
@@ -104,6 +104,8 @@ class LatentIndex:
         for entry in self.shards.values():
             if Path(entry.file).name != entry.file:
                 raise ValueError(f"wanted the name of a file beside it, found {entry.file!r}")
+            if entry.samples > entry.bytes:
+                raise ValueError(f"{entry.samples} samples cannot be in {entry.bytes} bytes")
         scale = self.scale
         if not (math.isfinite(scale.factor) and scale.factor != 0 and math.isfinite(scale.shift)):
             raise ValueError(f"wanted finite numbers for the scale, and no factor of 0, found {tuple(scale)}")

@@ -61,7 +61,9 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         check_strategy(self.strategy)
-        for name in ("device_batch", "save_every", "keep", "log_every", "sample_classes", "sample_columns"):
+        for name in (
+            "device_batch", "save_every", "keep", "log_every", "sample_classes", "sample_columns", "sample_steps",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("workers", "sample_every", "sample_guidance"):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -268,3 +269,13 @@ READERS: dict[str, Reader] = {
     "part of samples": Reader(_part, _has_part, ()),
     "picture of samples": Reader(_drawn_picture, lambda p: PictureFolder(p.parent).has(range(1)), ()),
 }
+
+
+def refusal(name: str, path: Path) -> str:
+    """The message with which a file is refused, which names it."""
+    with pytest.raises(READERS[name].errors) as caught:
+        READERS[name].read(path)
+    message = str(caught.value)
+    assert path.name in message
+    assert len(message) < 2000
+    return message
