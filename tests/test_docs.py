@@ -19,7 +19,17 @@ DOCS = ROOT / "docs"
 OPTIONAL = ("diffusers", "timm", "torchvision")  # other people's models
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+def with_examples() -> list[object]:
+    """Pages on other people's models take long to import those."""
+    found = [page for page in PAGES if blocks(page, "python")]
+    slow = [any("timm" in code or "diffusers" in code for _, code in blocks(page, "python")) for page in found]
+    return [
+        pytest.param(page, id=page.name, marks=[pytest.mark.slow] if takes_long else [])
+        for page, takes_long in zip(found, slow, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("page", with_examples())
 def test_examples_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     try:

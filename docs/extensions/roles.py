@@ -1,4 +1,4 @@
-"""Shows the docstrings' ``:func:`~package.name` `` as plain code: the pages have no other use for such roles."""
+"""Docstrings as the pages' tools read them: ``:func:`~package.name` `` is plain code, "Example:" is "Examples:"."""
 
 from __future__ import annotations
 
@@ -13,4 +13,5 @@ ROLE = re.compile(r":(?:func|class|meth|mod|attr):`~?([^`]+)`")
 class Roles(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         if obj.docstring is not None:
-            obj.docstring.value = ROLE.sub(r"`\1`", obj.docstring.value).replace("``", "`")
+            text = ROLE.sub(r"`\1`", obj.docstring.value).replace("``", "`")
+            obj.docstring.value = re.sub(r"^Example:$", "Examples:", text, flags=re.MULTILINE)
