@@ -12,6 +12,9 @@ from torch import Tensor
 def pixel_shuffle(x: Tensor, r: int, layout: str) -> Tensor:
     """nhwc: ``x [B, H, W, r*r*C]`` -> ``[B, r*H, r*W, C]``; else ``x [B, C*r*r, H, W]`` -> ``[B, C, r*H, r*W]``."""
     if layout != "nhwc":
+        if x.numel() == 0:  # torch's own has no backward there
+            B, channels, H, W = x.shape
+            return x.reshape(B, channels // (r * r), H * r, W * r)
         return F.pixel_shuffle(x, r)
     B, H, W, channels = x.shape
     C = channels // (r * r)
@@ -26,6 +29,9 @@ def pixel_shuffle_add(x: Tensor, y: Tensor | None, r: int, layout: str) -> Tenso
 def pixel_unshuffle(x: Tensor, r: int, layout: str) -> Tensor:
     """The inverse of :func:`pixel_shuffle`."""
     if layout != "nhwc":
+        if x.numel() == 0:  # torch's own takes the shape to be any that holds nothing
+            B, C, H, W = x.shape
+            return x.reshape(B, C * r * r, H // r, W // r)
         return F.pixel_unshuffle(x, r)
     B, H, W, C = x.shape
     return x.reshape(B, H // r, r, W // r, r, C).permute(0, 1, 3, 2, 4, 5).reshape(B, H // r, W // r, r * r * C)

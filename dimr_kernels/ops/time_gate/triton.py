@@ -56,11 +56,11 @@ def _reduce_pair(
     doffset = tl.zeros([ROWS, BLOCK_D], dtype=tl.float32)
     for i in range(ITERATIONS):
         row = (tl.program_id(2) * ITERATIONS + i) * ROWS + tl.arange(0, ROWS)[:, None]
-        t = tl.load(t_ptr + (row // chunks) * t_stride, mask=row < R, other=0.0).to(tl.float32)
+        t = tl.load(t_ptr + (row // chunks).to(tl.int64) * t_stride, mask=row < R, other=0.0).to(tl.float32)
         weight, s = gate_at(t, weight_ptr, offset_ptr, col, in_row, GATE_STRIDE)
         g = tl.load(partial_ptr + row.to(tl.int64) * D + col, mask=(row < R) & in_row, other=0.0)
-        g_first = s * g
-        g_gate = g_first * (1.0 - s) * (first - second)
+        g_first = tl.where(row < R, s * g, 0.0)  # zero times an infinite parameter is not
+        g_gate = tl.where(row < R, g_first * (1.0 - s) * (first - second), 0.0)
         dfirst += g_first
         dsecond += g - g_first
         dweight += t * g_gate
@@ -99,7 +99,7 @@ def _time_gate_reduce_kernel(
 
 @dataclass(frozen=True)
 class ReduceConfig:
-    block_d: int
+    columns: int
     rows: int
     iterations: int
     groups: int
@@ -110,7 +110,7 @@ class ReduceConfig:
 class Reduction:
     """How partials are dealt out: a program adds up tiles of rows of one block of columns."""
 
-    block_d: int
+    columns: int
     elements: int
     """Of a tile."""
     longest: int
@@ -128,8 +128,8 @@ REDUCE = Table(
         Row(Reduction(256, elements=2048, longest=8, num_warps=4)),
     ),
     candidates=lambda D, family: [
-        Reduction(block_d, elements, longest, num_warps=4)
-        for block_d in (32, 64, 128)
+        Reduction(columns, elements, longest, num_warps=4)
+        for columns in (32, 64, 128)
         for elements in (1024, 2048)
         for longest in (2, 8, 32)
     ],
@@ -138,12 +138,12 @@ REDUCE = Table(
 
 def reduce_config(R: int, D: int) -> ReduceConfig:
     how = REDUCE.choose(D)
-    block_d = min(next_power_of_2(D), how.block_d)
-    rows = min(how.elements // block_d, next_power_of_2(max(R, 1)))
+    columns = min(next_power_of_2(D), how.columns)
+    rows = min(how.elements // columns, next_power_of_2(max(R, 1)))
     tiles = max(ceil_div(R, rows), 1)
     # A power of two, so that a change of the batch seldom compiles another kernel.
     iterations = min(next_power_of_2(tiles), how.longest)
-    return ReduceConfig(block_d, rows, iterations, ceil_div(tiles, iterations), how.num_warps)
+    return ReduceConfig(columns, rows, iterations, ceil_div(tiles, iterations), how.num_warps)
 
 
 def dense(gates: Sequence[Tensor | None]) -> list[Tensor | None]:
@@ -190,14 +190,14 @@ def gate_gradients(
 def _reduce_launch(kinds, R, D, chunks, T, t_stride, scale_gate, shift_gate) -> tuple[int, int, Launch]:
     """Groups of partials, blocks of columns, and the launch."""
     config = reduce_config(R, D)
-    blocks = ceil_div(D, config.block_d)
+    blocks = ceil_div(D, config.columns)
     launch = Launch(
         _time_gate_reduce_kernel,
         (blocks, kinds, config.groups),
         (R, D, chunks, 0 if T == 1 else t_stride, D),
         {
             "SCALE_GATE": int(scale_gate == D), "SHIFT_GATE": int(shift_gate == D), "ITERATIONS": config.iterations,
-            "ROWS": config.rows, "BLOCK_D": config.block_d,
+            "ROWS": config.rows, "BLOCK_D": config.columns,
         },
         num_warps=config.num_warps,
     )  # fmt: skip
