@@ -55,7 +55,7 @@ def test_commands_parse(page):
 
 
 OWN, _, FOREIGN = (DOCS / "troubleshooting.md").read_text(encoding="utf-8").partition("## Messages of other software")
-QUOTED = re.findall(r"^### `(.+)`$", OWN, flags=re.MULTILINE)
+QUOTED = [match[2] for match in re.finditer(r"^### (`+) ?(.+?) ?\1$", OWN, flags=re.MULTILINE)]
 
 
 def test_there_are_messages():
