@@ -17,6 +17,7 @@ from .report import AdoptionReport
 from .swap import ClassChange
 
 TIMESTEPS, LABELS = 100, 16  # looked at unless told otherwise
+SHOWN = 8  # fits in a report's text
 
 
 @dataclasses.dataclass
@@ -29,7 +30,10 @@ class AdaNormReport(AdoptionReport):
     def __str__(self) -> str:
         before, after = self.parameters
         lines = [super().__str__(), f"  parameters: {before:,} -> {after:,}"]
-        return "\n".join(lines + [f"  fit: {fit}" for fit in self.fits])
+        worst = sorted(self.fits, key=lambda fit: -fit.unexplained)[:SHOWN]
+        if worst:
+            lines.append(f"  the {len(worst)} worst of {len(self.fits)} fits:")
+        return "\n".join(lines + [f"  {fit}" for fit in worst])
 
 
 def adopt_ada_norm(

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .ada_blocks import TIME_ARGUMENTS, FittedTDLayerNorm, TDBlock, TDDiffusersBlock, model_timestep
-from .swap import Adopted, Change, ClassChange, Replacement, is_adopted
+from .sites import why_not_exactly, why_not_plain_tensors
+from .swap import Adopted, Change, ClassChange, Replacement
 
 Conditioning = Callable[[Tensor, Tensor], Tensor]
 """Timesteps ``[N]`` and class labels ``[N]`` -> what the modulation sees, ``[N, width]``."""
@@ -51,14 +52,13 @@ class Site:
 
     def _shapes(self) -> str | None:
         first, second = self.norms()
-        for norm in (first, second):
-            if type(norm) is not nn.LayerNorm or len(norm.normalized_shape) != 1:
-                return f"has a {type(norm).__name__} where nn.LayerNorm over one dimension was wanted"
-        D = first.normalized_shape[0]
-        if first is second or second.normalized_shape[0] != D or self.linear().out_features != 6 * D:
-            return f"its modulation does not give scale, shift and gate of two norms of width {D}"
-        if is_adopted(self.block):
-            return "was swapped before"
+        for layer, cls in ((first, nn.LayerNorm), (second, nn.LayerNorm), (self.linear(), nn.Linear)):
+            why_not = why_not_exactly(layer, cls) or why_not_plain_tensors(layer)
+            if why_not is not None:
+                return f"of its {cls.__name__}: {why_not}"
+        shape = first.normalized_shape
+        if first is second or second.normalized_shape != shape or (self.linear().out_features,) != (6 * shape[0],):
+            return f"its modulation does not give scale, shift and gate of two norms over {list(shape)}"
         return "has no values (meta device)" if self.linear().weight.is_meta else None
 
     def conditioning(self, owner: nn.Module) -> Conditioning:

@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from .. import checks
 from ..ops.td_norm.module import TDLayerNorm, TDRMSNorm
 from .report import AdoptionReport
+from .sites import why_not_plain_tensors, why_watched
 from .swap import Replacement
 
 Norm = nn.LayerNorm | nn.RMSNorm
@@ -71,7 +73,7 @@ def _swap(report: AdoptionReport, model: nn.Module, path: str, norm: Norm, gate:
     if why is not None:
         report.add_left(path, what, why)
         return
-    new = _like(norm, gate, _device(model, norm))
+    new = _like(norm, gate, _device(model, path))
     report.add_swapped(path, what, type(new).__name__, Replacement(model, norm, new))
 
 
@@ -83,17 +85,15 @@ def _obstacle(model: nn.Module, norm: Norm) -> str | None:
         return "is the model itself, nothing holds it"
     if len(shape) != 1:
         return f"normalises over {list(shape)}, more than one dimension"
-    if "forward" in vars(norm) or (type(norm).forward is not plain.forward and not _computes(norm, plain)):
+    if type(norm).forward is not plain.forward and not _computes(norm, plain):
         return "has a forward of its own"
     if any(isinstance(parent, nn.TransformerEncoderLayer) and norm in parent.children() for parent in model.modules()):
         return "torch's encoder layer reads its weights, without calling it"
     if plain is nn.RMSNorm and norm.eps != 0:
         return f"eps {norm.eps} is inside the root, TDRMSNorm's outside"
-    if any((norm._forward_hooks, norm._forward_pre_hooks, norm._backward_hooks, norm._backward_pre_hooks)):
-        return "has hooks, which would be lost"
-    if getattr(norm, "parametrizations", None) is not None:
-        return "has parametrized weights"
-    return None
+    if is_parametrized(norm):
+        return "its weights are parametrized"
+    return why_watched(norm) or why_not_plain_tensors(norm)
 
 
 def _computes(norm: Norm, plain: Any) -> bool:
@@ -110,10 +110,13 @@ def _computes(norm: Norm, plain: Any) -> bool:
     return True
 
 
-def _device(model: nn.Module, norm: Norm) -> torch.device | None:
-    """A norm without weights is where the rest of the model is."""
-    parameter = next(norm.parameters(), next(model.parameters(), None))
-    return None if parameter is None else parameter.device
+def _device(model: nn.Module, path: str) -> torch.device | None:
+    """A norm without weights is where the layers around it are."""
+    while True:
+        parameter = next(model.get_submodule(path).parameters(), None)
+        if parameter is not None or not path:
+            return None if parameter is None else parameter.device
+        path = path.rpartition(".")[0]
 
 
 def _like(norm: Norm, gate: str, device: torch.device | None) -> nn.Module:

@@ -291,9 +291,10 @@ def test_what_is_no_such_block_is_left_with_the_reason():
     assert reasons == {
         "blocks.0": "computes something else than adaLN-Zero, attention and MLP",
         "blocks.2": "has other layers: gate",
-        "blocks.3": f"its modulation does not give scale, shift and gate of two norms of width {WIDTH}",
+        "blocks.3": f"its modulation does not give scale, shift and gate of two norms over [{WIDTH}]",
         "blocks.4": "adaLN_modulation is not SiLU and Linear",
-        "blocks.5": "has a RMSNorm where nn.LayerNorm over one dimension was wanted",
+        "blocks.5": "of its LayerNorm: it is a torch.nn.modules.normalization.RMSNorm, which may compute something "
+        "else than LayerNorm",
         "final_layer": "has no norm1, attn, norm2, mlp",
     }
 
@@ -302,7 +303,8 @@ def test_a_second_time_nothing_is_left_to_do():
     model = random_dit()
     adopted(model)
     assert {row.why for row in adopt_ada_norm(model).left if row.path != "final_layer"} == {
-        "has a FittedTDLayerNorm where nn.LayerNorm over one dimension was wanted"
+        "of its LayerNorm: it is a dimr_kernels.adoption.ada_blocks.FittedTDLayerNorm, which may compute something "
+        "else than LayerNorm"
     }
 
 
