@@ -1,10 +1,9 @@
 """Sampling as one of diffusers' pipelines."""
 
-from __future__ import annotations
-
+# Annotations are values here: diffusers reads those of __init__, and some of its versions know neither names nor "|".
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Optional, Union
 
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
@@ -65,10 +64,10 @@ class DiMRPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        transformer: DiMRTransformer2DModel | InferenceEngine,
+        transformer: Union[DiMRTransformer2DModel, InferenceEngine],  # noqa: UP007
         scheduler: SchedulerMixin,
-        vae: AutoencoderKL | AutoencoderTiny | None = None,
-        id2label: dict | None = None,
+        vae: Optional[Union[AutoencoderKL, AutoencoderTiny]] = None,  # noqa: UP007, UP045
+        id2label: Optional[dict] = None,  # noqa: UP045
         beta_start: float = NoiseSchedule.beta_start,
         beta_end: float = NoiseSchedule.beta_end,
     ) -> None:
@@ -91,7 +90,7 @@ class DiMRPipeline(DiffusionPipeline):
         vae: Any = None,
         schedule: NoiseSchedule | None = None,
         class_names: Sequence[str] | None = None,
-    ) -> DiMRPipeline:
+    ) -> "DiMRPipeline":
         """A pipeline of a checkpoint of this package's or of a published file, in float32 on the CPU.
 
         Args:

@@ -239,7 +239,7 @@ def test_offloading():
 
 
 def test_parts_make_another_pipeline(pipeline):
-    again = type(pipeline)(**pipeline.components, **pipeline.parameters)
+    again = type(pipeline)(**pipeline.components, id2label=pipeline.config.id2label)
     again.set_progress_bar_config(disable=True)
     assert again.get_label_ids("bee") == [1]
     assert torch.equal(drawn(again), drawn(pipeline))
