@@ -26,7 +26,7 @@ from dimr.files import replacing
 from dimr_kernels.dispatch import TRITON_INSTALLED, TRITON_INTERPRETS
 from dimr_kernels.ops.configurations import Table, assume_architecture, forced
 from dimr_kernels.ops.launch import KernelCase
-from dimr_kernels.static_analysis import ARCHITECTURES, CompiledKernel, compile_case
+from dimr_kernels.static_analysis import ARCHITECTURES, OPERATORS, CompiledKernel, compile_case
 
 from . import timing
 from .measurement import Case, Machine, prepare, prove
@@ -36,14 +36,6 @@ from .workload import Rival, Workload
 
 logger = logging.getLogger(__name__)
 
-# Operator (a folder of dimr_kernels.ops) -> the file of benchmarks that has its shapes.
-SHAPES_OF = {
-    "depthwise_conv": "test_depthwise_conv",
-    "geglu": "test_geglu",
-    "geglu_linear": "test_geglu_linear",
-    "shuffle_norm_add": "test_shuffle_norm_add",
-    "td_norm": "test_td_norm",
-}
 DTYPE = torch.bfloat16
 
 
@@ -64,7 +56,7 @@ class Problem:
 
 def problems(operator: str, device: torch.device) -> Iterator[Problem]:
     """At every target shape, the tables that its kernels read."""
-    benchmark = importlib.import_module(f"benchmarks.{SHAPES_OF[operator]}")
+    benchmark = importlib.import_module(f"benchmarks.test_{operator}")
     for shape in benchmark.SHAPES.target:
         workload = benchmark.workload(shape, DTYPE, device)
         for table, direction, size in tables_for(operator, shape):
@@ -190,14 +182,14 @@ def save(records: list[dict[str, Any]], output: Path) -> Path:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Time the launch configurations that each kernel's table offers.")
-    parser.add_argument("operators", nargs="*", metavar="operator", help=f"of {', '.join(SHAPES_OF)}; default: all")
+    parser.add_argument("operators", nargs="*", metavar="operator", help=f"of {', '.join(OPERATORS)}; default: all")
     parser.add_argument("--dry-run", action="store_true", help="compile the candidates for sm_80 and sm_90, no GPU")
     parser.add_argument("--output", type=Path, default=RESULTS, help="the GPU's folder is made in it")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    operators = options.operators or list(SHAPES_OF)
-    if unknown := sorted(set(operators) - set(SHAPES_OF)):
-        parser.error(f"no operator is called {', '.join(unknown)}; there are {', '.join(SHAPES_OF)}")
+    operators = options.operators or list(OPERATORS)
+    if unknown := sorted(set(operators) - set(OPERATORS)):
+        parser.error(f"no operator is called {', '.join(unknown)}; there are {', '.join(OPERATORS)}")
     if not TRITON_INSTALLED:
         parser.error("candidates are compiled by Triton, which is not installed")
     if TRITON_INTERPRETS:

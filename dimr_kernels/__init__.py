@@ -4,7 +4,16 @@ from . import functional, inference
 from .adoption import AdoptionReport, adopt
 from .conditioning import time_conditioning
 from .dispatch import BackendError, current_backend, use_backend
-from .nn import GEGLU, GEGLUMLP, DepthwiseConv2d, PixelShuffleUpsample, SelfAttention, TDGroupNorm, TDLayerNorm, TDRMSNorm
+from .nn import (
+    GEGLU,
+    GEGLUMLP,
+    DepthwiseConv2d,
+    PixelShuffleUpsample,
+    SelfAttention,
+    TDGroupNorm,
+    TDLayerNorm,
+    TDRMSNorm,
+)
 from .packing import pad_head_dim, padded_head_dim, unpad_head_dim
 from .warmup import warmup
 

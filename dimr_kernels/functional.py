@@ -6,6 +6,7 @@ from .ops.geglu.functional import geglu
 from .ops.geglu_linear.functional import geglu_linear
 from .ops.pixel_shuffle.functional import pixel_shuffle_add, pixel_unshuffle
 from .ops.shuffle_norm_add.functional import pixel_shuffle_td_norm_add
+from .ops.td_group_norm.functional import td_group_norm
 from .ops.td_norm.functional import td_layer_norm, td_rms_norm
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "pixel_shuffle_add",
     "pixel_shuffle_td_norm_add",
     "pixel_unshuffle",
+    "td_group_norm",
     "td_layer_norm",
     "td_rms_norm",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -136,6 +136,26 @@ def tiling(samples: Samples, how: Walk) -> Tiling:
     """Whole rows to each program, as ``how`` says."""
     rows, iterations = walk(samples, how)
     return Tiling(next_power_of_2(samples.D), rows, iterations, how.num_warps)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Rows in blocks of columns, each walked as if it were the row."""
+
+    block: int
+    walk: Walk
+
+
+def column_tiling(samples: Samples, how: Columns) -> Tiling:
+    """A block of columns of some rows to each program; with several blocks, so many fewer programs of rows."""
+    block = min(how.block, next_power_of_2(samples.D))
+    programs = ceil_div(how.walk.programs, ceil_div(samples.D, block))
+    return tiling(Samples(samples.B, samples.N, block), replace(how.walk, programs=programs))
+
+
+def column_candidates(longest: int) -> list[Columns]:
+    """For the tuner."""
+    return [Columns(block, how) for block in (1024, 2048) for how in walk_candidates(block, longest)[1::2]]
 
 
 def walk_rows(elements: int, programs: int, longest: int) -> tuple[Row[Walk], ...]:

@@ -11,7 +11,7 @@ from benchmarks import tune
 RECORD = {"kernel": "k", "operator": "o", "shape": "s", "device": "A GPU", "present": False}
 
 
-@pytest.mark.parametrize("operator", tune.SHAPES_OF)
+@pytest.mark.parametrize("operator", tune.OPERATORS)
 def test_every_problem_has_candidates_and_a_case_to_compile(operator):
     found = list(tune.problems(operator, torch.device("meta")))
     assert found

@@ -10,7 +10,7 @@ from tests.support.machine_code import compiled_kernels
 
 # Kernels (beginnings of names) without 16-byte accesses, and the widths that they have instead: of loads, of stores.
 # The taps of the convolution fill the registers, so a thread holds two channels, four where K is 3; taps and bias are
-# float32. The others write one number per row, or per column.
+# float32. The others write one number per row, per column or per group.
 NARROW: dict[str, tuple[set[int], set[int]]] = {
     "depthwise_conv_fwd[K=7,bf16": ({8, 4}, {4}),
     "depthwise_conv_fwd[K=7,fp32": ({8}, {8}),
@@ -22,6 +22,8 @@ NARROW: dict[str, tuple[set[int], set[int]]] = {
     "depthwise_conv_weight[K=3,bf16": ({8}, {4}),
     "depthwise_conv_sum": ({16}, {4}),
     "td_norm_bwd_wide_sums": ({16, 4}, {4}),
+    "td_group_norm_statistics_fwd": ({4}, {4}),
+    "td_group_norm_group_sums_bwd": ({4}, {4}),
     "time_gate_reduce[D=1152": ({16, 4}, {4}),
     "time_gate_reduce[D=38400": ({16, 8, 4}, {8}),
 }

@@ -128,9 +128,8 @@ def test_wide_rows_with_residual_and_one_timestep(norm, device, monkeypatch):
 def small_blocks(monkeypatch) -> contextlib.ExitStack:
     pytest.importorskip("triton")
     from dimr_kernels.ops.configurations import forced
-    from dimr_kernels.ops.samples import Walk
+    from dimr_kernels.ops.samples import Columns, Walk
     from dimr_kernels.ops.td_norm import triton_forward
-    from dimr_kernels.ops.td_norm.triton_backward import Columns
     from dimr_kernels.ops.td_norm.triton_forward import WideRows
 
     monkeypatch.setattr(limits, "WIDEST_IN_REGISTERS", 16)

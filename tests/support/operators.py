@@ -65,9 +65,14 @@ def _shuffle_norm_add(device: torch.device, dtype: torch.dtype) -> Inputs:
     return {**_pixel_shuffle_add(device, dtype), "t": _random(device, torch.float32, 2), **_gates(device, 8)}
 
 
+def _td_group_norm(device: torch.device, dtype: torch.dtype) -> Inputs:
+    return {"x": _random(device, dtype, 2, 5, 16), "t": _random(device, torch.float32, 2), **_gates(device, 16)}
+
+
 EXAMPLES = {
     "td_layer_norm": Example(F.td_layer_norm, _td_layer_norm, "triton"),
     "td_rms_norm": Example(F.td_rms_norm, _td_rms_norm, "triton"),
+    "td_group_norm": Example(lambda **inputs: F.td_group_norm(num_groups=4, **inputs), _td_group_norm, "triton"),
     "geglu_linear": Example(F.geglu_linear, _geglu_linear, "triton"),
     "geglu": Example(F.geglu, lambda device, dtype: {"h": _random(device, dtype, 3, 5, 32)}, "triton"),
     "depthwise_conv2d": Example(F.depthwise_conv2d, _depthwise_conv2d, "triton"),

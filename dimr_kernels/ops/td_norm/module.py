@@ -19,7 +19,7 @@ def _width(module: str, normalized_shape: int | Sequence[int]) -> int:
     return shape[0]
 
 
-class _TDNorm(nn.Module):
+class TDNormParameters(nn.Module):
     """Parameters that both norms share: ``p1, p2 [D]`` and the gates' weights and offsets, ``[D]`` or ``[1]``."""
 
     def __init__(
@@ -72,7 +72,7 @@ class _TDNorm(nn.Module):
         return f"{self.normalized_shape}, eps={self.eps}, gate={self.gate!r}"
 
 
-class TDLayerNorm(_TDNorm):
+class TDLayerNorm(TDNormParameters):
     """Time-dependent layer norm (DiMR eq. (4) and (5)); see :func:`dimr_kernels.functional.td_layer_norm`.
 
     Args:
@@ -123,7 +123,7 @@ class TDLayerNorm(_TDNorm):
         )  # fmt: skip
 
 
-class TDRMSNorm(_TDNorm):
+class TDRMSNorm(TDNormParameters):
     """Time-dependent RMS norm, ``gamma(t) x / (rms + eps)``; see :func:`dimr_kernels.functional.td_rms_norm`.
 
     Args:

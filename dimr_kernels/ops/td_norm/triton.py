@@ -124,7 +124,7 @@ def _reduce_case(samples: Samples) -> KernelCase:
     absent = ("scale_dt_ptr", "shift_dt_ptr")
     # A program takes one of two branches, for scale or for shift: both are counted, with the partials of both.
     partials = Samples(samples.B, samples.N, 2 * config.columns)
-    figures = _figures(partials, config.rows_per_program, config.iterations, torch.float32, 1)
+    figures = _figures(partials, config.rows * config.iterations, config.iterations, torch.float32, 1)
     return _case("time_gate_reduce", kernel, samples, torch.float32, config, constants, absent, figures)
 
 

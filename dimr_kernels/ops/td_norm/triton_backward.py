@@ -8,7 +8,6 @@ two sums first, then the same kernel over blocks of columns.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -19,7 +18,19 @@ from .. import limits
 from ..configurations import Row, Table
 from ..launch import Launch, cached_by_shape, ceil_div, next_power_of_2
 from ..row_statistics import factor_of, projection_of
-from ..samples import Samples, Tiling, Walk, as_samples, walk, walk_candidates, walk_rows, with_rows
+from ..samples import (
+    Columns,
+    Samples,
+    Tiling,
+    Walk,
+    as_samples,
+    column_candidates,
+    column_tiling,
+    tiling,
+    walk_candidates,
+    walk_rows,
+    with_rows,
+)
 from ..time_gate.triton import dense, gate_gradients, gate_widths, mixed_at
 from .triton_forward import WideRows, modulation_table
 
@@ -116,14 +127,6 @@ def _td_norm_row_sums_kernel(
         tl.store(row_sums_ptr + rows + row, tl.sum(plain, axis=1, keep_dims=True) / D, mask=in_sample)
 
 
-@dataclass(frozen=True)
-class Columns:
-    """For rows that do not fit in registers: blocks of columns, each walked as if it were the row."""
-
-    block: int
-    walk: Walk
-
-
 # Fewer elements per thread than forward, since two sums stay in registers beside two inputs; fewer and longer programs,
 # since each writes a partial.
 BACKWARD = Table(
@@ -134,9 +137,7 @@ BACKWARD = Table(
 WIDE_BACKWARD = Table(
     "td_norm_bwd_wide",
     rows=(Row(Columns(1024, Walk(2048, programs=1024, longest=32, num_warps=4))),),
-    candidates=lambda D, family: [
-        Columns(block, how) for block in (1024, 2048) for how in walk_candidates(block, longest=32)[1::2]
-    ],
+    candidates=lambda D, family: column_candidates(longest=32),
 )
 ROW_SUMS = Table(
     "td_norm_bwd_wide_sums",
@@ -150,15 +151,9 @@ ROW_SUMS = Table(
 
 def backward_config(samples: Samples) -> Tiling:
     """Of the kernel that makes dx; ``columns`` below the width means that it works on blocks of columns."""
-    D = samples.D
-    if D > limits.WIDEST_IN_REGISTERS:
-        columns = WIDE_BACKWARD.choose(D)
-        block_d, how = columns.block, columns.walk
-        how = replace(how, programs=ceil_div(how.programs, ceil_div(D, block_d)))
-    else:
-        block_d, how = next_power_of_2(D), BACKWARD.choose(D)
-    rows, iterations = walk(Samples(samples.B, samples.N, min(D, block_d)), how)
-    return Tiling(block_d, rows, iterations, how.num_warps)
+    if samples.D > limits.WIDEST_IN_REGISTERS:
+        return column_tiling(samples, WIDE_BACKWARD.choose(samples.D))
+    return tiling(samples, BACKWARD.choose(samples.D))
 
 
 def row_sums_config(samples: Samples) -> Tiling:
