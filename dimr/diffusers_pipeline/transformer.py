@@ -35,10 +35,10 @@ class DiMRTransformer2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # 
     """
 
     _supports_gradient_checkpointing = True
-    # Blocks read parameters of the layers in them without calling these, and weights that wait for the call of their
-    # own layer elsewhere, or in another dtype, would never come.
+    # The cascade reads its last norm's parameters without calling it: were they elsewhere until then, they would never
+    # come.
     _supports_group_offloading = False
-    _skip_layerwise_casting_patterns: Any = ("embed", "norm", "attn", "geglu", "time_")
+    _skip_layerwise_casting_patterns: Any = ("embed", "norm", "time_")
     _no_split_modules = None
 
     @register_to_config

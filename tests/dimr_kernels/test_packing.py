@@ -166,3 +166,29 @@ def test_heads_that_do_not_divide(dim, heads):
 def test_module_refuses_images():
     with pytest.raises(ValueError, match=r"SelfAttention: x must have 3 dimensions \[B, L, dim\]"):
         module()(torch.zeros(1, 2, 2, DIM))
+
+
+@pytest.mark.parametrize("would_copy", [True, False])
+@pytest.mark.parametrize("change", ["hook", "subclass", "forward"])
+def test_projections_that_do_more_are_called(change, would_copy):
+    """Adapters take a projection's place and hooks wait for its call: neither may be passed by."""
+
+    class Doubling(torch.nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    module = dk.SelfAttention(12, 2).double()
+    doubled = copy.deepcopy(module)
+    for projection in (doubled.qkv, doubled.out):
+        projection.weight.data.mul_(2)
+    doubled.out.bias.data.mul_(2)
+    for projection in (module.qkv, module.out):
+        if change == "hook":
+            projection.register_forward_hook(lambda module, arguments, h: 2 * h)
+        elif change == "subclass":
+            projection.__class__ = Doubling
+        else:
+            projection.forward = lambda x, plain=projection.forward: 2 * plain(x)
+    x = torch.randn(2, 5, 12, dtype=torch.float64)
+    with mock.patch.object(packing, "flash_would_copy", return_value=would_copy):
+        torch.testing.assert_close(module(x), doubled(x))

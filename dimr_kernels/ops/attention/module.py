@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ... import checks, packing
+from ...plain import is_plain_linear
 from . import functional as F
 
 
@@ -75,14 +76,20 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         checks.check_rank("SelfAttention", "x", x, 3, "[B, L, dim]")
-        pad = not self.is_packed and packing.flash_would_copy(x, self.head_dim)
-        qkv_weight, qkv_bias, out_weight = self._padded() if pad else (self.qkv.weight, self.qkv.bias, self.out.weight)
-        qkv = nn.functional.linear(x, qkv_weight, qkv_bias).unflatten(-1, (3, self.num_heads, -1))
+        would_copy = not self.is_packed and packing.flash_would_copy(x, self.head_dim)
+        if would_copy and is_plain_linear(self.qkv) and is_plain_linear(self.out):
+            qkv_weight, qkv_bias, out_weight = self._padded()
+            h = self._attended(nn.functional.linear(x, qkv_weight, qkv_bias))
+            return nn.functional.linear(h, out_weight, self.out.bias)
+        return self.out(self._attended(self.qkv(x)))
+
+    def _attended(self, qkv: Tensor) -> Tensor:
+        """``[B, L, 3 * heads * head_dim]``, padded or not, -> ``[B, L, heads * head_dim]``."""
         # [B, L, 3, heads, head_dim] -> three views [B, heads, L, head_dim]; this order lets the backward join the three
         # gradients in one copy.
-        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
+        q, k, v = (part.transpose(1, 2) for part in qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(2))
         h = F.attention(q, k, v, self.backend, scale=self.head_dim**-0.5)
-        return nn.functional.linear(h.transpose(1, 2).flatten(-2), out_weight, self.out.bias)
+        return h.transpose(1, 2).flatten(-2)
 
     def _padded(self) -> tuple[Tensor, Tensor | None, Tensor]:
         bias = self.qkv.bias
