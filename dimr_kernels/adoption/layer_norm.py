@@ -17,8 +17,8 @@ from .swap import Adopted, Change, ClassChange
 class LayerNorm(Adopted):
     """TD-LN whose two ends are one and the same: ``s w + (1 - s) w`` is w, whatever the gate.
 
-    Under autocast and for mixed dtypes torch's own runs, whose result has another dtype than ours; and in code that is
-    compiled, where Inductor fuses it with its neighbours.
+    Torch's own runs for single rows, under autocast and for mixed dtypes, where its result has another dtype than ours,
+    and in code that is compiled, where Inductor fuses it with its neighbours.
     """
 
     normalized_shape: tuple[int, ...]
@@ -29,7 +29,7 @@ class LayerNorm(Adopted):
     def forward(self, input: Tensor) -> Tensor:
         weight, bias = self.weight, self.bias
         mixed = weight is not None and weight.dtype != input.dtype
-        if mixed or autocast_dtype(input) is not None or torch.compiler.is_compiling():
+        if mixed or input.dim() < 2 or autocast_dtype(input) is not None or torch.compiler.is_compiling():
             return super().forward(input)
         one, zero = _constants(self.normalized_shape[0], input.device)
         if weight is None:

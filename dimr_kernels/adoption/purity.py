@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 
 _JUMPS = frozenset((*dis.hasjrel, *dis.hasjabs))
+_STORES = frozenset(("STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL", "STORE_SUBSCR", "DELETE_SUBSCR"))
 _UNKNOWN_ARGUMENTS = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
 _BUILTINS = frozenset(("abs", "dict", "float", "int", "len", "list", "max", "min", "slice", "sum", "tuple"))
 _FUNCTIONS_OF = frozenset(("torch", "torch._C", "torch._C._nn", "torch.functional", "torch.nn.functional", "_operator"))
@@ -44,15 +45,26 @@ def _why_not_pure(module: nn.Module) -> str | None:
     instructions = list(dis.get_instructions(code))
     if any(instruction.opcode in _JUMPS for instruction in instructions):
         return "branches or loops"
+    if any(instruction.opname in _STORES for instruction in instructions):
+        return "sets an attribute or an item"
+    if any(map(_is_in_place, instructions)):
+        return "has an operator like +=, which a trace takes for one that is not in place"
     for name in code.co_names:
         if _is_state(module, name):
             return f"uses its {name!r}, which may change"
-        if name in _TRACED_THROUGH:
-            return f"uses torch.{name}"
+        if name in _TRACED_THROUGH or name.startswith(("is_", "get_")):
+            return f"uses {name!r}, which a trace does not keep"
     for instruction in instructions:
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME") and not _is_pure(forward, instruction.argval):
             return f"uses {instruction.argval!r}, which is not torch's"
     return None
+
+
+def _is_in_place(instruction: dis.Instruction) -> bool:
+    """As Python 3.10 has it, and as later ones do."""
+    return instruction.opname.startswith("INPLACE_") or (
+        instruction.opname == "BINARY_OP" and instruction.argrepr.endswith("=")
+    )
 
 
 def _is_state(module: nn.Module, name: str) -> bool:
@@ -76,13 +88,22 @@ def why_not_literal(graph: fx.Graph, modules: Iterable[nn.Module]) -> str | None
     constants = [repr(value) for code in codes for value in _flat(code.co_consts)]
     names = {name for code in codes for name in code.co_names}
     for node in graph.nodes:
-        for value in _flat((node.args, tuple(node.kwargs.values()))):
+        given = (node.args, tuple(value for name, value in node.kwargs.items() if not _is_default(node, name)))
+        for value in _flat(given):
             if isinstance(value, fx.Node) or node.op == "output" or repr(value) in constants:
                 continue
             if isinstance(value, (torch.dtype, torch.memory_format)) and repr(value).rpartition(".")[2] in names:
                 continue
             return f"computes {value!r} while it is traced"
     return None
+
+
+def _is_default(node: fx.Node, name: str) -> bool:
+    """Torch's functions hand all of their arguments to a trace."""
+    if node.op != "call_function" or not inspect.isfunction(node.target):
+        return False
+    parameter = inspect.signature(node.target).parameters.get(name)
+    return parameter is not None and parameter.default is node.kwargs[name]
 
 
 def _flat(value: Any) -> Iterator[Any]:

@@ -52,6 +52,8 @@ def rewritten(parent: nn.Module, shuffles: tuple[str, ...]) -> Callable[..., Any
     with _own_class(parent):
         graph = _trace(parent, shuffles)
     for path in shuffles:
+        if type(parent.get_submodule(path)) is not nn.PixelShuffle:
+            raise Unprovable(f"{path!r} is a {type(parent.get_submodule(path)).__name__}")
         nodes = [node for node in graph.nodes if node.op == "call_module" and node.target == path]
         if not nodes:
             raise Unprovable(f"its {type(parent).__name__} does not call it")
