@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -91,11 +90,6 @@ class Launch:
     def by_triton(self, pointers: tuple[Tensor | None, ...]) -> Any:
         """Launch on the current device in Triton's usual way; returns what Triton compiled."""
         return self._kernel[self._grid](*pointers, *self._numbers, **self._options)
-
-
-def device_guard(x: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """Make x's GPU current: Triton launches on the current device, whatever the tensors' own."""
-    return torch.cuda.device(x.device) if x.device.type == "cuda" else contextlib.nullcontext()
 
 
 def next_power_of_2(n: int) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..configurations import Row, Table
 from ..gelu import short_gelu
-from ..launch import TRITON_TYPES, KernelCase, ceil_div, device_guard
+from ..launch import TRITON_TYPES, KernelCase, Launch, cached_by_shape, ceil_div
 
 
 @triton.jit
@@ -34,7 +34,7 @@ def _tile_of_program(M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP_M
 @triton.jit(do_not_specialize=["M"])
 def _geglu_linear_fwd_kernel(
     x_ptr, weight_ptr, bias_ptr, out_ptr, M, N, K, x_stride, weight_stride,
-    HAS_BIAS: tl.constexpr, TANH: tl.constexpr, GATE_FIRST: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_M: tl.constexpr,
+    TANH: tl.constexpr, GATE_FIRST: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     tile_m, tile_n = _tile_of_program(M, N, BLOCK_M, BLOCK_N, GROUP_M)
@@ -55,7 +55,7 @@ def _geglu_linear_fwd_kernel(
         h = tl.dot(x, weight, h)
         x_ptrs += BLOCK_K
         weight_ptrs += BLOCK_K
-    if HAS_BIAS:
+    if bias_ptr is not None:
         h += tl.load(bias_ptr + weight_row).to(tl.float32)[None, :]
     first, second = h.reshape(BLOCK_M, 2, BLOCK_N).permute(0, 2, 1).split()
     out = short_gelu(first, TANH) * second if GATE_FIRST else short_gelu(second, TANH) * first
@@ -120,17 +120,26 @@ def forward(
     out = torch.empty((M, N), dtype=x.dtype, device=x.device)
     if out.numel() == 0:
         return out
-    config = launch_config(N)
     x, weight = _unit_last_stride(x), _unit_last_stride(weight)
-    grid = (ceil_div(M, config.block_m) * ceil_div(N, config.block_n),)
-    with device_guard(x):
-        _geglu_linear_fwd_kernel[grid](
-            x, weight, weight if bias is None else bias.contiguous(), out, M, N, K, x.stride(0), weight.stride(0),
-            HAS_BIAS=bias is not None, TANH=approximate == "tanh", GATE_FIRST=gate_first,
-            EVEN_K=K % config.block_k == 0, BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
-            GROUP_M=config.group_m, num_warps=config.num_warps, num_stages=config.num_stages,
-        )  # fmt: skip
+    launch = _launch(M, N, K, x.stride(0), weight.stride(0), approximate == "tanh", gate_first)
+    launch(x, weight, None if bias is None else bias.contiguous(), out)
     return out
+
+
+@cached_by_shape
+def _launch(M, N, K, x_stride, weight_stride, tanh, gate_first) -> Launch:
+    config = launch_config(N)
+    return Launch(
+        _geglu_linear_fwd_kernel,
+        (ceil_div(M, config.block_m) * ceil_div(N, config.block_n),),
+        (M, N, K, x_stride, weight_stride),
+        {
+            "TANH": tanh, "GATE_FIRST": gate_first, "EVEN_K": K % config.block_k == 0, "BLOCK_M": config.block_m,
+            "BLOCK_N": config.block_n, "BLOCK_K": config.block_k, "GROUP_M": config.group_m,
+        },
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )  # fmt: skip
 
 
 # (K, N) of the MLPs in the model's five variants.
@@ -154,7 +163,7 @@ def case(config: LaunchConfig, K: int, dtype: torch.dtype) -> KernelCase:
         kernel=_geglu_linear_fwd_kernel,
         signature=signature,
         constants={
-            "HAS_BIAS": True, "TANH": False, "GATE_FIRST": True, "EVEN_K": K % config.block_k == 0, **blocks,
+            "TANH": False, "GATE_FIRST": True, "EVEN_K": K % config.block_k == 0, **blocks,
             "GROUP_M": config.group_m,
         },
         num_warps=config.num_warps,
