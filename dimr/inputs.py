@@ -65,4 +65,9 @@ def as_timestep(timestep: Tensor | float, batch: int, device: torch.device) -> T
 
 
 def _values_are_at_hand(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and type(tensor) is Tensor
+    return (
+        tensor.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and type(tensor) is Tensor
+        and not torch._C._are_functorch_transforms_active()  # what vmap batches has no values of its own
+    )

@@ -14,7 +14,7 @@ from . import checks
 def as_timesteps(operator: str, t: Tensor | float, x: Tensor) -> Tensor:
     """``t`` for a batch ``x [B, ...]`` as a tensor ``[B]`` or ``[1]`` on x's device.
 
-    NaN is refused where looking costs no wait for a GPU: numbers and CPU tensors, outside torch.compile.
+    NaN is refused where looking costs no wait for a GPU: numbers and CPU tensors, outside torch.compile and torch.func.
     """
     if not isinstance(t, Tensor):
         if not isinstance(t, (float, int, torch.SymFloat, torch.SymInt)):
@@ -29,10 +29,19 @@ def as_timesteps(operator: str, t: Tensor | float, x: Tensor) -> Tensor:
         raise ValueError(
             f"{operator}: t must have shape [B] = [{x.shape[0]}], [1] or [], got {list(t.shape)} for x {list(x.shape)}"
         )
-    # A subclass may hold no values to look at (fake tensors).
-    if t.device.type == "cpu" and type(t) in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling():
+    if values_are_at_hand(t):
         refuse_nan(operator, t)
     return t if t.dim() == 1 else t.reshape(1)
+
+
+def values_are_at_hand(t: Tensor) -> bool:
+    """Subclasses (fake tensors) and what ``torch.func`` wraps (a batch of vmap) may have no values to look at."""
+    return (
+        t.device.type == "cpu"
+        and type(t) in (Tensor, torch.nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+    )
 
 
 def refuse_nan(operator: str, t: Tensor) -> None:

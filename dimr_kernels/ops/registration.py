@@ -12,12 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 NAMESPACE = "dimr_kernels"
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 _PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter, type(None), bool, int, float, str, list, torch.dtype))
 _BACKEND_SELECT = torch._C.DispatchKeySet(torch._C.DispatchKey.BackendSelect)
+_AUTOGRAD = torch._C.DispatchKey.AutogradFunctionality
 _VIEWS = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
 # What torch's dispatcher adds to every call of this thread when nothing has asked for more; less in inference mode.
 _QUIET = frozenset(keys.raw_repr() for keys in (_BACKEND_SELECT, _BACKEND_SELECT | _VIEWS))
@@ -27,14 +29,28 @@ def is_watched(arguments: tuple[Any, ...]) -> bool:
     """Whether a call has to go through torch's dispatcher, because something besides autograd may act on it.
 
     That is so under torch.compile, dispatch modes (fake tensors, tracing, activation checkpointing that selects),
-    function modes, ``torch.func`` transforms and ``torch.jit.trace``, and for subclasses of Tensor and symbolic sizes.
+    function modes, ``torch.func`` transforms, forward-mode differentiation and ``torch.jit.trace``, and for subclasses
+    of Tensor, symbolic sizes and views that stand for the negative of their memory (``z.conj().imag``).
     """
     return (
         torch.compiler.is_compiling()
+        or forward_ad._current_level >= 0
         or torch._C._dispatch_tls_local_include_set().raw_repr() not in _QUIET
         or torch._C._is_torch_function_mode_enabled()
         or not _PLAIN_TYPES.issuperset(map(type, arguments))
+        or any([x.is_neg() for x in arguments if type(x) is Tensor])
     )
+
+
+@torch.compiler.assume_constant_result  # in traced code: those that it is traced under
+def _transforms_active() -> bool:
+    return torch._C._are_functorch_transforms_active()
+
+
+@torch.compiler.assume_constant_result
+def _transforms_differentiate() -> bool:
+    kinds = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp)
+    return any(interpreter.key() in kinds for interpreter in torch._C._functorch.get_interpreter_stack() or ())
 
 
 class Operator:
@@ -47,27 +63,77 @@ class Operator:
         self._kernel = kernel
         self._inference = inference
         self._function: type[torch.autograd.Function] | None = None
+        self._transformed: type[torch.autograd.Function] | None = None
 
     def __call__(self, *arguments: Any) -> Any:
         if is_watched(arguments):
-            return self.overload(*arguments)
+            return self._dispatched(arguments)
         if not torch.is_grad_enabled():
             return self._inference(*arguments)
-        if self._function is None:
+        if self._function is None or torch._C._dispatch_tls_is_dispatch_key_excluded(_AUTOGRAD):
             return self.overload(*arguments)
         return self._function.apply(*arguments)
 
+    def _dispatched(self, arguments: tuple[Any, ...]) -> Any:
+        """The autograd that torch.library registers refuses ``torch.func``, and drops the tangents of forward mode."""
+        forward_mode = forward_ad._current_level >= 0
+        if self._transformed is None or not (forward_mode or _transforms_active()):
+            return self.overload(*arguments)
+        if torch.compiler.is_compiling():
+            if not (forward_mode or _transforms_differentiate()):
+                return self.overload(*arguments)
+            torch._dynamo.graph_break(msg="dimr_kernels: torch.func's derivatives of fused operators run eagerly")
+        return self._transformed.apply(*arguments)
+
     def differentiate(self, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
         torch.library.register_autograd(self.overload, backward, setup_context=setup_context, lib=_library)
-        kernel = self._kernel
+        self._function = _plain_function(self.overload, self._kernel, setup_context, backward)
+        self._transformed = _transformed_function(self.overload, setup_context, backward)
 
-        def forward(ctx: Any, *arguments: Any) -> Any:
-            output = kernel(*arguments)
-            setup_context(ctx, arguments, output)
-            return output
+    def refuse_differentiation(self, backward: Callable[..., Any]) -> None:
+        torch.library.register_autograd(self.overload, backward, lib=_library)
+        self._transformed = _transformed_function(self.overload, lambda *_: None, backward)
 
-        members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-        self._function = type(self.overload.name().replace("::", "_"), (torch.autograd.Function,), members)
+
+def _plain_function(
+    overload: torch._ops.OpOverload,
+    kernel: Callable[..., Any],
+    setup_context: Callable[..., None],
+    backward: Callable[..., Any],
+) -> type[torch.autograd.Function]:
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        output = kernel(*arguments)
+        setup_context(ctx, arguments, output)
+        return output
+
+    members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    return type(overload.name().replace("::", "_"), (torch.autograd.Function,), members)
+
+
+def _transformed_function(
+    overload: torch._ops.OpOverload, setup_context: Callable[..., None], backward: Callable[..., Any]
+) -> type[torch.autograd.Function]:
+    """In the form that ``torch.func`` takes apart; it costs more per call."""
+    name = overload.name()
+
+    def forward(*arguments: Any) -> Any:
+        output = overload(*arguments)
+        return tuple(output) if isinstance(output, list) else output  # vmap loses count of a list
+
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise RuntimeError(
+            f"{name}: it has no forward-mode derivative; for forward mode (jvp, jacfwd, hessian, dual tensors) compute "
+            f"under dimr_kernels.use_backend('eager')"
+        )
+
+    members = {
+        "forward": staticmethod(forward),
+        "setup_context": staticmethod(setup_context),
+        "backward": staticmethod(backward),
+        "jvp": staticmethod(jvp),
+        "generate_vmap_rule": True,
+    }
+    return type(f"{name.replace('::', '_')}_transformed", (torch.autograd.Function,), members)
 
 
 def define_op(
@@ -89,8 +155,24 @@ def define_op(
             _library.impl(name, kernel, key)
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
     overload = getattr(torch.ops.dimr_kernels, name).default
+    if schema.endswith("-> Tensor[]"):  # for others torch has such a rule itself
+        torch.library.register_vmap(overload, _one_by_one(overload), lib=_library)
     kernel = kernel or _below_autograd(overload)
     return Operator(overload, kernel, inference or kernel)
+
+
+def _one_by_one(overload: torch._ops.OpOverload) -> Callable[..., Any]:
+    """A rule for vmap: one call for each entry."""
+
+    def rule(info: Any, dimensions: tuple[Any, ...], *arguments: Any) -> tuple[list[Tensor], list[int]]:
+        def entry(i: int) -> list[Tensor]:
+            pairs = zip(arguments, dimensions, strict=True)
+            return overload(*(x.select(dimension, i) if isinstance(dimension, int) else x for x, dimension in pairs))
+
+        results = [torch.stack(parts) for parts in zip(*map(entry, range(info.batch_size)), strict=True)]
+        return results, [0] * len(results)
+
+    return rule
 
 
 def _below_autograd(overload: torch._ops.OpOverload) -> Callable[..., Any]:
@@ -117,4 +199,4 @@ def refuse_double_backward(op: Operator, operator: str) -> None:
             f"under dimr_kernels.use_backend('eager')"
         )
 
-    torch.library.register_autograd(op.overload, backward, lib=_library)
+    op.refuse_differentiation(backward)
