@@ -42,6 +42,12 @@ def td_group_norm(
     Raises:
         ValueError, TypeError: an argument's shape, dtype or device does not fit, or ``t`` is NaN.
         BackendError: the implementation asked for cannot run (see :func:`dimr_kernels.use_backend`).
+
+    Example:
+        >>> import torch
+        >>> x, one, zero = torch.randn(2, 4, 4, 8), torch.ones(8), torch.zeros(8)
+        >>> td_group_norm(x, 0.5, 2, one, one, zero, zero, one, zero, one, zero).shape
+        torch.Size([2, 4, 4, 8])
     """
     operator = "td_group_norm"
     checks.check_floating(operator, x=x)

@@ -26,6 +26,12 @@ class TDGroupNorm(TDNormParameters):
     Shape: ``x``'s; ``t [B]``, ``[1]``, ``[]`` or a float; ``t=None`` takes the value of
     :func:`dimr_kernels.time_conditioning`. A new module computes ``nn.GroupNorm(num_groups, num_channels)`` at every
     timestep.
+
+    Example:
+        >>> norm = TDGroupNorm.from_group_norm(nn.GroupNorm(2, 8))  # takes [B, C, H, W] as that does
+        >>> x = torch.randn(2, 8, 4, 4)
+        >>> torch.allclose(norm(x, 0.5), nn.functional.group_norm(x, 2), atol=1e-6)
+        True
     """
 
     def __init__(

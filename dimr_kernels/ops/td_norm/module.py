@@ -84,6 +84,13 @@ class TDLayerNorm(TDNormParameters):
     Shape: ``x [B, ..., D]``, ``t [B]``, ``[1]``, ``[]`` or a float -> ``[B, ..., D]``; with ``residual`` (x's shape)
     the pair ``(norm(x + residual), x + residual)``. ``t=None`` takes the value of
     :func:`dimr_kernels.time_conditioning`. A new module computes ``nn.LayerNorm(D)`` at every timestep.
+
+    Example:
+        >>> norm = TDLayerNorm(8)
+        >>> x, t = torch.randn(2, 5, 8), torch.tensor([-0.5, 1.0])
+        >>> torch.allclose(norm(x, t), nn.functional.layer_norm(x, (8,)), atol=1e-6)
+        True
+        >>> y, total = norm(x, t, residual=x)
     """
 
     def __init__(
@@ -132,6 +139,10 @@ class TDRMSNorm(TDNormParameters):
         gate: "channel" has one gate per channel (the released models), "scalar" one for all.
 
     Shape: as :class:`TDLayerNorm`.
+
+    Example:
+        >>> TDRMSNorm(2)(torch.tensor([[3.0, 4.0]]), 0.5)
+        tensor([[0.8485, 1.1314]], grad_fn=...)
     """
 
     def __init__(
