@@ -88,6 +88,8 @@ KERNELS = {
     ("td_layer_norm_residual", "backward"): Kernel(4, 26.9, starts=2, memory_efficiency=NORM_BACKWARD_EFFICIENCY),
     ("td_rms_norm_residual", "forward"): Kernel(4, 18.3),
     ("td_rms_norm_residual", "backward"): Kernel(4, 24.5, starts=2, memory_efficiency=NORM_BACKWARD_EFFICIENCY),
+    ("td_group_norm", "forward"): Kernel(2, 10.5 + 10.4, block=1024, starts=3, moved=3),
+    ("td_group_norm", "backward"): Kernel(3, 10.1 + 14.3, block=1024, starts=4, moved=5),
     ("geglu", "forward"): Kernel(3, 19.9, block=1024, fitted=True),
     ("geglu", "backward"): Kernel(5, 33.6, block=1024, fitted=True),
     ("depthwise_conv7x7", "forward"): Kernel(2, 59.6, block=32, starts=2),
@@ -112,6 +114,7 @@ WIDE_KERNELS = {
 # The branches of XL/2R, XL/3R and M/3R at batch 64: (rows, width) of a norm; an MLP is twice as wide.
 SEQUENCES = ((64 * 257, 960), (64 * 1024, 480), (64 * 4096, 240), (64 * 257, 768), (64 * 1024, 384), (64 * 4096, 192))
 CASCADE = (64 * 256, 38400)
+UNET = ((64 * 64 * 64, 320), (64 * 32 * 32, 640), (64 * 16 * 16, 1280))
 IMAGES = ((64 * 32 * 32, 480), (64 * 64 * 64, 240), (64 * 32 * 32, 384), (64 * 64 * 64, 192))
 
 
@@ -162,6 +165,8 @@ def target_shapes(operator: str) -> tuple[tuple[int, int], ...]:
     """(rows or pixels, width) of one element count each, at batch 64."""
     if operator == "geglu":
         return tuple((rows, 2 * width) for rows, width in SEQUENCES)
+    if operator == "td_group_norm":
+        return UNET
     return SEQUENCES if operator.startswith("td_") else IMAGES
 
 
