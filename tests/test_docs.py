@@ -81,6 +81,54 @@ def test_links_lead_somewhere():
             assert (page.parent / target).exists(), f"{page.name} links to {target}, which is not there"
 
 
+def test_reference_has_every_public_name():
+    import dimr
+    import dimr_kernels as dk
+
+    for package, names in (
+        ("dimr", dimr.__all__),
+        ("dimr_kernels", set(dk.__all__) - {"functional", "inference"}),
+        ("dimr_kernels.functional", dk.functional.__all__),
+    ):
+        page = DOCS / "reference" / f"{package.partition('.')[0]}.md"
+        shown = page.read_text(encoding="utf-8").splitlines()
+        assert [name for name in names if f"::: {package}.{name}" not in shown] == [], f"missing in {page.name}"
+
+
+def test_operators_page_has_every_function():
+    import dimr_kernels as dk
+
+    page = (DOCS / "operators.md").read_text(encoding="utf-8")
+    assert [name for name in dk.functional.__all__ if f"`functional.{name}`" not in page] == []
+
+
+def test_versions_agree():
+    import dimr_kernels as dk
+
+    for name, line in (
+        ("pyproject.toml", f'version = "{dk.__version__}"'),
+        ("CITATION.cff", f"version: {dk.__version__}"),
+        ("CHANGELOG.md", f"## [{dk.__version__}]"),
+    ):
+        assert f"\n{line}" in (ROOT / name).read_text(encoding="utf-8"), f"{name} does not say {line!r}"
+
+
+def test_citation():
+    """The keys that the Citation File Format asks for, and the paper."""
+    yaml = pytest.importorskip("yaml")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors", "license"} <= set(citation)
+    (paper,) = citation["references"]
+    assert [author["family-names"] for author in paper["authors"]] == ["Liu", "Zeng", "He", "Yu", "Shen", "Chen"]
+    assert paper["url"].endswith("2406.09416")
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = [str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")]
+    assert [page for page in pages if not re.search(rf"^ +- [^#]+: {re.escape(page)}$", navigation, re.MULTILINE)] == []
+
+
 @pytest.mark.slow
 def test_site_builds_and_needs_no_network(tmp_path):
     pytest.importorskip("material")
