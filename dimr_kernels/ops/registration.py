@@ -43,12 +43,8 @@ def is_watched(arguments: tuple[Any, ...]) -> bool:
 
 
 @torch.compiler.assume_constant_result  # in traced code: those that it is traced under
-def _transforms_active() -> bool:
-    return torch._C._are_functorch_transforms_active()
-
-
-@torch.compiler.assume_constant_result
 def _transforms_differentiate() -> bool:
+    """Whether one of the ``torch.func`` transforms in force takes derivatives."""
     kinds = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp)
     return any(interpreter.key() in kinds for interpreter in torch._C._functorch.get_interpreter_stack() or ())
 
@@ -76,12 +72,10 @@ class Operator:
 
     def _dispatched(self, arguments: tuple[Any, ...]) -> Any:
         """The autograd that torch.library registers refuses ``torch.func``, and drops the tangents of forward mode."""
-        forward_mode = forward_ad._current_level >= 0
-        if self._transformed is None or not (forward_mode or _transforms_active()):
+        differentiated = forward_ad._current_level >= 0 or _transforms_differentiate()
+        if self._transformed is None or not differentiated:
             return self.overload(*arguments)
         if torch.compiler.is_compiling():
-            if not (forward_mode or _transforms_differentiate()):
-                return self.overload(*arguments)
             torch._dynamo.graph_break(msg="dimr_kernels: torch.func's derivatives of fused operators run eagerly")
         return self._transformed.apply(*arguments)
 

@@ -20,8 +20,8 @@ from .subjects import SUBJECTS
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Results = dict[str, Tensor]
-TESTED: set[str] = set()
-"""Mechanisms that a test of some module asked for."""
+TESTED: set[tuple[str, str, str]] = set()
+"""Mechanism, subject and form of every cell that a test asked for."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def each_cell(
     mechanism: str, subjects: Iterable[str] = tuple(SUBJECTS), forms: Iterable[str] = FORMS, slow: Iterable[str] = ()
 ) -> Callable[..., Any]:
     """Parametrizes a test with ``cell``; every subject of a mechanism is in one of its tests."""
-    TESTED.add(mechanism)
+    TESTED.update((mechanism, subject, form) for subject in subjects for form in forms)
     cells = [
         pytest.param(
             Cell(mechanism, subject, form),
