@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -42,10 +42,12 @@ def score(samples: Samples, classifier: Classifier, batch_size: int = 64, progre
     Raises:
         DataError: a label is no class of the classifier's, or its answer is no finite ``[B, classes]``.
     """
-    starts: Iterable[int] = range(0, samples.count, batch_size)
+    starts = range(0, samples.count, batch_size)
+    bar: Any = contextlib.nullcontext(starts)
     if progress:
-        starts = require("tqdm", "demo", "the progress bar").tqdm(starts, desc="scoring", unit="batch")
-    parts = [_score(samples, classifier, range(i, min(i + batch_size, samples.count))) for i in starts]
+        bar = require("tqdm", "demo", "the progress bar").tqdm(starts, desc="scoring", unit="batch")
+    with bar as steps:  # which ends the bar's line before an error's begins
+        parts = [_score(samples, classifier, range(i, min(i + batch_size, samples.count))) for i in steps]
     confidence, predicted = (torch.cat(column) for column in zip(*parts, strict=True))
     return Scores(samples, confidence, predicted)
 

@@ -49,5 +49,8 @@ def _read_torch(path: Path) -> object:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damage surfaces anywhere in the unpickler
         foreign = re.search(r"GLOBAL (\S+)", str(error))  # torch advises to load it without restraint
-        reason = f"it holds {foreign[1]}" if foreign else f"{type(error).__name__}: {first_line(error)}"
+        advice = "Weights only" in str(error)
+        reason = "it is something else" if advice else f"{type(error).__name__}: {first_line(error)}"
+        if foreign:
+            reason = f"it holds {foreign[1]}"
         raise CheckpointError(f"{path} is not a whole file of tensors written by torch.save: {reason}") from error

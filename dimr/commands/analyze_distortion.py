@@ -42,13 +42,14 @@ def run(arguments: argparse.Namespace) -> int:
     require("tqdm", "demo", "the progress bar")
     device = pick_device(arguments.device)
     samples = read_samples(arguments.samples)
+    count = min(arguments.count, samples.count)
     classifier = _classifier(arguments, samples, device)
     scores = score(samples, classifier, arguments.batch_size, progress=True)
     parts = split(scores, arguments.threshold)
     found = {"source": str(arguments.samples), "classifier": arguments.classifier}
-    found |= as_json(scores, parts, arguments.count)
+    found |= as_json(scores, parts, count)
     write_json(arguments.output / "distortion.json", found)
-    save_image(arguments.output / "distortion.png", picture(scores, parts, arguments.count))
+    save_image(arguments.output / "distortion.png", picture(scores, parts, count))
     accuracy = "" if found["accuracy"] is None else f", {found['accuracy']:.1%} recognised as what was asked for"
     say(f"{found['low']} of {found['samples']} below a confidence of {arguments.threshold:g}{accuracy}")
     say(f"wrote {arguments.output / 'distortion.json'} and distortion.png")

@@ -7,6 +7,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+LARGEST = 2**31 - 1
+LARGEST_SIDE = 1024
+MOST_SHOWN = 64
+MOST_THREADS = 1024
+MOST_STEPS = 10_000  # ten times as many as the noise schedule has levels
+
 
 def _parsed(text: str, kind: Callable[[str], Any], fits: Callable[[Any], bool], wanted: str) -> Any:
     try:
@@ -19,15 +25,31 @@ def _parsed(text: str, kind: Callable[[str], Any], fits: Callable[[Any], bool], 
 
 
 def positive_int(text: str) -> int:
-    return _parsed(text, int, lambda n: n >= 1, "a whole number of at least 1")
+    return _parsed(text, int, lambda n: 1 <= n <= LARGEST, f"a whole number of at least 1, at most {LARGEST}")
 
 
 def count(text: str) -> int:
-    return _parsed(text, int, lambda n: n >= 0, "a whole number of at least 0")
+    return _parsed(text, int, lambda n: 0 <= n <= LARGEST, f"a whole number of at least 0, at most {LARGEST}")
+
+
+def sampling_steps(text: str) -> int:
+    return _parsed(text, int, lambda n: 1 <= n <= MOST_STEPS, f"a whole number of at least 1, at most {MOST_STEPS}")
+
+
+def components(text: str) -> int:
+    return _parsed(text, int, lambda n: 1 <= n <= MOST_SHOWN, f"a whole number from 1 to {MOST_SHOWN}")
+
+
+def threads(text: str) -> int:
+    return _parsed(text, int, lambda n: 1 <= n <= MOST_THREADS, f"a whole number from 1 to {MOST_THREADS}")
+
+
+def several(text: str) -> int:
+    return _parsed(text, int, lambda n: 2 <= n <= LARGEST, f"a whole number of at least 2, at most {LARGEST}")
 
 
 def multiple_of_8(text: str) -> int:
-    return _parsed(text, int, lambda n: n >= 8 and n % 8 == 0, "a multiple of 8")
+    return _parsed(text, int, lambda n: 8 <= n <= LARGEST_SIDE and n % 8 == 0, f"a multiple of 8 up to {LARGEST_SIDE}")
 
 
 def seed(text: str) -> int:

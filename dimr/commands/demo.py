@@ -33,16 +33,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=kinds.multiple_of_8, help="of the images, a multiple of 8 (default: 8)")
     parser.add_argument("--steps", type=kinds.positive_int, help="of training (default: 1000)")
     parser.add_argument(
-        "--per-class", type=kinds.positive_int, default=usual.per_class, help="samples to measure (%(default)s)"
+        "--per-class", type=kinds.several, default=usual.per_class, help="samples to measure (%(default)s)"
     )
     parser.add_argument(
-        "--sampling-steps", type=kinds.positive_int, default=usual.steps, help="model calls (%(default)s)"
+        "--sampling-steps", type=kinds.sampling_steps, default=usual.steps, help="model calls (%(default)s)"
     )
     parser.add_argument(
         "--guidance", type=kinds.non_negative_float, default=usual.guidance, help="strength (%(default)s)"
     )
     parser.add_argument(
-        "--threads", type=kinds.positive_int, default=1,
+        "--threads", type=kinds.threads, default=1,
         help="on a CPU (%(default)s: operators this small wait more than they gain where the machine has other work)",
     )  # fmt: skip
     kinds.add_device(parser)

@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--guidance-power", type=kinds.positive_float, metavar="P",
         help="let guidance rise along a cosine of (1 - t)^P, up to the given strength",
     )  # fmt: skip
-    parser.add_argument("--steps", type=kinds.positive_int, default=50, help="model calls per image (%(default)s)")
+    parser.add_argument("--steps", type=kinds.sampling_steps, default=50, help="model calls per image (%(default)s)")
     parser.add_argument("--method", choices=METHODS, default=METHODS[0], help="sampler (%(default)s)")
     parser.add_argument("--batch-size", type=kinds.positive_int, default=64, help="images at a time (%(default)s)")
     parser.add_argument(
@@ -110,7 +110,7 @@ def _run(arguments: argparse.Namespace, device: torch.device, processes: Process
             f"this model makes latents of {model.config.in_channels} channels: "
             f"give --decoder DIR for pictures, or --output FILE{TENSORS[0]} or FILE{TENSORS[1]} for the latents"
         )
-    decoder = None if arguments.decoder is None else load_autoencoder(arguments.decoder, device)
+    decoder = None if arguments.decoder is None else _decoder(arguments.decoder, model)
     classes = _classes(arguments, model)
     plan = SamplePlan(_labels(arguments, classes), arguments.seed, arguments.batch_size)
     guidance = _guidance(arguments, model)
@@ -142,6 +142,14 @@ def _run(arguments: argparse.Namespace, device: torch.device, processes: Process
     say(f"wrote {len(plan.labels)} {kind} of {'x'.join(map(str, shape))} to {arguments.output}{before}")
     if drawn:
         say(f"{drawn / seconds:.3g} {kind}/s with {how}, first batch included, on {processes.world_size} process(es)")
+
+
+def _decoder(folder: Path, model: DiMR) -> Any:
+    decoder = load_autoencoder(folder, model.device)
+    found, wanted = decoder.config.latent_channels, model.config.in_channels
+    if found != wanted:
+        raise CommandError(f"--decoder: {folder} decodes latents of {found} channels, this model makes {wanted}")
+    return decoder
 
 
 def _labels(arguments: argparse.Namespace, classes: list[int]) -> torch.Tensor:

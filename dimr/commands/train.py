@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], dest="overrides", metavar="TABLE.KEY=VALUE",
         help="in place of the recipe's value, for example training.batch_size=64; may be given again",
     )  # fmt: skip
-    parser.add_argument("--threads", type=kinds.positive_int, help="of each process on a CPU (torch's own choice)")
+    parser.add_argument("--threads", type=kinds.threads, help="of each process on a CPU (torch's own choice)")
     kinds.add_device(parser)
 
 
@@ -68,8 +68,6 @@ def _train(
     from ..training.run import TrainingRun
 
     run = TrainingRun(recipe, folder, device, processes)
-    if arguments.overwrite:
-        run.clear()
-    elif not arguments.resume and run.checkpoints.newest is not None:
+    if not (arguments.overwrite or arguments.resume) and run.checkpoints.newest is not None:
         raise CommandError(f"{folder.root} holds a run: add --resume to go on or --overwrite to start again")
-    return run.train(), run.trainer.step
+    return run.train(afresh=arguments.overwrite), run.trainer.step

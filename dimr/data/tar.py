@@ -95,8 +95,8 @@ def expand(path: str | os.PathLike[str]) -> tuple[Path, ...]:
         text = os.path.join(glob.escape(text), "*.tar")
     if match := RANGE.search(text):
         first, last = match.groups()
-        if int(last) - int(first) >= MOST_FILES:
-            raise DataError(f"{text} stands for more than {MOST_FILES} files")
+        if not 0 <= int(last) - int(first) < MOST_FILES:
+            raise DataError(f"{text} stands for no files, or for more than {MOST_FILES} files")
         numbers = [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
         return tuple(p for n in numbers for p in expand(text[: match.start()] + n + text[match.end() :]))
     if not glob.has_magic(text):

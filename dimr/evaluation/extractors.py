@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..memory import is_out_of_memory
 from ..messages import first_line
 from .errors import EvaluationError
 
@@ -67,7 +68,7 @@ class FeatureExtractor:
         """Of uint8 images ``[B, 3, H, W]``."""
         if self.resize is not None:
             images = _resized(images, self.resize)
-        found = self.module(images)
+        found = self._called(images)
         outputs = found if isinstance(found, Mapping) else {"features": found}
         pooled, logits, spatial = (outputs.get(name) for name in ("features", "logits", "spatial"))
         if isinstance(pooled, Tensor) and pooled.dim() == 4 and pooled.shape[2:] == (1, 1):
@@ -80,6 +81,15 @@ class FeatureExtractor:
             if spatial is None
             else self._first_channels(self._checked("spatial", spatial, count, 4, "[B, C, h, w]")),
         )
+
+    def _called(self, images: Tensor) -> Any:
+        try:
+            return self.module(images)
+        except Exception as error:  # of a network that came from anywhere
+            if is_out_of_memory(error):
+                raise
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise EvaluationError(f"{self.name} fails on images {list(images.shape)}: {reason}") from error
 
     def _checked(self, key: str, found: Any, count: int, dimensions: int, wanted: str) -> Tensor:
         if not isinstance(found, Tensor) or found.dim() != dimensions or len(found) != count:

@@ -113,21 +113,21 @@ class TrainingRun:
                 recipe.run.device_batch, device,
             )  # fmt: skip
 
-    def clear(self) -> None:
-        """Forget the run that the folder holds."""
-        if self.processes.first:
-            self.checkpoints.clear()
-        self.processes.largest(0)  # the others wait
+    def train(self, afresh: bool = False) -> int:
+        """Go on from the newest checkpoint, if there is one, to the end; see :func:`dimr.training.progress.train`.
 
-    def train(self) -> int:
-        """Go on from the newest checkpoint, if there is one, to the end; see :func:`dimr.training.progress.train`."""
-        self._start()
+        Args:
+            afresh: forget the run that the folder holds, once all that this one needs is there.
+        """
         settings = self.recipe.run
+        if not afresh:
+            self._resume()
         grids = SampleGrids(self.folder.samples, self.trainer, settings)
         scalars = ScalarLog(
             self.folder.scalars, self.trainer, settings.log_every, settings.tensorboard, settings.wandb,
             self.recipe.to_dict(),
         )  # fmt: skip
+        self._claim(afresh)
 
         def after_step(step: int) -> None:
             scalars.after_step(step)
@@ -153,18 +153,23 @@ class TrainingRun:
         newest = self.checkpoints.newest
         return "there is no checkpoint yet" if newest is None else f"the last good checkpoint is {newest}"
 
-    def _start(self) -> None:
+    def _resume(self) -> None:
+        state = self.checkpoints.load()
+        if state is None:
+            return
+        try:
+            self.trainer.load_state_dict(state)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.checkpoints.folder}, step {state['step']}: {error}") from error
         if self.processes.first:
+            logger.info("going on from step %d", self.trainer.step)
+
+    def _claim(self, afresh: bool) -> None:
+        if self.processes.first:
+            if afresh:
+                self.checkpoints.clear()
             self.checkpoints.remove_leftovers()
             write_json(self.folder.recipe, self.recipe.to_dict())
-        state = self.checkpoints.load()
-        if state is not None:
-            try:
-                self.trainer.load_state_dict(state)
-            except CheckpointError as error:
-                raise CheckpointError(f"{self.checkpoints.folder}, step {state['step']}: {error}") from error
-            if self.processes.first:
-                logger.info("going on from step %d", self.trainer.step)
 
     def save(self) -> None:
         """A checkpoint and the averaged weights. All processes must call it."""
