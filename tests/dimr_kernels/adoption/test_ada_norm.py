@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import dimr_kernels as dk
 from dimr_kernels.adoption.ada_norm import AdaNormReport, adopt_ada_norm, output_error
 
-from ...support.dit import CLASSES, WIDTH, DiT, arguments, random_dit
+from ...support.dit import CLASSES, WIDTH, DiT, DiTBlock, arguments, random_dit
 
 BLOCKS = ["blocks.0", "blocks.1"]
 TIMES = torch.arange(0, 1000, 50)
@@ -185,6 +185,15 @@ def test_swapping_draws_no_random_numbers_and_keeps_the_mode():
     assert all(m.training for m in model.modules())
 
 
+def test_what_was_frozen_stays_frozen():
+    model = random_dit().requires_grad_(False)
+    model.blocks[1].adaLN_modulation.requires_grad_(True)
+    adopted(model)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    norms = {f"{norm}.{name}" for norm in ("norm1", "norm2") for name, _ in model.blocks[0].norm1.named_parameters()}
+    assert trained == {f"blocks.1.{name}" for name in norms | {"adaLN_modulation.1.weight", "adaLN_modulation.1.bias"}}
+
+
 def test_called_by_keyword_with_guidance_and_gradients():
     model = random_dit()
     adopted(model)
@@ -270,19 +279,28 @@ class Swapped(nn.Module):
         return x + alpha2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
 
 
+class Dropping(Swapped):
+    """The published block, but while it trains."""
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        x = DiTBlock.forward(self, x, c)
+        return nn.functional.dropout(x, 0.1, self.training)
+
+
 class Raising(Swapped):
     def forward(self, x: Tensor, c: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
         raise NotImplementedError
 
 
 def test_what_is_no_such_block_is_left_with_the_reason():
-    model = random_dit(depth=6)
+    model = random_dit(depth=7)
     b = model.blocks
     b[0], b[1] = Swapped(b[0]), Raising(b[1])
     b[2].gate = nn.Linear(1, 1)
     b[3].norm2 = b[3].norm1
     b[4].adaLN_modulation[0] = nn.GELU()
     b[5].norm1 = nn.RMSNorm(WIDTH)
+    b[6] = Dropping(b[6])
     report = adopt_ada_norm(model)
     assert not report.swapped
     assert not report.notes
@@ -295,6 +313,7 @@ def test_what_is_no_such_block_is_left_with_the_reason():
         "blocks.4": "adaLN_modulation is not SiLU and Linear",
         "blocks.5": "of its LayerNorm: it is a torch.nn.modules.normalization.RMSNorm, which may compute something "
         "else than LayerNorm",
+        "blocks.6": "computes something else than adaLN-Zero, attention and MLP",
         "final_layer": "has no norm1, attn, norm2, mlp",
     }
 

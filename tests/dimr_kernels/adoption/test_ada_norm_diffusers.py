@@ -92,6 +92,18 @@ def test_a_constant_modulation_is_kept_exactly():
     assert output_error(reference, model, **arguments()).relative < 1e-5
 
 
+def test_a_block_called_with_a_mask():
+    model = random_dit()
+    block = model.transformer_blocks[0]
+    nn.init.zeros_(block.norm1.linear.weight)
+    x, t, y = torch.randn(2, 16, D), torch.tensor([3, 700]), torch.tensor([0, 4])
+    mask = torch.zeros(2, 1, 16).index_fill(2, torch.arange(4), -torch.inf)
+    wanted = block(x, attention_mask=mask, timestep=t, class_labels=y)
+    assert not torch.allclose(wanted, block(x, timestep=t, class_labels=y))
+    adopt_ada_norm(model)
+    torch.testing.assert_close(block(x, attention_mask=mask, timestep=t, class_labels=y), wanted)
+
+
 def test_pipelines_call_it_and_gradients_reach_everything():
     model = random_dit()
     adopt_ada_norm(model)
