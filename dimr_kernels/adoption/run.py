@@ -26,6 +26,9 @@ def adopt(model: nn.Module, *, channels_last: bool | None = None, layer_norm: bo
       where ``torch.fx`` can trace the module around both, and its forward depends on tensors alone.
     - ``nn.LayerNorm`` stays: torch's own is one fused kernel.
 
+    What changes a model's parameters is asked for by name: :func:`dimr_kernels.adoption.adopt_time_norms`,
+    :func:`dimr_kernels.adoption.adopt_ada_norm`.
+
     Args:
         model: changed in place. Adopting it again changes nothing.
         channels_last: True swaps depthwise convolutions in any network, and runs the whole model in channels last;
@@ -40,8 +43,8 @@ def adopt(model: nn.Module, *, channels_last: bool | None = None, layer_norm: bo
     Raises:
         TypeError: ``model`` is not an ``nn.Module``.
 
-    The fused forms refuse a second backward (see :func:`dimr_kernels.use_backend`), and ``torch.jit.script`` does not
-    know them.
+    A second backward through the fused GeGLU and convolution is an error that says what to do, and ``torch.jit.script``
+    does not know them.
 
     Example:
         >>> import timm, dimr_kernels as dk

@@ -14,8 +14,8 @@ import dimr_kernels as dk
 
 from .models import Case
 
-SLACK = 2.0
-"""Units in the last place, for a network that happened to be very close before."""
+SLACK = 8.0
+"""Units in the last place: sums that nearly cancel, as gradients of norms, are a matter of luck in either form."""
 
 
 def computed(model: nn.Module, inputs: tuple[Any, ...], autocast: torch.dtype | None = None) -> dict[str, Tensor]:
