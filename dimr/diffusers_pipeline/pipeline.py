@@ -35,7 +35,7 @@ from .predictor import Predictor, architecture_of
 from .scheduler import check_scheduler
 from .transformer import DiMRTransformer2DModel
 
-Callback = Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]]
+Callback = Callable[[Any, int, Tensor, dict[str, Any]], Optional[dict[str, Any]]]  # noqa: UP045
 
 
 class DiMRPipeline(DiffusionPipeline):
@@ -157,8 +157,8 @@ class DiMRPipeline(DiffusionPipeline):
             output_type: "pil", "np" (``[B, H, W, 3]`` in [0, 1]), "pt" (``[B, 3, H, W]`` in [0, 1]) or "latent" (what
                 the model works on, float32).
             return_dict: False for the plain tuple ``(images,)``.
-            callback_on_step_end: ``callback(pipeline, i, timestep, tensors)`` after each step; the "latents" in the
-                dictionary that it returns take the place of the pipeline's.
+            callback_on_step_end: ``callback(pipeline, i, timestep, tensors)`` after each step; "latents" in the
+                dictionary that it returns, if it returns one, take the place of the pipeline's.
             callback_on_step_end_tensor_inputs: which tensors it gets: "latents".
 
         Raises:
@@ -219,7 +219,7 @@ class DiMRPipeline(DiffusionPipeline):
             x = scheduler_step(denoise, x, self.scheduler, step, options)
             if callback is not None:
                 tensors = {name: x for name in names}
-                x = callback(self, i, step, tensors).pop("latents", x)
+                x = (callback(self, i, step, tensors) or {}).get("latents", x)
         return x
 
     def _pictures(self, x: Tensor, output_type: str) -> Any:

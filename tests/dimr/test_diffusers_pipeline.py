@@ -136,7 +136,6 @@ def test_callback_sees_every_step(pipeline):
     def callback(pipe, i, timestep, tensors):
         assert pipe is pipeline
         seen.append((i, float(timestep), tensors["latents"].clone()))
-        return {}
 
     final = drawn(pipeline, callback_on_step_end=callback)
     assert [i for i, _, _ in seen] == [0, 1, 2, 3]
@@ -150,7 +149,7 @@ def test_callback_changes_the_latents(pipeline):
         return {"latents": torch.full_like(tensors["latents"], 0.5)} if i == 3 else tensors
 
     def first(pipe, i, timestep, tensors):
-        return {"latents": -tensors["latents"]} if i == 0 else tensors
+        return {"latents": -tensors["latents"]} if i == 0 else {}
 
     assert (drawn(pipeline, callback_on_step_end=last) == 0.5).all()
     assert not torch.equal(drawn(pipeline, callback_on_step_end=first), drawn(pipeline))
