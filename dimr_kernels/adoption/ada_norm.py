@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from .ada_blocks import FittedTDLayerNorm, TimedModel
-from .ada_sites import Conditioning, DiffusersSite, Site, difference, find_sites, owner_of, swap
+from .ada_sites import Conditioning, DiffusersSite, Site, difference, find_sites, output_norms, owner_of, swap
 from .ada_tables import NormFit, Table, fitted_norm, measured, tables, vectors
 from .report import AdoptionReport
 from .swap import ClassChange
@@ -109,6 +109,8 @@ def _provable(model: nn.Module, report: AdoptionReport) -> list[tuple[Site, nn.M
             report.add_left(site.path, site.what, why)
         elif owner is not None:
             found.append((site, owner))
+    for path in output_norms(model):
+        report.add_left(path, "nn.LayerNorm, modulated", "the model's own forward computes scale and shift")
     return found
 
 

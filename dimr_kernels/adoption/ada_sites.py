@@ -128,15 +128,19 @@ def find_sites(model: nn.Module) -> Iterator[Site]:
     for path, module in model.named_modules():
         if isinstance(getattr(module, "adaLN_modulation", None), nn.Module):
             yield Site(path, module)
-        elif _is_diffusers_block(module) and module.norm_type == "ada_norm_zero":
+        elif _is_diffusers(module, "BasicTransformerBlock") and module.norm_type == "ada_norm_zero":
             yield DiffusersSite(path, module)
 
 
-def _is_diffusers_block(module: nn.Module) -> bool:
-    return any(
-        cls.__name__ == "BasicTransformerBlock" and cls.__module__.startswith("diffusers.")
-        for cls in type(module).mro()
-    )
+def _is_diffusers(module: nn.Module, name: str) -> bool:
+    return any(cls.__name__ == name and cls.__module__.startswith("diffusers.") for cls in type(module).mro())
+
+
+def output_norms(model: nn.Module) -> Iterator[str]:
+    """Names of modulated norms outside the blocks: diffusers' DiT computes its last one in its own forward."""
+    for path, module in model.named_modules():
+        if _is_diffusers(module, "DiTTransformer2DModel"):
+            yield f"{path}.norm_out".lstrip(".")
 
 
 def owner_of(model: nn.Module, path: str) -> nn.Module | None:

@@ -39,7 +39,7 @@ def test_swapped_with_the_names_and_signature_kept():
     before = sum(p.numel() for p in model.parameters())
     report = adopt_ada_norm(model)
     assert [row.path for row in report.swapped] == ["transformer_blocks.0", "transformer_blocks.1"]
-    assert not report.left
+    assert [row.path for row in report.left] == ["norm_out"]
     assert report.parameters == (before, before - 2 * (4 * D * D + 4 * D) + 2 * 2 * 8 * D)
     assert {
         "transformer_blocks.0.norm1.norm.p1", "transformer_blocks.1.norm3.shift_gate_offset",
@@ -120,7 +120,7 @@ def test_other_blocks_are_left():
     model.transformer_blocks[0].attn2 = nn.Identity()
     model.transformer_blocks[1].norm1.emb = None
     report = adopt_ada_norm(model)
-    assert [row.why for row in report.left] == ["has attn2", "norm1 does not embed the timestep"]
+    assert [row.why for row in report.left[:2]] == ["has attn2", "norm1 does not embed the timestep"]
     assert not report.swapped
 
 
@@ -129,6 +129,7 @@ def test_affine_norms_are_taken_with_their_weights():
     block.norm3 = nn.LayerNorm(D, eps=1e-5)
     for parameter in block.norm3.parameters():
         nn.init.normal_(parameter)
+    block.norm1.emb.class_embedder.dropout_prob = 0.5  # in training; the comparison is at one class
     assert difference(DiffusersSite("", block)) is None
 
 
