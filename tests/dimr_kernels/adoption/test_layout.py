@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dimr_kernels as dk
+from dimr_kernels.adoption import depthwise
 from dimr_kernels.ops.depthwise_conv import triton as kernels
 
 from .models import image, timm_convnext, torchvision_convnext
@@ -92,19 +93,28 @@ def test_the_kernels_copy_nothing_forward_and_backward(monkeypatch):
     assert len(copied) <= 1, "the gradient of the pooling is the same for all pixels: it has no layout"
 
 
-def test_other_layouts_take_torchs_own_convolution():
-    """A network that leaves channels last would pay a copy in every layer."""
+def test_other_layouts_take_torchs_own_convolution(monkeypatch):
+    """A network that leaves channels last would pay a copy in every layer. A backend that was asked for is binding."""
+    calls = []
+
+    def operator(x: Tensor, *parameters: Any) -> Tensor:
+        calls.append(x.is_contiguous())
+        return dk.functional.depthwise_conv2d(x, *parameters)
+
+    monkeypatch.setattr(depthwise, "depthwise_conv2d", operator)
     conv = nn.Conv2d(8, 8, 3, padding=1, groups=8)
-    original = copy.deepcopy(conv)
-    report = dk.adopt(conv, channels_last=True)
-    assert [row.path for row in report.swapped] == [""]
-    x = torch.randn(2, 8, 5, 6)
-    with dk.use_backend("auto"):
-        found = type(conv).forward(conv, x)  # past the hook
-    assert found.is_contiguous()
-    assert torch.equal(found, original(x))
-    assert conv(x).is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(conv(x), original(x))
+    original, x = copy.deepcopy(conv), torch.randn(2, 8, 5, 6)
+    dk.adopt(conv, channels_last=True)
+    past_the_hook = type(conv).forward
+    assert torch.equal(past_the_hook(conv, x), original(x))
+    assert calls == []
+    with dk.use_backend("triton"):
+        torch.testing.assert_close(past_the_hook(conv, x), original(x))
+    assert calls == [False]
+    found = conv(x)
+    assert calls == [False, True]
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found, original(x))
 
 
 def test_images_without_a_batch():
@@ -112,7 +122,21 @@ def test_images_without_a_batch():
     original = copy.deepcopy(conv)
     dk.adopt(conv, channels_last=True)
     x = torch.randn(8, 5, 6)
-    torch.testing.assert_close(conv(x), original(x))
+    with dk.use_backend("triton"):
+        torch.testing.assert_close(conv(x), original(x))
+
+
+def test_a_network_has_one_hook_however_often_it_is_adopted():
+    """Also where the second time finds more to swap."""
+    model = timm_convnext()
+    handle = model.stages[0].blocks[0].conv_dw.register_forward_hook(lambda *arguments: None)
+    assert len(dk.adopt(model).swapped) == 3
+    handle.remove()
+    second = dk.adopt(model)
+    assert len(second.swapped) == 1
+    assert len(model._forward_pre_hooks) == 1
+    second.undo()
+    assert len(model._forward_pre_hooks) == 1
 
 
 class Detector(nn.Module):
