@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -145,6 +146,7 @@ def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     return walk(value)
 
 
+_hooks_are_ours = threading.RLock()
 Call = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
 
@@ -212,12 +214,11 @@ def _unchanged(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _compilations() -> Iterator[list[tuple[str, float]]]:
-    """Name and seconds of what Triton compiles inside the block."""
+    """Name and seconds of what Triton compiles inside the block, which one thread enters at a time."""
     from triton import knobs
 
     found: list[tuple[str, float]] = []
     started: list[float] = []
-    before, after = knobs.runtime.jit_cache_hook, knobs.runtime.jit_post_compile_hook
 
     def begin(**details: Any) -> Any:
         started.append(time.perf_counter())
@@ -228,8 +229,10 @@ def _compilations() -> Iterator[list[tuple[str, float]]]:
         found.append((details["fn"].name, seconds))
         return after(**details) if after is not None else None
 
-    knobs.runtime.jit_cache_hook, knobs.runtime.jit_post_compile_hook = begin, end
-    try:
-        yield found
-    finally:
-        knobs.runtime.jit_cache_hook, knobs.runtime.jit_post_compile_hook = before, after
+    with _hooks_are_ours:
+        before, after = knobs.runtime.jit_cache_hook, knobs.runtime.jit_post_compile_hook
+        knobs.runtime.jit_cache_hook, knobs.runtime.jit_post_compile_hook = begin, end
+        try:
+            yield found
+        finally:
+            knobs.runtime.jit_cache_hook, knobs.runtime.jit_post_compile_hook = before, after

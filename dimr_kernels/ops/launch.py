@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -9,6 +11,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+from ..dispatch import TRITON_INTERPRETS
+
+# Triton's interpreter keeps the number of the running program in one place for all threads.
+_turn: contextlib.AbstractContextManager[Any] = threading.RLock() if TRITON_INTERPRETS else contextlib.nullcontext()
 
 TRITON_TYPES = {
     torch.float32: "fp32",
@@ -89,7 +96,8 @@ class Launch:
 
     def by_triton(self, pointers: tuple[Tensor | None, ...]) -> Any:
         """Launch on the current device in Triton's usual way; returns what Triton compiled."""
-        return self._kernel[self._grid](*pointers, *self._numbers, **self._options)
+        with _turn:
+            return self._kernel[self._grid](*pointers, *self._numbers, **self._options)
 
 
 def next_power_of_2(n: int) -> int:

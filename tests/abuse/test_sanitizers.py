@@ -1,0 +1,115 @@
+"""The C++ operators under sanitizers, the Triton kernels with every access checked, and who checks them on a GPU."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+import dimr_kernels as dk
+from dimr_kernels.static_analysis import OPERATORS
+from tests.support.parity import results_of
+
+from .every_kernel import CALLS
+from .interpreter import OutsideMemory, guarded_memory
+
+ROOT = Path(__file__).parents[2]
+CHECKS = Path(__file__).parent / "native" / "pixel_shuffle_checks.cpp"
+COMPILER = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))), None)
+NO_GPU = not torch.cuda.is_available()
+
+
+def compile_checks(folder: Path, sanitizers: str, sources: Path = ROOT / "csrc") -> Path:
+    if COMPILER is None:
+        pytest.skip("no C++ compiler was found")
+    program = folder / sanitizers.replace(",", "-")
+    headers = Path(torch.__file__).parent / "include"
+    command = [COMPILER, "-std=c++17", "-O1", "-g", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-pthread"]
+    command += ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-isystem", str(headers), "-I", str(sources)]
+    trial = folder / "trial.cpp"
+    trial.write_text("int main() { return 0; }\n")
+    tried = subprocess.run([*command, str(trial), "-o", str(program)], capture_output=True, text=True)
+    if tried.returncode or subprocess.run([program], capture_output=True).returncode:
+        pytest.skip(f"{COMPILER} has no -fsanitize={sanitizers} here: {tried.stderr[-200:]}")
+    subprocess.run([*command, str(CHECKS), "-o", str(program)], check=True, capture_output=True, text=True)
+    return program
+
+
+def run_checks(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    # Memory that is never freed is the process's own affair at its end.
+    settings = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
+    return subprocess.run([program, *arguments], capture_output=True, text=True, env=os.environ | settings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
+def test_the_cpp_operators_are_clean(sanitizers, tmp_path):
+    program = compile_checks(tmp_path, sanitizers)
+    for arguments in ((), ("huge",)) if sanitizers != "thread" else ((),):
+        done = run_checks(program, *arguments)
+        assert (done.returncode, done.stdout) == (0, "clean\n"), done.stderr[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "right", "wrong"),
+    [
+        ("pixel_shuffle.h", "if (index >= static_cast<Index>(map.tiles)) return;", "if (index > map.tiles) return;"),
+        ("cpu_loops.h", "for (; i + line <= n; i += line) {", "for (; i + line <= n + 1; i += line) {"),
+    ],
+)
+def test_an_access_one_too_far_is_found(file, right, wrong, tmp_path):
+    sources = shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    text = (sources / file).read_text()
+    assert right in text
+    (sources / file).write_text(text.replace(right, wrong))
+    done = run_checks(compile_checks(tmp_path, "address,undefined", sources))
+    assert done.returncode != 0
+    assert "AddressSanitizer" in done.stderr
+
+
+def kernels_of_the_library() -> set[str]:
+    from importlib import import_module
+
+    modules = [import_module(f"dimr_kernels.ops.{operator}.triton") for operator in OPERATORS]
+    return {case.kernel.__name__ for module in modules for case in module.cases()}
+
+
+def run_every_call() -> None:
+    for function, make_inputs, backend in CALLS.values():
+        results_of(function, make_inputs(torch.device("cuda" if torch.cuda.is_available() else "cpu")), backend)
+
+
+@pytest.mark.skipif(not NO_GPU, reason="the interpreter does this where there is no GPU")
+def test_triton_kernels_stay_inside_their_tensors(monkeypatch):
+    with guarded_memory(lambda owner, name, value: monkeypatch.setattr(owner, name, value)) as launched:
+        run_every_call()
+    assert set(launched) == kernels_of_the_library(), "every_kernel.py must call every kernel"
+
+
+@pytest.mark.skipif(not NO_GPU, reason="the interpreter does this where there is no GPU")
+def test_the_guard_sees_a_missing_mask(monkeypatch):
+    from dimr_kernels.ops.geglu import triton as kernels
+
+    h = torch.randn(3, 10)
+    launch = kernels._launch(torch.Size((9, 5)), ((10, 1), (10, 1)), "none")  # for 9 rows, where 3 come
+    with (
+        guarded_memory(lambda owner, name, value: monkeypatch.setattr(owner, name, value)),
+        pytest.raises(Exception, match=OutsideMemory.__name__),
+        dk.use_backend("triton"),
+    ):
+        launch(h[:, :5], h[:, 5:], torch.empty(9, 5))
+
+
+def test_the_gpu_script_checks_every_kernel_with_every_tool():
+    script = (ROOT / "benchmarks" / "on_gpu.sh").read_text()
+    stage = re.search(r"sanitizer\)(.*?);;", script, flags=re.DOTALL)
+    assert stage is not None
+    for wanted in ("memcheck", "racecheck", "synccheck", "initcheck", "PYTORCH_NO_CUDA_MEMORY_CACHING=1"):
+        assert wanted in stage[1]
+    assert "tests.abuse.every_kernel" in stage[1]
