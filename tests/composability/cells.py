@@ -51,26 +51,29 @@ class Cell:
         stack.enter_context(dk.use_backend(self.backend))
         return stack
 
-    def skip_without_form(self) -> None:
-        if self.form == "fused" and self.backend != "auto":
-            problem = why_unavailable(self.backend, DEVICE)
-            if problem is not None:
-                pytest.skip(f"no fused form here: {problem}")
+    def why_no_form(self) -> str | None:
+        """Why the form cannot run on this machine."""
+        if self.form == "eager" or self.backend == "auto":
+            return None
+        return why_unavailable(self.backend, DEVICE)
 
 
 def each_cell(
-    mechanism: str, subjects: Iterable[str] = tuple(SUBJECTS), forms: Iterable[str] = FORMS, slow: Iterable[str] = ()
+    mechanism: str, subjects: Iterable[str] = tuple(SUBJECTS), slow_where_fused: Iterable[str] = ("DiMR",)
 ) -> Callable[..., Any]:
-    """Parametrizes a test with ``cell``; every subject of a mechanism is in one of its tests."""
-    TESTED.update((mechanism, subject, form) for subject in subjects for form in forms)
+    """Parametrizes a test with ``cell``; every subject of a mechanism is in one of its tests.
+
+    ``slow_where_fused``: what Triton's interpreter computes for seconds.
+    """
+    TESTED.update((mechanism, subject, form) for subject in subjects for form in FORMS)
     cells = [
         pytest.param(
             Cell(mechanism, subject, form),
             id=f"{subject}-{form}".replace(" ", ""),
-            marks=[pytest.mark.slow] if subject in slow else [],
+            marks=[pytest.mark.slow] if form == "fused" and subject in slow_where_fused else [],
         )
         for subject in subjects
-        for form in forms
+        for form in FORMS
     ]
     return pytest.mark.parametrize("cell", cells)
 

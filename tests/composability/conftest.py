@@ -25,4 +25,6 @@ def remembered_launches() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def form_that_runs(request: pytest.FixtureRequest) -> None:
     if "cell" in request.fixturenames:
-        request.getfixturevalue("cell").skip_without_form()
+        problem = request.getfixturevalue("cell").why_no_form()
+        if problem is not None:
+            pytest.skip(f"no fused form here: {problem}")
