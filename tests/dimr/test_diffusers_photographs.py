@@ -37,10 +37,12 @@ class Remembering(torch.nn.Module):
     def __init__(self, latents):
         super().__init__()
         self.latents = latents
+        self.noises = []
 
     def forward(self, hidden_states, timestep, class_labels, return_dict):
         schedule, step = dimr.NoiseSchedule(), float(timestep) + 1
         noise = (hidden_states - schedule.alpha(step) * self.latents[class_labels]) / schedule.sigma(step)
+        self.noises.append(noise)
         return noise, (noise,)
 
 
@@ -97,6 +99,7 @@ def test_a_little_noise_is_taken_out_again(autoencoder, photographs, latents):
     options = {"num_inference_steps": 10, "generator": seeded(), "callback_on_step_end": from_photographs}
     found = pipeline(range(COUNT), output_type="latent", **options).images
     assert (noised[0] - latents).square().mean() > 0.05
+    torch.testing.assert_close(pipeline.transformer.noises[5], noise, rtol=0, atol=0.02)
     torch.testing.assert_close(found, latents, rtol=0, atol=0.02)
 
 
