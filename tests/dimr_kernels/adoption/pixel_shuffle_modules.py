@@ -210,8 +210,18 @@ class ChangesInput(Base):
     """The shuffle's input is written to before the sum."""
 
     def forward(self, x, y):
-        wide = self.conv(x).relu()
+        wide = self.conv(x)
         out = self.shuffle(wide)
+        other = wide.mul_(2)
+        return out + y * other.mean()
+
+
+class ChangesAlias(Base):
+    """Its memory is, under another name."""
+
+    def forward(self, x, y):
+        wide = self.conv(x)
+        out = self.shuffle(wide.view_as(wide))
         other = wide.mul_(2)
         return out + y * other.mean()
 
@@ -251,6 +261,7 @@ LEFT = {
     AddsScaled: "its result goes to 'add', not to a sum",
     Multiplies: "its result goes to 'mul', not to a sum",
     ChangesInput: "'mul_', which runs before its sum, might change its input",
+    ChangesAlias: "'mul_', which runs before its sum, might change its input",
     Variadic: r"takes \*args or \*\*kwargs",
     NeverCalls: "its NeverCalls does not call it",
     OnlyReturns: "its result is returned by the model, not added",
