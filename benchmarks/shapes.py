@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -41,6 +41,14 @@ class Shapes:
     sweep: tuple[Any, ...]
     large: tuple[Any, ...]
     cpu: tuple[Any, ...]
+
+    @classmethod
+    def of_layers(
+        cls, layers: Callable[[tuple[str, ...], int], list[Any]], large: tuple[Any, ...], cpu: tuple[Any, ...]
+    ) -> Shapes:
+        """Of ``layers(models, batch)``."""
+        target = tuple(dict.fromkeys(layers(TARGET, TARGET_BATCH)))
+        return cls(target, tuple(layer for batch in BATCHES for layer in layers(PAPER, batch)), large, cpu)
 
     def select(self, choice: str | None, device_type: str) -> Iterator[tuple[str, Any]]:
         """Scope and shape, none twice. ``choice``: a scope or "all"; None is "all" on a GPU, "target" on a CPU."""

@@ -9,7 +9,7 @@ from torch import Tensor
 import dimr_kernels as dk
 from dimr_kernels.packing import padded_head_dim
 
-from .shapes import BATCHES, PAPER, TARGET, TARGET_BATCH, Shapes, configurations
+from .shapes import Shapes, configurations
 from .workload import Direction, Inputs, Rival, Workload, random
 
 BACKENDS = ("flash_attn", "flash", "cudnn", "efficient", "math")
@@ -32,9 +32,8 @@ def layers(names: tuple[str, ...], batch: int) -> list[Heads]:
     ]
 
 
-SHAPES = Shapes(
-    target=tuple(dict.fromkeys(layers(TARGET, TARGET_BATCH))),
-    sweep=tuple(heads for batch in BATCHES for heads in layers(PAPER, batch)),
+SHAPES = Shapes.of_layers(
+    layers,
     large=(Heads(512, 16, 257, 64), Heads(64, 16, 1025, 64)),
     cpu=(Heads(4, 4, 65, 64),),
 )

@@ -9,7 +9,7 @@ from torch import Tensor
 import dimr_kernels as dk
 
 from .rivals import why_not_worth_timing
-from .shapes import BATCHES, PAPER, TARGET, TARGET_BATCH, Shapes, configurations
+from .shapes import Shapes, configurations
 from .workload import Direction, Rival, Workload, random
 
 
@@ -31,9 +31,8 @@ def layers(names: tuple[str, ...], batch: int) -> list[Layer]:
     ]
 
 
-SHAPES = Shapes(
-    target=tuple(dict.fromkeys(layers(TARGET, TARGET_BATCH))),
-    sweep=tuple(layer for batch in BATCHES for layer in layers(PAPER, batch)),
+SHAPES = Shapes.of_layers(
+    layers,
     large=(Layer(1024, 257, 960, 1920), Layer(512, 4096, 240, 480)),
     cpu=(Layer(4, 257, 96, 192),),
 )

@@ -102,28 +102,24 @@ def _graph_seconds(calls: Sequence[Call]) -> float:
 def _queued_seconds(calls: Sequence[Call]) -> float:
     """The GPU sleeps while the host queues calls, which then run back to back as far as the host was quick enough."""
     seconds = []
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     for call in calls[:GRAPH_REPLAYS]:
         torch.cuda._sleep(SLEEP_CYCLES)
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        seconds.append(start.elapsed_time(end) / 1e3)
+        seconds.append(_event_seconds(call))
     return statistics.median(seconds)
 
 
 def _median_event_seconds(run: Call, repeats: int) -> float:
     run()
-    seconds = []
-    for _ in range(repeats):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        seconds.append(start.elapsed_time(end) / 1e3)
-    return statistics.median(seconds)
+    return statistics.median(_event_seconds(run) for _ in range(repeats))
+
+
+def _event_seconds(run: Call) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
 
 
 def peak_memory(run: Call, device: torch.device) -> int:

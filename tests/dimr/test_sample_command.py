@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,7 +18,7 @@ from dimr.class_names import ClassNameError, class_ids, find_class_names
 from dimr.cli import main
 from dimr.sample_files import SETTINGS
 from tests.support.small_models import perturbed_model
-from tests.support.training_runs import finished, free_port
+from tests.support.training_runs import finished, free_port, start_process
 
 np = pytest.importorskip("numpy")
 Image = pytest.importorskip("PIL.Image")
@@ -46,19 +43,6 @@ def command(checkpoint, output, *more, steps=2):
 
 def sample(checkpoint, output, *more) -> int:
     return main(command(checkpoint, output, *more))
-
-
-def start(arguments, rank=0, world_size=1, port=0) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DIMR_KERNELS_BACKEND": "eager"}
-    if world_size > 1:
-        environment |= {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        }  # fmt: skip
-    return subprocess.Popen(
-        [sys.executable, "-m", "dimr", *arguments],
-        env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -219,7 +203,7 @@ def test_two_processes_write_the_same_bytes(tmp_path, checkpoint, name):
     with dk.use_backend("eager"):
         assert sample(checkpoint, one) == 0
     port = free_port()
-    said = finished([start(command(checkpoint, two), rank, 2, port) for rank in range(2)])
+    said = finished([start_process(command(checkpoint, two), rank, 2, port) for rank in range(2)])
     assert said.count("wrote 10 images") == 1
     assert contents(one) == contents(two)
     assert [p.name for p in two.parent.iterdir()] == [name]
@@ -233,7 +217,7 @@ def test_killed_in_the_middle(tmp_path, checkpoint, name):
     more = ("--count", 40, "--batch-size", 2)
     with dk.use_backend("eager"):
         assert main(command(checkpoint, whole, *more, steps=30)) == 0
-    process = start(command(checkpoint, cut, *more, steps=30))
+    process = start_process(command(checkpoint, cut, *more, steps=30))
     place = cut if name == "images" else cut.with_name(f"{name}.parts")
     batches = 20 * (2 if name == "images" else 1)
     deadline = time.monotonic() + 60
@@ -244,6 +228,6 @@ def test_killed_in_the_middle(tmp_path, checkpoint, name):
     assert 5 <= len(list(place.glob("[0-9]*"))) < batches
     assert name == "images" or not cut.exists()
     port = free_port()
-    said = finished([start(command(checkpoint, cut, *more, steps=30), rank, 2, port) for rank in range(2)])
+    said = finished([start_process(command(checkpoint, cut, *more, steps=30), rank, 2, port) for rank in range(2)])
     assert "of them from before" in said
     assert contents(whole) == contents(cut)

@@ -69,22 +69,23 @@ def newest_state(output: Path) -> dict:
 
 
 def start_process(arguments: list[object], rank: int = 0, world_size: int = 1, port: int = 0) -> subprocess.Popen[str]:
-    """``dimr train`` with these arguments, as torchrun would start it."""
+    """``dimr`` with these arguments, as torchrun would start it."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DIMR_KERNELS_BACKEND": "eager"}
     if world_size > 1:
         environment |= {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
             "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         }  # fmt: skip
-    command = [sys.executable, "-m", "dimr", "train", *map(str, arguments), "--device", "cpu", "--threads", "1"]
+    command = [sys.executable, "-m", "dimr", *map(str, arguments)]
     return subprocess.Popen(
         command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
 
 
 def start_run(arguments: list[object], world_size: int = 1) -> list[subprocess.Popen[str]]:
-    port = free_port()
-    return [start_process(arguments, rank, world_size, port) for rank in range(world_size)]
+    """``dimr train``."""
+    port, train = free_port(), ["train", *arguments, "--device", "cpu", "--threads", 1]
+    return [start_process(train, rank, world_size, port) for rank in range(world_size)]
 
 
 def free_port() -> int:
