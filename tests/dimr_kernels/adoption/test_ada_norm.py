@@ -184,6 +184,9 @@ def test_swapping_draws_no_random_numbers_and_keeps_the_mode():
     adopted(model)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(m.training for m in model.modules())
+    model = random_dit().eval()
+    adopted(model)
+    assert not any(m.training for m in model.modules())
 
 
 def test_what_was_frozen_stays_frozen():
