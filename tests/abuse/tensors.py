@@ -50,9 +50,9 @@ def _filled(values: Tensor, content: str, dtype: torch.dtype, generator: torch.G
         return values * torch.finfo(dtype).smallest_normal / 4
     if content == "large":
         return values * LARGE[dtype]
-    if content == "special" and values.numel():
+    if content in ("special", "nan") and values.numel():
         chosen = torch.randint(values.numel(), (2,), generator=generator)
-        numbers = torch.tensor([math.nan, math.inf, -math.inf], dtype=values.dtype)
+        numbers = torch.tensor([math.nan, math.inf, -math.inf] if content == "special" else [math.nan] * 3).double()
         values.view(-1)[chosen] = numbers[torch.randint(3, (2,), generator=generator)]
     return values
 
