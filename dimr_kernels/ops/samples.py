@@ -34,7 +34,12 @@ class Samples:
 
 @cached_by_shape
 def row_stride(shape: Strides, strides: Strides) -> Any:
-    """Between the rows of ``[..., D]``; None where it varies or the last stride is not 1."""
+    """Between the rows of ``[..., D]``; None where it varies or the last stride is not 1.
+
+    Where there are no elements it is D, whatever the strides: torch calls such a tensor contiguous.
+    """
+    if 0 in shape:
+        return shape[-1]
     if shape[-1] > 1 and strides[-1] != 1:
         return None
     row, rows = None, 1
@@ -52,7 +57,10 @@ def row_strides(shape: Strides, strides: Strides) -> Any:
 
     What does not matter is chosen so that the samples follow one another.
     """
-    row, N = row_stride(shape[1:], strides[1:]), math.prod(shape[1:-1])
+    N = math.prod(shape[1:-1])
+    if 0 in shape:
+        return N * shape[-1], shape[-1]
+    row = row_stride(shape[1:], strides[1:])
     if row is None:
         return None
     if N == 1:

@@ -83,6 +83,7 @@ SUBJECTS = {
     "TDLayerNorm + residual": Subject(lambda: dk.TDLayerNorm(D), _random(ROWS, TIME, ROWS)),
     "TDRMSNorm": Subject(lambda: dk.TDRMSNorm(D), _random(ROWS, TIME)),
     "TDRMSNorm + residual": Subject(lambda: dk.TDRMSNorm(D), _random(ROWS, TIME, ROWS)),
+    "TDGroupNorm": Subject(lambda: dk.TDGroupNorm(2, 8), _random(IMAGE, TIME)),
     "GEGLU": Subject(lambda: dk.GEGLU(D, 8), _random(ROWS)),
     "GEGLUMLP": Subject(lambda: dk.GEGLUMLP(D, 8), _random(ROWS)),
     "geglu": Subject(lambda: Call("geglu"), _random(ROWS)),

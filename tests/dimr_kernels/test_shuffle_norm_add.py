@@ -83,6 +83,13 @@ def test_shapes(shape, device):
     assert_parity(call(), inputs(12, B=B, H=H, W=W, device=device))
 
 
+def test_empty_with_strides_of_its_own(device):
+    """Torch calls every empty tensor contiguous."""
+    arguments = inputs(12, B=0, device=device)
+    arguments["x"] = torch.zeros(48, 2, 3, 0, device=device).permute(3, 2, 1, 0).requires_grad_()
+    assert_parity(call(), arguments)
+
+
 def test_several_programs_in_a_sample(device):
     """Several chunks of rows, several tiles each, the last ones not full."""
     pytest.importorskip("triton")

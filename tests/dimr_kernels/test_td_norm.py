@@ -86,9 +86,10 @@ def test_scalar_gates_and_one_timestep_for_all(norm, gate, shared, device):
 
 
 @pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("shape", [(5, 24), (1, 2, 3, 2, 24), (1, 1), (24,)])
-def test_any_rank(norm, shape, device):
-    inputs = arguments(norm, shape, device, shared=len(shape) == 1, residual=True)
+def test_any_rank(norm, shape, residual, device):
+    inputs = arguments(norm, shape, device, shared=len(shape) == 1, residual=residual)
     assert_parity(NORMS[norm], inputs, ulps=COLLECTED_ULPS)
 
 
@@ -100,6 +101,14 @@ def test_empty_batch(shape, residual, device):
     inputs["t"] = torch.zeros(shape[0], device=device, requires_grad=True)
     found = results_of(td_layer_norm, inputs, "triton")
     assert all((found[f"grad.{name}"] == 0).all() for name in GATES)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_empty_with_strides_of_its_own(norm, device):
+    """Torch calls every empty tensor contiguous."""
+    inputs = arguments(norm, (0, 24), device, shared=True)
+    inputs["x"] = torch.zeros(24, 0, device=device).t().requires_grad_()
+    assert_parity(NORMS[norm], inputs)
 
 
 def test_layer_norm_without_shift(device):

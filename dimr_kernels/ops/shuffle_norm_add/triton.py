@@ -15,9 +15,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ..configurations import Table
-from ..launch import TRITON_TYPES, KernelCase, Launch, cached_by_shape
+from ..launch import KernelCase, Launch, cached_by_shape
 from ..row_statistics import row_statistics
 from ..samples import Samples, Tiling, row_strides, tiling, walk_candidates, walk_rows, with_rows
+from ..tiled_case import tiled_case
 from ..time_gate.triton import dense, gate_gradients, gate_widths, mixed_at
 
 
@@ -228,6 +229,9 @@ def _backward_launch(shape, x, r, T, t_stride, scale_gate) -> tuple[int, int, La
     return programs, chunks, launch
 
 
+ACTIVATIONS = ("x_ptr", "y_ptr", "out_ptr", "grad_ptr", "dx_ptr")
+
+
 def cases() -> Iterator[KernelCase]:
     """The configurations that the model's cascades compile, for analysis without a GPU."""
     for C in (192, 240, 384, 480, 576):
@@ -238,27 +242,7 @@ def cases() -> Iterator[KernelCase]:
 
 
 def _case(name: str, kernel, samples: Samples, dtype: torch.dtype, config: Tiling) -> KernelCase:
-    """Activations in ``dtype``, statistics, partials and parameters in float32."""
-    constants = {
-        "R": 2, "SCALE_GATE": 1, "SHIFT_GATE": 1, "ITERATIONS": config.iterations,
-        "ROWS": config.rows, "BLOCK_C": config.columns,
-    }  # fmt: skip
-    constants = {argument: value for argument, value in constants.items() if argument in kernel.arg_names}
-    signature = {argument: "i32" for argument in kernel.arg_names if argument not in constants}
-    for argument in signature:
-        if argument.endswith("_ptr"):
-            activation = argument in ("x_ptr", "y_ptr", "out_ptr", "grad_ptr", "dx_ptr")
-            signature[argument] = f"*{TRITON_TYPES[dtype if activation else torch.float32]}"
-        elif argument == "eps":
-            signature[argument] = "fp32"
-    return KernelCase(
-        name=f"{name}[C={samples.D},{TRITON_TYPES[dtype]}]",
-        kernel=kernel,
-        signature=signature,
-        constants=constants,
-        num_warps=config.num_warps,
-        aligned=frozenset(signature) - {"N", "width", "chunks", "t_stride", "rows", "partial_rows", "eps"},
-        outputs_per_program=config.rows_per_program * samples.D,
-        turns=config.iterations,
-        bytes_per_output=3 * dtype.itemsize,
-    )
+    return tiled_case(
+        f"{name}[C={samples.D}", kernel, dtype, config, {"R": 2, "SCALE_GATE": 1, "SHIFT_GATE": 1}, ACTIVATIONS,
+        outputs_per_program=config.rows_per_program * samples.D, bytes_per_output=3 * dtype.itemsize,
+    )  # fmt: skip

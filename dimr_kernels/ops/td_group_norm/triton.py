@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from ..launch import TRITON_TYPES, KernelCase, ceil_div
+from ..launch import KernelCase, ceil_div
 from ..samples import Samples, Tiling
+from ..tiled_case import tiled_case
 from . import triton_backward, triton_forward
 from .triton_backward import backward
 from .triton_forward import forward
@@ -16,8 +17,7 @@ from .triton_forward import forward
 __all__ = ["backward", "cases", "forward"]
 
 TABLES = (triton_forward.MOMENTS, triton_forward.FORWARD, triton_backward.SUMS, triton_backward.BACKWARD)
-# Activations; everything else is float32.
-IN_X_DTYPE = ("x_ptr", "y_ptr", "grad_ptr", "dx_ptr")
+ACTIVATIONS = ("x_ptr", "y_ptr", "grad_ptr", "dx_ptr")
 
 
 def cases() -> Iterator[KernelCase]:
@@ -44,27 +44,9 @@ def _case(
     name: str, kernel: Any, samples: Samples, dtype: torch.dtype, config: Tiling, tensors: int = 0
 ) -> KernelCase:  # fmt: skip
     """``tensors``: how many of x's size are read or written; 0 for a kernel that joins a few numbers."""
-    constants = {
-        "SCALE_GATE": 1, "SHIFT_GATE": 1, "ITERATIONS": config.iterations, "ROWS": config.rows,
-        "BLOCK_C": config.columns, "BLOCK": config.columns,
-    }  # fmt: skip
-    constants = {argument: value for argument, value in constants.items() if argument in kernel.arg_names}
-    signature = {argument: "i32" for argument in kernel.arg_names if argument not in constants}
-    for argument in signature:
-        if argument.endswith("_ptr"):
-            signature[argument] = f"*{TRITON_TYPES[dtype if argument in IN_X_DTYPE else torch.float32]}"
-        elif argument == "eps":
-            signature[argument] = "fp32"
-    multiples = {argument for argument in signature if argument.endswith("_ptr")} | {"C", "x_stride_b", "x_stride_n"}
     columns = samples.D // ceil_div(samples.D, config.columns)  # of the blocks on average
-    return KernelCase(
-        name=f"td_group_norm_{name}[C={samples.D},{TRITON_TYPES[dtype]}]",
-        kernel=kernel,
-        signature=signature,
-        constants=constants,
-        num_warps=config.num_warps,
-        aligned=frozenset(multiples & set(signature)),
+    return tiled_case(
+        f"td_group_norm_{name}[C={samples.D}", kernel, dtype, config, {"SCALE_GATE": 1, "SHIFT_GATE": 1}, ACTIVATIONS,
         outputs_per_program=config.rows_per_program * columns if tensors else 0,
-        turns=config.iterations,
         bytes_per_output=tensors * dtype.itemsize,
-    )
+    )  # fmt: skip

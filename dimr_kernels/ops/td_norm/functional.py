@@ -139,7 +139,7 @@ def _td_norm(
         eps, rms,
     )[:2]  # fmt: skip
     if single:
-        y, total = y[0], total[0]
+        y, total = y[0], total if residual is None else total[0]
     return y if residual is None else (y, total)
 
 

@@ -9,8 +9,9 @@ import torch
 
 from .. import limits
 from ..configurations import Table
-from ..launch import TRITON_TYPES, KernelCase
+from ..launch import KernelCase
 from ..samples import Samples, Tiling
+from ..tiled_case import TileConfig, tiled_case
 from ..time_gate import triton as time_gate
 from . import triton_backward, triton_forward
 from .triton_backward import backward
@@ -38,6 +39,7 @@ def reads(table: Table[Any], D: int) -> bool:
 
 WIDTHS = (192, 240, 384, 480, 576, 768, 960, 1152)
 CASCADE_WIDTH = 38400
+ACTIVATIONS = ("x_ptr", "residual_ptr", "y_ptr", "sum_ptr", "dy_ptr", "dsum_ptr", "dx_ptr")
 SHIFT_POINTERS = ("p3_ptr", "p4_ptr", "shift_weight_ptr", "shift_offset_ptr")
 
 
@@ -70,11 +72,11 @@ def cases() -> Iterator[KernelCase]:
 def _forward_case(samples: Samples, dtype: torch.dtype, rms: bool, residual: bool, offset: bool = False) -> KernelCase:
     """With ``offset`` the form for inference, which keeps no statistics."""
     config = triton_forward.forward_config(samples)
-    constants = {"RMS": rms, "SCALE_GATE": 1, "SHIFT_GATE": 1, "ITERATIONS": config.iterations}
+    constants = {"RMS": rms, "SCALE_GATE": 1, "SHIFT_GATE": 1}
     absent = (() if residual else ("residual_ptr",)) + (SHIFT_POINTERS if rms else ())
     absent += ("stats_ptr",) if offset else ("offset_ptr",)
     kind = ("rms" if rms else "layer") + ("+residual" if residual else "") + ("+offset" if offset else "")
-    figures = _figures(samples, config.rows_per_program, config.iterations, dtype, 4 if residual else 2)
+    figures = _figures(samples, config.rows_per_program, dtype, 4 if residual else 2)
     return _case(
         f"td_norm_fwd_{kind}", triton_forward._td_norm_fwd_kernel, samples, dtype, config, constants, absent, figures
     )
@@ -82,28 +84,28 @@ def _forward_case(samples: Samples, dtype: torch.dtype, rms: bool, residual: boo
 
 def _wide_forward_case(samples: Samples, dtype: torch.dtype) -> KernelCase:
     config = triton_forward.wide_forward_config(samples)
-    constants = {"RMS": False, "HAS_SHIFT": True, "BLOCKS": config.iterations}
+    constants = {"RMS": False, "HAS_SHIFT": True}
     kernel = triton_forward._td_norm_fwd_wide_kernel
-    figures = _figures(samples, config.rows, config.iterations, dtype, 2)
+    figures = _figures(samples, config.rows, dtype, 2)
     return _case("td_norm_fwd_wide", kernel, samples, dtype, config, constants, ("residual_ptr",), figures)
 
 
 def _backward_case(samples: Samples, dtype: torch.dtype, rms: bool) -> KernelCase:
     config = triton_backward.backward_config(samples)
-    constants = {"RMS": rms, "HAS_SHIFT": not rms, "SCALE_GATE": 1, "ITERATIONS": config.iterations}
+    constants = {"RMS": rms, "HAS_SHIFT": not rms, "SCALE_GATE": 1}
     wide = config.columns < samples.D
     absent = () if wide else ("row_sums_ptr",)
     columns = Samples(samples.B, samples.N, min(samples.D, config.columns))
-    figures = _figures(columns, config.rows_per_program, config.iterations, dtype, 4)
+    figures = _figures(columns, config.rows_per_program, dtype, 4)
     name = f"td_norm_bwd{'_wide' if wide else ''}_{'rms' if rms else 'layer'}"
     return _case(name, triton_backward._td_norm_bwd_kernel, samples, dtype, config, constants, absent, figures)
 
 
 def _row_sums_case(samples: Samples, dtype: torch.dtype) -> KernelCase:
     config = triton_backward.row_sums_config(samples)
-    constants = {"RMS": False, "BLOCKS": config.iterations}
+    constants = {"RMS": False}
     kernel = triton_backward._td_norm_row_sums_kernel
-    figures = _figures(samples, config.rows, config.iterations, dtype, 2)
+    figures = _figures(samples, config.rows, dtype, 2)
     return _case("td_norm_bwd_wide_sums", kernel, samples, dtype, config, constants, (), figures)
 
 
@@ -119,19 +121,18 @@ def _reduce_case(samples: Samples) -> KernelCase:
     backward_config = triton_backward.backward_config(samples)
     chunks = samples.chunks(backward_config.rows * backward_config.iterations)
     config = time_gate.reduce_config(samples.B * chunks, samples.D)
-    constants = {"SCALE_GATE": 1, "SHIFT_GATE": 1, "ITERATIONS": config.iterations}
+    constants = {"SCALE_GATE": 1, "SHIFT_GATE": 1}
     kernel = time_gate._time_gate_reduce_kernel
     absent = ("scale_dt_ptr", "shift_dt_ptr")
     # A program takes one of two branches, for scale or for shift: both are counted, with the partials of both.
     partials = Samples(samples.B, samples.N, 2 * config.columns)
-    figures = _figures(partials, config.rows * config.iterations, config.iterations, torch.float32, 1)
+    figures = _figures(partials, config.rows * config.iterations, torch.float32, 1)
     return _case("time_gate_reduce", kernel, samples, torch.float32, config, constants, absent, figures)
 
 
-def _figures(samples: Samples, rows: int, turns: int, dtype: torch.dtype, tensors: int) -> dict[str, Any]:
+def _figures(samples: Samples, rows: int, dtype: torch.dtype, tensors: int) -> dict[str, Any]:
     """Of a program that makes so many rows, when so many tensors of their size are read or written."""
-    bytes_per_output = tensors * dtype.itemsize
-    return {"outputs_per_program": rows * samples.D, "turns": turns, "bytes_per_output": bytes_per_output}
+    return {"outputs_per_program": rows * samples.D, "bytes_per_output": tensors * dtype.itemsize}
 
 
 def _case(
@@ -139,29 +140,11 @@ def _case(
     kernel: Any,
     samples: Samples,
     dtype: torch.dtype,
-    config: Any,
+    config: TileConfig,
     constants: dict[str, Any],
     absent: tuple[str, ...],
     figures: dict[str, Any],
 ) -> KernelCase:
-    """Activations in ``dtype``, everything else in float32."""
-    activations = ("x_ptr", "residual_ptr", "y_ptr", "sum_ptr", "dy_ptr", "dsum_ptr", "dx_ptr")
-    constants = {**constants, **dict.fromkeys(absent), "ROWS": config.rows, "BLOCK_D": config.columns}
-    constants = {argument: value for argument, value in constants.items() if argument in kernel.arg_names}
-    signature = {}
-    for argument in kernel.arg_names:
-        if argument in constants:
-            continue
-        if argument.endswith("_ptr"):
-            signature[argument] = f"*{TRITON_TYPES[dtype if argument in activations else torch.float32]}"
-        else:
-            signature[argument] = "fp32" if argument == "eps" else "i32"
-    return KernelCase(
-        name=f"{name}[D={samples.D},{TRITON_TYPES[dtype]}]",
-        kernel=kernel,
-        signature=signature,
-        constants=constants,
-        num_warps=config.num_warps,
-        aligned=frozenset(signature) - {"N", "chunks", "blocks", "t_stride", "rows", "R", "eps"},
-        **figures,
-    )
+    """``absent``: pointers that are None."""
+    constants = {**constants, **dict.fromkeys(absent)}
+    return tiled_case(f"{name}[D={samples.D}", kernel, dtype, config, constants, ACTIVATIONS, **figures)
