@@ -30,14 +30,14 @@ def convert_to_published(folder: str | os.PathLike[str], target: str | os.PathLi
 
     There and back changes no tensor, but for the rounding of ``(w - 1) + 1`` to float32 in the gates' weights.
     """
-    return publish(load_model(folder), target)
-
-
-def publish(model: DiMR, target: str | os.PathLike[str]) -> Path:
-    """:func:`convert_to_published` of a model."""
     target = Path(target)
     if target.suffix not in SUFFIXES:
         raise CheckpointError(f"{target} must end in {', '.join(SUFFIXES)}")
+    return publish(load_model(folder), target)
+
+
+def publish(model: DiMR, target: Path) -> Path:
+    """:func:`convert_to_published` of a model, to one of ``SUFFIXES``."""
     write = require_safetensors().torch.save_file if target.suffix == ".safetensors" else torch.save
     state = to_official_state_dict(model)
     with replacing(target) as temporary:
