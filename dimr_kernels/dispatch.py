@@ -14,6 +14,7 @@ from functools import lru_cache
 import torch
 
 from .scoped import ScopedSetting, ScopedValue
+from .traced import constant_when_traced
 
 BACKENDS = ("auto", "eager", "triton", "cuda")
 BACKEND_VARIABLE = "DIMR_KERNELS_BACKEND"
@@ -117,7 +118,7 @@ def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def capability(device: torch.device) -> tuple[int, int]:
     """A CUDA device's compute capability, a constant in traced code; asked for once, since asking takes long."""
     return _capability(device)

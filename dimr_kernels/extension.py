@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-import torch
+from .traced import constant_when_traced
 
 MISSING_NOTE = Path(__file__).with_name("_extension_missing.txt")
 """Written by the build where it left the extension out: one line that says why."""
@@ -41,7 +41,7 @@ def _load() -> ExtensionStatus:
     return ExtensionStatus(loaded=True, has_cuda=_C.has_cuda, reason=build.pop("cuda_missing"), build=build)
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def extension_status() -> ExtensionStatus:
     """Load the extension once, which registers its operators, and say what came of it."""
     return _load()

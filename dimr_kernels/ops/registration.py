@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ..traced import constant_when_traced
+
 NAMESPACE = "dimr_kernels"
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
@@ -42,7 +44,7 @@ def is_watched(arguments: tuple[Any, ...]) -> bool:
     )
 
 
-@torch.compiler.assume_constant_result  # in traced code: those that it is traced under
+@constant_when_traced  # in traced code: those that it is traced under
 def _transforms_differentiate() -> bool:
     """Whether one of the ``torch.func`` transforms in force takes derivatives."""
     kinds = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp)

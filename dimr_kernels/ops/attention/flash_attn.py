@@ -8,6 +8,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ...traced import constant_when_traced
+
 
 @lru_cache(maxsize=1)
 def _import_error() -> str | None:
@@ -20,7 +22,7 @@ def _import_error() -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def why_not_installed() -> str | None:
     """Import the package once, and say what came of it."""
     return _import_error()

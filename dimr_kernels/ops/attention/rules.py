@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...dispatch import capability
+from ...traced import constant_when_traced
 from .flash_attn import why_not_installed
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
@@ -40,12 +41,12 @@ class Call:
     """cuDNN's version number, 0 where there is none."""
 
 
-@torch.compiler.assume_constant_result
+@constant_when_traced
 def _cudnn_version() -> int:
     return torch.backends.cudnn.version() or 0
 
 
-@torch.compiler.assume_constant_result  # dynamo cannot trace the question
+@constant_when_traced  # dynamo cannot trace the question
 def _warns_only() -> bool:
     return torch.is_deterministic_algorithms_warn_only_enabled()
 
