@@ -11,7 +11,16 @@ from torch import Tensor, nn
 
 from .. import checks
 from .ada_blocks import FittedTDLayerNorm, TimedModel
-from .ada_sites import Conditioning, DiffusersSite, Site, difference, find_sites, output_norms, owner_of, swap
+from .ada_sites import (
+    BlockSite,
+    Conditioning,
+    DiffusersBlockSite,
+    find_sites,
+    output_norms,
+    owner_of,
+    swap,
+    why_not_equal,
+)
 from .ada_tables import NormFit, Table, fitted_norm, measured, tables, vectors
 from .report import AdoptionReport
 from .swap import ClassChange
@@ -87,7 +96,7 @@ def adopt_ada_norm(
         fitted.append((site, owner, _fit(report, site, found, times, gate, (float(low), float(high)))))
     for site, _, norms in fitted:  # now that nothing can fail
         report.add_swapped(site.path, site.what, "TD-LN fitted to scale and shift", *swap(site, norms))
-    for owner in dict.fromkeys(owner for site, owner, _ in fitted if not isinstance(site, DiffusersSite)):
+    for owner in dict.fromkeys(owner for site, owner, _ in fitted if not isinstance(site, DiffusersBlockSite)):
         path = next(name for name, module in model.named_modules() if module is owner)
         report.add_note(f"{path or 'the model'} hands its timestep to its blocks", ClassChange(path, owner, TimedModel))
     report.parameters = (before, _count(model))
@@ -98,11 +107,11 @@ def _count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _provable(model: nn.Module, report: AdoptionReport) -> list[tuple[Site, nn.Module]]:
+def _provable(model: nn.Module, report: AdoptionReport) -> list[tuple[BlockSite, nn.Module]]:
     found = []
     for site in list(find_sites(model)):
-        owner = model if isinstance(site, DiffusersSite) else owner_of(model, site.path)
-        why = site.obstacle() or difference(site)
+        owner = model if isinstance(site, DiffusersBlockSite) else owner_of(model, site.path)
+        why = site.why_not() or why_not_equal(site)
         if why is None and owner is None:
             why = "no model around it is called with the timestep (t, timestep or timesteps) second"
         if why is not None:
@@ -132,7 +141,7 @@ def _labels(labels: Tensor | Sequence[int] | None, count: int, device: torch.dev
 
 def _fit(
     report: AdaNormReport,
-    site: Site,
+    site: BlockSite,
     found: list[tuple[Table, Table]],
     times: Tensor,
     gate: str,

@@ -18,7 +18,7 @@ Conditioning = Callable[[Tensor, Tensor], Tensor]
 """Timesteps ``[N]`` and class labels ``[N]`` -> what the modulation sees, ``[N, width]``."""
 
 
-class Site:
+class BlockSite:
     """A block, with where its parts are and how it is called."""
 
     what = "DiT block, adaLN-Zero"
@@ -35,7 +35,7 @@ class Site:
     def linear(self) -> Any:
         return self.block.get_submodule(self.linear_name)
 
-    def obstacle(self) -> str | None:
+    def why_not(self) -> str | None:
         """Why the block is not of the form that is swapped, told from its parts."""
         known = ("norm1", "attn", "norm2", "mlp", "adaLN_modulation")
         children = {name: m for name, m in self.block._modules.items() if m is not None}
@@ -93,13 +93,13 @@ class Site:
             return block(x, c)
 
 
-class DiffusersSite(Site):
+class DiffusersBlockSite(BlockSite):
     what = "BasicTransformerBlock, ada_norm_zero"
     norm_names = ("norm1.norm", "norm3")
     linear_name = "norm1.linear"
     forward = TDDiffusersBlock
 
-    def obstacle(self) -> str | None:
+    def why_not(self) -> str | None:
         block: Any = self.block
         if block.norm1.emb is None:
             return "norm1 does not embed the timestep"
@@ -123,13 +123,13 @@ class DiffusersSite(Site):
         return block(x, timestep=same, class_labels=same)
 
 
-def find_sites(model: nn.Module) -> Iterator[Site]:
+def find_sites(model: nn.Module) -> Iterator[BlockSite]:
     """Every block that has the parts of adaLN-Zero, whether or not it can be swapped."""
     for path, module in model.named_modules():
         if isinstance(getattr(module, "adaLN_modulation", None), nn.Module):
-            yield Site(path, module)
+            yield BlockSite(path, module)
         elif _is_diffusers(module, "BasicTransformerBlock") and module.norm_type == "ada_norm_zero":
-            yield DiffusersSite(path, module)
+            yield DiffusersBlockSite(path, module)
 
 
 def _is_diffusers(module: nn.Module, name: str) -> bool:
@@ -154,7 +154,7 @@ def owner_of(model: nn.Module, path: str) -> nn.Module | None:
     return None
 
 
-def swap(site: Site, norms: Sequence[FittedTDLayerNorm]) -> list[Change]:
+def swap(site: BlockSite, norms: Sequence[FittedTDLayerNorm]) -> list[Change]:
     """Put the fitted norms and what is left of the modulation into the block."""
     linear = site.linear()
     alphas = _alphas(linear)
@@ -179,7 +179,7 @@ def _alphas(linear: nn.Linear) -> nn.Linear:
     return kept.train(linear.training)
 
 
-def difference(site: Site) -> str | None:
+def why_not_equal(site: BlockSite) -> str | None:
     """Why the block is not what its parts suggest: a copy of it against TD-LN, at one timestep and class."""
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -194,7 +194,7 @@ def difference(site: Site) -> str | None:
     return None
 
 
-def _tried(site: Site, training: bool) -> tuple[Tensor, Tensor]:
+def _tried(site: BlockSite, training: bool) -> tuple[Tensor, Tensor]:
     """Output of a copy with its norms fixed, and without."""
     copied = copy.deepcopy(site.block).to("cpu", torch.float32).train(training)
     trial = type(site)(site.path, copied)

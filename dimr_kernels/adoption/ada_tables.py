@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..ops.time_gate.eager import mixed
 from .ada_blocks import FittedTDLayerNorm
-from .ada_sites import Conditioning, Site, modulated
+from .ada_sites import BlockSite, Conditioning, modulated
 from .fit import Gated, fit_gated
 
 ROWS = 4096  # of conditions at a time
@@ -54,7 +54,7 @@ class NormFit:
 
 
 @torch.no_grad()
-def tables(site: Site, condition: Conditioning, timesteps: Tensor, labels: Tensor) -> list[tuple[Table, Table]]:
+def tables(site: BlockSite, condition: Conditioning, timesteps: Tensor, labels: Tensor) -> list[tuple[Table, Table]]:
     """Scale and shift of the block's two norms, what the norms' own weights do included."""
     linear = site.linear()
     rows_at_once = max(1, ROWS // len(labels))
@@ -64,12 +64,12 @@ def tables(site: Site, condition: Conditioning, timesteps: Tensor, labels: Tenso
         six = F.linear(F.silu(c), linear.weight, linear.bias).double()
         shift1, scale1, _, shift2, scale2, _ = six.view(len(some), len(labels), 6, -1).unbind(2)  # [t, classes, D]
         first, second = site.norms()
-        parts.append([*_double(first, scale1, shift1), *_double(second, scale2, shift2)])
+        parts.append([*_factor_and_summand(first, scale1, shift1), *_factor_and_summand(second, scale2, shift2)])
     first_scale, first_shift, second_scale, second_shift = (_table(column) for column in zip(*parts, strict=True))
     return [(first_scale, first_shift), (second_scale, second_shift)]
 
 
-def _double(norm: nn.LayerNorm, scale: Tensor, shift: Tensor) -> tuple[Table, Table]:
+def _factor_and_summand(norm: nn.LayerNorm, scale: Tensor, shift: Tensor) -> tuple[Table, Table]:
     factor, summand = modulated(norm, scale, shift)
     return _over_classes(factor), _over_classes(summand)
 

@@ -14,6 +14,8 @@ import math
 import torch
 from torch import Tensor
 
+from .. import checks
+
 # A gate that moves less than this over the timesteps is as good as a straight line, and needs ends p and q that far
 # beyond the values they fit; they would not survive float32.
 LEAST_SPREAD = 0.005
@@ -65,8 +67,7 @@ def fit_gated(t: Tensor, values: Tensor, gate: str = "channel") -> Gated:
 
 
 def _check(t: Tensor, values: Tensor, gate: str) -> None:
-    if gate not in ("channel", "scalar"):
-        raise ValueError(f"fit_gated: gate must be one of 'channel', 'scalar', got {gate!r}")
+    checks.check_choice("fit_gated", "gate", gate, ("channel", "scalar"))
     if t.dim() != 1 or values.dim() != 2 or len(values) != len(t) or values.shape[1] == 0:
         raise ValueError(f"fit_gated: wanted t [T] and values [T, D], got {list(t.shape)} and {list(values.shape)}")
     if not (t.isfinite().all() and values.isfinite().all()):

@@ -69,7 +69,7 @@ def _selector(select: Select | None) -> Callable[[str, nn.Module], bool]:
 
 def _swap(report: AdoptionReport, model: nn.Module, path: str, norm: Norm, gate: str) -> None:
     what = f"{'nn.' if type(norm) in (nn.LayerNorm, nn.RMSNorm) else ''}{type(norm).__name__}"
-    why = _obstacle(model, norm)
+    why = _why_not(model, norm)
     if why is not None:
         report.add_left(path, what, why)
         return
@@ -77,7 +77,7 @@ def _swap(report: AdoptionReport, model: nn.Module, path: str, norm: Norm, gate:
     report.add_swapped(path, what, type(new).__name__, Replacement(model, norm, new))
 
 
-def _obstacle(model: nn.Module, norm: Norm) -> str | None:
+def _why_not(model: nn.Module, norm: Norm) -> str | None:
     """Why there is no time-dependent norm that does the same."""
     plain: Any = nn.LayerNorm if isinstance(norm, nn.LayerNorm) else nn.RMSNorm
     shape = norm.normalized_shape

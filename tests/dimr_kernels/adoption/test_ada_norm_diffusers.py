@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dimr_kernels.adoption.ada_norm import adopt_ada_norm, output_error
-from dimr_kernels.adoption.ada_sites import DiffusersSite, difference
+from dimr_kernels.adoption.ada_sites import DiffusersBlockSite, why_not_equal
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -131,7 +131,7 @@ def test_affine_norms_are_taken_with_their_weights():
         nn.init.normal_(parameter)
     for dropped in (0.1, 0.3, 0.5, 0.7, 0.9):  # of the classes while training; the comparison is at one class
         block.norm1.emb.class_embedder.dropout_prob = dropped
-        assert difference(DiffusersSite("", block)) is None
+        assert why_not_equal(DiffusersBlockSite("", block)) is None
 
 
 @pytest.mark.slow

@@ -114,7 +114,7 @@ def test_twice_the_same_bits():
 
 def test_wrong_arguments():
     values = torch.zeros(len(T), 2)
-    with pytest.raises(ValueError, match="gate must be one of 'channel', 'scalar', got 'row'"):
+    with pytest.raises(ValueError, match="gate must be one of 'channel', 'scalar'; got 'row'"):
         fit_gated(T, values, "row")
     with pytest.raises(ValueError, match=r"values \[T, D\], got \[100\] and \[99, 2\]"):
         fit_gated(T, values[1:])
