@@ -53,8 +53,13 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("backend", ["auto", pytest.param("triton", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(
+    ("network", "backend"),
+    [
+        *[(network, "auto") for network in NETWORKS],
+        *[pytest.param(network, "triton", marks=pytest.mark.slow) for network in ("timm", "torchvision")],
+    ],
+)
 def test_only_the_image_is_copied(network, backend):
     model, x = NETWORKS[network]().eval(), image(batch=3)
     dk.adopt(model)

@@ -24,7 +24,7 @@ def inputs() -> tuple[Tensor, Tensor]:
     return torch.randn(2, 4, 3, 5), torch.randn(2, 4, 6, 10)
 
 
-@pytest.mark.parametrize("backend", ["auto", "eager"])
+@pytest.mark.parametrize("backend", ["auto", pytest.param("eager", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", PROVED)
 def test_proved(kind, backend):
     model = kind()

@@ -76,6 +76,10 @@ def test_adopting_again_changes_nothing(name):
     assert [type(module) for module in case.model.modules()] == types, "an undo takes back its own swaps alone"
 
 
+def pickled(model: nn.Module) -> nn.Module:
+    return pickle.loads(pickle.dumps(model))
+
+
 def through_torch_save(model: nn.Module) -> nn.Module:
     file = io.BytesIO()
     torch.save(model, file)
@@ -84,7 +88,7 @@ def through_torch_save(model: nn.Module) -> nn.Module:
 
 
 @every_model
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, pytest.param(pickled, marks=pytest.mark.slow)])
 def test_copies(name, duplicate):
     case = CASES[name]()
     dk.adopt(case.model, **case.keywords)
