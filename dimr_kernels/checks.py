@@ -5,15 +5,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# Not those of eight bits, which are for storage: torch itself computes nothing in them.
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
 
 def check_floating(operator: str, **tensors: Tensor | None) -> None:
+    """The first is required, the others may be None."""
+    required = True
     for name, tensor in tensors.items():
-        if tensor is None:
-            continue
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{operator}: {name} must be a Tensor, got {type(tensor).__name__}")
-        if not tensor.is_floating_point():
-            raise TypeError(f"{operator}: {name} must have a floating-point dtype, got {tensor.dtype}")
+        if required or tensor is not None:
+            check_floating_tensor(operator, name, tensor)
+        required = False
+
+
+def check_floating_tensor(operator: str, name: str, tensor: object) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{operator}: {name} must be a Tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in FLOATING:
+        raise TypeError(f"{operator}: {name} must have a floating-point dtype of 16 bits or more, got {tensor.dtype}")
+
+
+def check_number(operator: str, name: str, value: object) -> None:
+    if not isinstance(value, (float, int, torch.SymFloat, torch.SymInt)):
+        raise TypeError(f"{operator}: {name} must be a number, got {type(value).__name__}")
 
 
 def check_shape(operator: str, name: str, tensor: Tensor, wanted: tuple[int, ...]) -> None:

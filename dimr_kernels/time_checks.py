@@ -22,7 +22,7 @@ def as_timesteps(operator: str, t: Tensor | float, x: Tensor) -> Tensor:
         if not torch.compiler.is_compiling() and math.isnan(t):
             raise ValueError(f"{operator}: t is NaN")
         return torch.full((1,), t, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
-    if not t.is_floating_point() or t.device != x.device:
+    if t.dtype not in checks.FLOATING or t.device != x.device:
         checks.check_floating(operator, t=t)
         checks.check_same_device(operator, x=x, t=t)
     if t.dim() > 1 or t.numel() not in (1, x.shape[0]):
@@ -57,7 +57,7 @@ def check_gated_pair(operator: str, D: int, device: torch.device, **tensors: Any
             not isinstance(tensor, Tensor)
             or tensor.shape != wanted
             or tensor.device != device
-            or not tensor.is_floating_point()
+            or tensor.dtype not in checks.FLOATING
         ):
             break
     else:
@@ -69,10 +69,7 @@ def _explain_gated_pair(operator: str, D: int, device: torch.device, tensors: di
     """Name what does not fit; a scalar gate does."""
     (_, first), (_, second), (weight_name, weight), (offset_name, offset) = tensors.items()
     for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{operator}: {name} must be a Tensor, got {type(tensor).__name__}")
-        if not tensor.is_floating_point():
-            raise TypeError(f"{operator}: {name} must have a floating-point dtype, got {tensor.dtype}")
+        checks.check_floating_tensor(operator, name, tensor)
         if tensor.device != device:
             raise ValueError(f"{operator}: {name} is on {tensor.device}, x is on {device}")
         shape = tensor.shape

@@ -49,6 +49,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto", scale: flo
     checks.check_shape("attention", "k", k, (q.shape[0], q.shape[1], k.shape[2], q.shape[3]))
     checks.check_shape("attention", "v", v, (q.shape[0], q.shape[1], k.shape[2], v.shape[3]))
     checks.check_same_device("attention", q=q, k=k, v=v)
+    if scale is not None:
+        checks.check_number("attention", "scale", scale)
     dtype = checks.autocast_dtype(q)
     if dtype is not None:
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)

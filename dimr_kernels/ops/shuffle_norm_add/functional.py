@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ... import shuffle_checks, time_checks
+from ... import checks, shuffle_checks, time_checks
 from ...dispatch import choose
 from ..pixel_shuffle import eager as pixel_shuffle_eager
 from ..td_norm import op as td_norm_op
@@ -53,11 +53,13 @@ def pixel_shuffle_td_norm_add(
     """
     operator = "pixel_shuffle_td_norm_add"
     r = shuffle_checks.check_shuffle(operator, x, "upscale_factor", upscale_factor, "nhwc")
+    checks.check_floating(operator, y=y)
     C = shuffle_checks.check_shuffled(operator, x, y, r, "nhwc")
     if C == 0:
         raise ValueError(f"{operator}: x must have at least one channel, got shape {list(x.shape)}")
     if (x.dtype == torch.float64) != (y.dtype == torch.float64):
         raise TypeError(f"{operator}: y has dtype {y.dtype}, x has {x.dtype}: float64 does not mix")
+    checks.check_number(operator, "eps", eps)
     scale = {"p1": p1, "p2": p2, "scale_gate_weight": scale_gate_weight, "scale_gate_offset": scale_gate_offset}
     shift = {"p3": p3, "p4": p4, "shift_gate_weight": shift_gate_weight, "shift_gate_offset": shift_gate_offset}
     time_checks.check_gated_pair(operator, C, x.device, **scale)

@@ -51,6 +51,7 @@ def td_group_norm(
     """
     operator = "td_group_norm"
     checks.check_floating(operator, x=x)
+    checks.check_number(operator, "eps", eps)
     if x.dim() < 2 or x.shape[-1] == 0:
         raise ValueError(f"{operator}: x must have shape [B, ..., C] with C >= 1, got {list(x.shape)}")
     C = x.shape[-1]
@@ -69,5 +70,5 @@ def td_group_norm(
 
 def check_groups(operator: str, num_groups: int, channels: int) -> None:
     """A whole number of channels to each group."""
-    if num_groups < 1 or channels % num_groups:
-        raise ValueError(f"{operator}: num_groups must divide the {channels} channels, got {num_groups}")
+    if not isinstance(num_groups, int) or num_groups < 1 or channels % num_groups:
+        raise ValueError(f"{operator}: num_groups must divide the {channels} channels, got {num_groups!r}")

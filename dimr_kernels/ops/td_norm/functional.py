@@ -116,6 +116,7 @@ def _td_norm(
     rms: bool,
 ) -> Tensor | tuple[Tensor, Tensor]:
     checks.check_floating(operator, x=x, residual=residual)
+    checks.check_number(operator, "eps", eps)
     if x.dim() == 0 or x.shape[-1] == 0:
         raise ValueError(f"{operator}: x must have shape [B, ..., D] with D >= 1, got {list(x.shape)}")
     if residual is not None and (residual.shape, residual.dtype, residual.device) != (x.shape, x.dtype, x.device):
