@@ -114,7 +114,7 @@ def _td_group_norm_fwd_kernel(
         tl.store(y_ptr + (b * N + n) * C + col, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-MERGE_BLOCK = 1024
+MERGE_BLOCK = 512
 # 16 to 32 elements per thread, so that several 16-byte loads are in flight.
 MOMENTS = Table(
     "td_group_norm_moments_fwd",
