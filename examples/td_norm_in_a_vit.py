@@ -90,7 +90,7 @@ def main() -> None:
     x = torch.randn(1, args.width, device=args.device)
     moved = timed.norm(x, 1.0) - timed.norm(x, -1.0)
     print(
-        f"the last norm of one input, between the first and the last time: up to {moved.abs().max().item():.3f} apart"
+        f"the last norm of one input, between the first and the last time: up to {moved.abs().max().item():.2g} apart"
     )
 
 
