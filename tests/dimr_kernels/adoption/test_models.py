@@ -28,18 +28,21 @@ def test_half_precision(name, dtype):
 
 
 FUSED = [
-    ("timm ConvNeXt", torch.float32),
-    ("timm ConvNeXt, linear MLP", torch.bfloat16),
-    ("torchvision ConvNeXt", torch.float32),
     *[(name, torch.float32) for name in list(CASES)[4:]],
     ("ViT, gate first, tanh", torch.bfloat16),
     ("BasicTransformerBlock", torch.bfloat16),
     ("Upsample", torch.bfloat16),
 ]
+FUSED_CONVOLUTIONS = [  # which the interpreter takes long for
+    ("timm ConvNeXt", torch.float32),
+    ("timm ConvNeXt, linear MLP", torch.bfloat16),
+    ("torchvision ConvNeXt", torch.float32),
+]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "dtype"), FUSED)
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*FUSED, *[pytest.param(*case, marks=pytest.mark.slow) for case in FUSED_CONVOLUTIONS]]
+)
 def test_fused(name, dtype):
     assert_adopted_parity(CASES[name](), dtype, "cuda" if name == "Upsample" else "triton")
 
