@@ -17,6 +17,7 @@ pytest.importorskip("diffusers")
 import numpy as np
 from safetensors.torch import load_file, save_file
 
+from dimr.checkpoints import CheckpointError
 from tests.abuse.readers import READERS, refusal
 from tests.support.pictures import pixels
 
@@ -48,6 +49,17 @@ def test_a_folder_of_integers(tmp_path):
     path = READERS["folder's weights"].write(tmp_path)
     save_file({key: value.long() for key, value in load_file(path).items()}, path)
     assert "must be a floating-point tensor" in refusal("folder's weights", path)
+
+
+def test_an_autoencoder_s_weights_under_other_names(tmp_path):
+    """diffusers would warn, and draw what is missing at random."""
+    path = READERS["autoencoder's weights"].write(tmp_path)
+    state = load_file(path)
+    key, value = state.popitem()
+    for changed, problem in (({}, "missing keys"), ({key: value, "x": torch.zeros(1)}, "unexpected keys")):
+        save_file({**state, **changed}, path)
+        with pytest.raises(CheckpointError, match=f"{tmp_path} cannot be read: 1 {problem}: "):
+            READERS["autoencoder's weights"].read(path)
 
 
 def safetensors_bytes(header: object, data: bytes = b"", length: int | None = None) -> bytes:
