@@ -50,6 +50,12 @@ def _compiled_results(form: str) -> dict[str, Results]:
     }
 
 
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> None:
+    """Subjects share one ``forward``, and a function is compiled anew only so often (``recompile_limit``)."""
+    torch.compiler.reset()
+
+
 @pytest.fixture(scope="module")
 def compiled_eager() -> dict[str, Results]:
     return _compiled_results("eager")
