@@ -1,8 +1,15 @@
 """Fused against eager and float64, where an input may hold anything: infinities and NaN spread as eager spreads them.
 
-The tolerance is that of ``tests.support.parity``. Where it is missed, the problem itself may amplify rounding (sums
-that cancel, a variance near zero): a few times what the float64 result moves by when its inputs do in their last bit is
-allowed too.
+An element is right where it equals eager's, or the float64 result rounded to its dtype (NaN equals NaN), or lies within
+``allowed`` of the float64 result. That is one number for each output and each gradient, with maxima over the elements
+that are finite in eager and in float64:
+
+    allowed = 2 * max|eager - float64| + ULPS * max(eps * max|float64|, the dtype's smallest denormal)
+
+as in ``tests.support.parity``. Where some element misses it, the problem itself may amplify rounding (sums that cancel,
+a variance near zero), and ``AMPLIFIED`` times ``moved`` is added: the largest change of any element of that tensor in
+float64, in any of three draws, when every element of every floating tensor among the inputs, of the outputs and of the
+cotangents is multiplied by a random factor in ``[1 - e, 1 + e]``, where e is the eps of ``intermediate``.
 """
 
 from __future__ import annotations

@@ -12,5 +12,5 @@ from hypothesis import HealthCheck, Phase, settings
 FOUND_AS_IS = (Phase.explicit, Phase.generate)  # to make a failing case smaller takes minutes: the long profile does
 common = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
 settings.register_profile("quick", max_examples=16, derandomize=True, phases=FOUND_AS_IS, database=None, **common)
-settings.register_profile("long", max_examples=320, derandomize=False, **common)
+settings.register_profile("long", max_examples=250, derandomize=False, **common)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))

@@ -64,12 +64,14 @@ def _placed(draw: Draw, values: Tensor, layout: str) -> Tensor:
         base = torch.zeros(values.numel() + 8, dtype=values.dtype, device=values.device)
         offset = draw(st.integers(1, 8))
         return base[offset : offset + values.numel()].view(values.shape).copy_(values)
-    if rank == 0 or layout == "contiguous" or not values.numel():
+    if rank == 0 or layout == "contiguous":
         return values
     if layout == "permuted":
         order = draw(st.permutations(range(rank)))
         stored = values.permute(order).contiguous()
         return stored.permute([order.index(i) for i in range(rank)])
+    if layout == "channels_last":
+        return values.contiguous(memory_format=torch.channels_last)
     if layout == "sliced":
         steps = [draw(st.sampled_from((1, 1, 2))) for _ in range(rank)]
         gaps = [draw(st.integers(0, 2)) for _ in range(rank)]

@@ -67,6 +67,11 @@ STRIDED: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]], list[
         lambda: {"x": random(1, 3, 8200), "t": random(1), **gates(8200), "residual": random(1, 3, 8200)},
         [("x", 1), ("residual", 1)],
     ),
+    "td_group_norm": (
+        lambda **inputs: F.td_group_norm(num_groups=2, **inputs),
+        lambda: {"x": random(3, 4, 8), "t": random(3), **gates(8)},
+        [("x", 0), ("x", 1), ("t", 0)],
+    ),
     "geglu": (F.geglu, lambda: {"h": random(4, 6), "value": random(4, 6)}, [("h", 0), ("value", 0)]),
     "geglu packed": (F.geglu, lambda: {"h": random(2, 3, 6)}, [("h", 1)]),
     "depthwise_conv2d": (
@@ -136,6 +141,10 @@ HUGE = {
         F.td_layer_norm, {"x": (1, 2**18 + 3, 8200)}, {"x": LAST_ROWS}, (1, 2**18 + 3, 8200), LAST_ROWS,
         {"t": lambda: random(1), **{name: lambda: random(8200, dtype=torch.float32) for name in GATES}},
         gradients_of=("x",),
+    ),
+    "td_group_norm, samples": Huge(
+        lambda **inputs: F.td_group_norm(num_groups=1, **inputs), {"x": (ROWS, 1, WIDTH), "t": (ROWS,)},
+        {"x": LAST, "t": LAST}, (ROWS, 1, WIDTH), LAST, PARAMETERS, gradients_of=("x",),
     ),
     "geglu packed": Huge(F.geglu, {"h": (ROWS, 2 * WIDTH)}, {"h": LAST}, (ROWS, WIDTH), LAST),
     "geglu": Huge(

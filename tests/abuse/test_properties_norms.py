@@ -15,13 +15,8 @@ from .tensors import DTYPES, PARAMETER_DTYPES, draw_tensor
 
 WIDTHS = st.sampled_from((1, 2, 3, 7, 8, 16, 33))
 EPS = st.sampled_from((1e-5, 1e-8, 0.5))
-BOUNDED = (
-    "normal",
-    "normal",
-    "constant",
-    "zeros",
-    "denormal",
-)  # an infinite parameter meets sums in another order than eager's
+# An infinite parameter meets sums in another order than eager's.
+BOUNDED = ("normal", "normal", "constant", "zeros", "denormal")
 
 
 def draw_time(draw: Any, B: int) -> Any:
@@ -51,7 +46,7 @@ def norm_inputs(draw: Any, rms: bool) -> dict[str, Any]:
     if not rms:
         shift = draw_gates(draw, D, "shift", "p3", "p4")
         inputs |= shift if draw(st.booleans()) else dict.fromkeys(shift)
-    if len(shape) == 1 or draw(st.booleans()):
+    if draw(st.booleans()):
         inputs["residual"] = draw_tensor(draw, shape, draw(st.sampled_from(DTYPES)))
     inputs["eps"] = draw(EPS)
     event(f"rank {len(shape)}, residual {'residual' in inputs}")
@@ -73,6 +68,16 @@ def cascade_inputs(draw: Any) -> dict[str, Any]:
     return inputs | draw_gates(draw, C, "shift", "p3", "p4")
 
 
+@st.composite
+def group_inputs(draw: Any) -> dict[str, Any]:
+    groups, width = draw(st.sampled_from((1, 2, 3, 7))), draw(st.sampled_from((1, 2, 5, 8)))
+    shape = (draw(st.integers(0, 3)), *draw(st.lists(st.integers(0, 4), max_size=2)), groups * width)
+    inputs = {"x": draw_tensor(draw, shape, draw(st.sampled_from(DTYPES))), "t": draw_time(draw, shape[0])}
+    inputs |= {"num_groups": groups, "eps": draw(EPS)} | draw_gates(draw, shape[-1], "scale", "p1", "p2")
+    shift = draw_gates(draw, shape[-1], "shift", "p3", "p4")
+    return inputs | (shift if draw(st.booleans()) else dict.fromkeys(shift))
+
+
 def dtype_of_the_sum(inputs: dict[str, Any]) -> torch.dtype:
     residual = inputs.get("residual")
     return torch.float32 if residual is None else torch.promote_types(inputs["x"].dtype, residual.dtype)
@@ -86,6 +91,11 @@ def test_td_layer_norm(inputs):
 @given(norm_inputs(rms=True))
 def test_td_rms_norm(inputs):
     assert_agrees(F.td_rms_norm, inputs, intermediate=dtype_of_the_sum(inputs))
+
+
+@given(group_inputs())
+def test_td_group_norm(inputs):
+    assert_agrees(F.td_group_norm, inputs)
 
 
 @given(cascade_inputs())

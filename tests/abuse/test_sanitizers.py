@@ -29,7 +29,7 @@ def compile_checks(folder: Path, sanitizers: str, sources: Path = ROOT / "csrc")
         pytest.skip("no C++ compiler was found")
     program = folder / sanitizers.replace(",", "-")
     headers = Path(torch.__file__).parent / "include"
-    command = [COMPILER, "-std=c++17", "-O1", "-g", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-pthread"]
+    command = [COMPILER, "-std=c++17", "-O0", "-pthread", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
     command += ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-isystem", str(headers), "-I", str(sources)]
     trial = folder / "trial.cpp"
     trial.write_text("int main() { return 0; }\n")
