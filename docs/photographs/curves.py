@@ -16,8 +16,8 @@ from torch import Tensor
 from dimr.config import DiMRConfig
 from dimr.plots import smooth
 
-WINDOW = 40  # steps that the curves are means over
-LAST = 100  # steps that the stated numbers are means over
+WINDOW = 200  # steps that the curves are means over
+LAST = 1000  # steps that the stated numbers are means over
 STYLES = ("-", "--", ":")  # of the runs
 COLOURS = {16: "C0", 32: "C1", 64: "C2"}  # by the size of the prediction
 
