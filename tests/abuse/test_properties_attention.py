@@ -29,4 +29,4 @@ def attention_inputs(draw: Any) -> dict[str, Any]:
 
 @given(attention_inputs())
 def test_attention(inputs):
-    assert_agrees(F.attention, inputs, "auto")
+    assert_agrees(F.attention, inputs, "auto", intermediate=inputs["q"].dtype)  # torch rounds the probabilities

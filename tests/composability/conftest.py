@@ -8,7 +8,7 @@ import torch
 from .remembered import RememberedLaunches
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def remembered_launches() -> Iterator[None]:
     if torch.cuda.is_available():
         yield

@@ -16,12 +16,14 @@ def test_threads(cell):
     module = cell.module()
     expected = plain_results(cell)
 
-    def run(_):
+    inputs = [cell.inputs() for _ in range(4)]  # here, since all threads draw from one generator
+
+    def run(tensors):
         with dk.use_backend(cell.backend):
-            return results_of(module, module, cell.inputs())
+            return results_of(module, module, tensors)
 
     with cell.running(), ThreadPoolExecutor(2) as pool:
-        for found in pool.map(run, range(4)):
+        for found in pool.map(run, inputs):
             assert_same(found, expected)
 
 

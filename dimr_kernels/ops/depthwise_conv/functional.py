@@ -22,7 +22,8 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, resi
         residual: ``[B, H, W, C]`` in ``x``'s dtype, added to the result; it costs nothing where it is ``x`` itself.
 
     ``weight`` and ``bias`` may have another dtype than ``x``; each gradient has its own tensor's. Sums are float32.
-    Where ``x`` holds infinities or NaN, fused gradients of more taps than eager's are NaN: beyond the edge are zeros.
+    Taps beyond the edge read zeros. Whether zero times an infinite weight or gradient counts there, as NaN, or is left
+    out differs between eager and fused; with finite numbers nothing does.
 
     Returns:
         ``[B, H, W, C]`` in ``x``'s dtype. Under autocast without a residual ``x`` is cast first, as for torch's
