@@ -19,6 +19,8 @@ LEADING = st.lists(st.integers(0, 4), max_size=3)
 MODERATE = (*(content for content in CONTENTS if content not in ("large", "special")), "nan")
 # At minus infinity torch's gelu is NaN, zero times infinity; the kernels' is its limit, zero.
 HERE = (*(content for content in CONTENTS if content != "special"), "nan")
+# Of 16-bit gates under -5.6, where gelu is 1e-7 and less, its approximation says no more than that.
+FLOOR = 1e-6
 
 
 @st.composite
@@ -62,10 +64,10 @@ def test_two_tensors(inputs):
 
 @given(linear_inputs(DTYPES, ("two_kernels", "auto")))
 def test_linear_in_two_kernels(inputs):
-    assert_agrees(F.geglu_linear, inputs, intermediate=inputs["x"].dtype)
+    assert_agrees(F.geglu_linear, inputs, intermediate=inputs["x"].dtype, floor=FLOOR)
 
 
 @given(linear_inputs(DTYPES[1:] if GPU else (torch.float16,), ("one_kernel",)))
 def test_linear_in_one_kernel(inputs):
     """In float16 without a GPU: Triton's interpreter multiplies bfloat16 wrongly."""
-    assert_agrees(F.geglu_linear, inputs, intermediate=inputs["x"].dtype)
+    assert_agrees(F.geglu_linear, inputs, intermediate=inputs["x"].dtype, floor=FLOOR)

@@ -27,9 +27,11 @@ FACTORS = st.sampled_from((1, 2, 2, 3, 4, 5))
 ANYWHERE = (*LAYOUTS, "channels_last", "channels_last")
 
 
-def draw_image(draw: Any, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+def draw_image(
+    draw: Any, shape: tuple[int, ...], dtype: torch.dtype, contents: tuple[str, ...] = CONTENTS
+) -> torch.Tensor:
     """Of four dimensions."""
-    return draw_tensor(draw, shape, dtype, layouts=ANYWHERE)
+    return draw_tensor(draw, shape, dtype, contents, ANYWHERE)
 
 
 @st.composite
@@ -38,12 +40,14 @@ def convolution_inputs(draw: Any, kernel_sizes: tuple[int, ...]) -> dict[str, An
     shape = (draw(st.integers(0, 2)), draw(st.integers(1, 6)), draw(st.integers(1, 9)), C)
     dtype = draw(st.sampled_from(DTYPES))
     weight = draw_tensor(draw, (C, 1, K, K), draw(st.sampled_from(PARAMETER_DTYPES)), FINITE)
-    inputs = {"x": draw_image(draw, shape, dtype), "weight": weight, "bias": None}
+    residual = draw(st.sampled_from(("none", "x", "other")))
+    # Where x is added to its own convolution, one tap is one larger: an infinity is not taken from another.
+    x = draw_image(draw, shape, dtype, FINITE if residual == "x" else CONTENTS)
+    inputs = {"x": x, "weight": weight, "bias": None}
     if not inputs["x"].isfinite().all():  # the gradient of a tap beyond the edge, zero times infinity
         weight.requires_grad_(False)
     if draw(st.booleans()):
         inputs["bias"] = draw_tensor(draw, (C,), draw(st.sampled_from(PARAMETER_DTYPES)))
-    residual = draw(st.sampled_from(("none", "x", "other")))
     if residual == "other":
         inputs["residual"] = draw_image(draw, shape, dtype)
     return inputs | {"onto_itself": residual == "x"}

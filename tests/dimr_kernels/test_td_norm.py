@@ -12,38 +12,7 @@ from dimr_kernels.functional import td_layer_norm, td_rms_norm
 from dimr_kernels.ops import limits
 from tests.support.parity import assert_deterministic, assert_parity, results_of, strided
 from tests.support.requirements import needs_inductor
-
-NORMS = {"layer": td_layer_norm, "rms": td_rms_norm}
-SHIFT = ("p3", "p4", "shift_gate_weight", "shift_gate_offset")
-GATES = ("p1", "p2", "p3", "p4", "scale_gate_weight", "scale_gate_offset", "shift_gate_weight", "shift_gate_offset")
-# One number that collects every channel and row: its terms cancel, so it is smaller than what was summed.
-COLLECTED_ULPS = 64.0
-
-
-def arguments(
-    norm: str,
-    shape: tuple[int, ...],
-    device: torch.device,
-    *,
-    dtype: torch.dtype = torch.float32,
-    parameter_dtype: torch.dtype = torch.float32,
-    gate: str = "channel",
-    shared: bool = False,
-    residual: bool = False,
-    offset: float = 0.0,
-) -> dict[str, Any]:
-    """Random inputs of ``norm``, every one of them requiring a gradient."""
-
-    def random(*size: int, dtype: torch.dtype = parameter_dtype, offset: float = 0.0) -> Tensor:
-        return (offset + torch.randn(size, device=device)).to(dtype).requires_grad_()
-
-    D = shape[-1]
-    G = D if gate == "channel" else 1
-    found = {"x": random(*shape, dtype=dtype, offset=offset), "t": random(1 if shared else shape[0])}
-    found |= {name: random(G if "gate" in name else D) for name in GATES if norm == "layer" or name not in SHIFT}
-    if residual:
-        found["residual"] = random(*shape, dtype=dtype)
-    return found
+from tests.support.td_norms import COLLECTED_ULPS, GATES, NORMS, arguments
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -76,13 +45,6 @@ def test_float64_parameters_are_used_in_float32(device):
     fused, eager = (results_of(td_layer_norm, inputs, backend) for backend in ("triton", "eager"))
     assert fused["grad.p1"].dtype == torch.float64
     torch.testing.assert_close(fused, eager, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize(("gate", "shared"), [("scalar", False), ("channel", True), ("scalar", True)])
-def test_scalar_gates_and_one_timestep_for_all(norm, gate, shared, device):
-    inputs = arguments(norm, (3, 4, 24), device, gate=gate, shared=shared)
-    assert_parity(NORMS[norm], inputs, ulps=COLLECTED_ULPS)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -163,20 +125,6 @@ def test_long_walks(device):
             assert_parity(td_layer_norm, inputs, ulps=COLLECTED_ULPS)
 
 
-@pytest.mark.parametrize("gate", ["channel", "scalar"])
-def test_many_partials(gate, device):
-    """Partials enough for several groups of rows, whose sums are added at the end."""
-    pytest.importorskip("triton")
-    from dimr_kernels.ops.configurations import forced
-    from dimr_kernels.ops.time_gate import triton as time_gate
-
-    inputs = arguments("layer", (6, 12), device, gate=gate, parameter_dtype=torch.float16)
-    with forced("time_gate_reduce", time_gate.Reduction(32, elements=16, longest=2, num_warps=4)):
-        assert time_gate.reduce_config(6, 12).groups > 2
-        assert_parity(td_layer_norm, inputs, ulps=4)
-        assert_deterministic(td_layer_norm, inputs)
-
-
 @pytest.mark.parametrize(("wide", "offset"), [(False, 1e3), (False, -1e4), (True, -1e4)])
 def test_a_large_mean_does_not_cancel(wide, offset, device, monkeypatch):
     inputs = arguments("layer", (2, 3, 100), device, offset=offset)
@@ -196,21 +144,6 @@ def test_constant_rows(norm, value, device):
     with torch.no_grad():
         inputs["x"][0, 1] = value
     assert_parity(NORMS[norm], inputs, ulps=COLLECTED_ULPS)
-
-
-@pytest.mark.parametrize(
-    "wanted",
-    [("x",), ("residual",), ("p1",), ("scale_gate_offset",), ("shift_gate_weight", "x"), ("t",), ("t", "p4"), ()],
-)
-def test_gradients_of_a_subset(wanted, device):
-    inputs = arguments("layer", (2, 3, 24), device, residual=True)
-    for name, value in inputs.items():
-        value.requires_grad_(name in wanted)
-    sum_is_constant = not {"x", "residual"} & set(wanted)
-    assert_parity(lambda **inputs: td_layer_norm(**inputs)[: 1 if sum_is_constant else 2], inputs, ulps=COLLECTED_ULPS)
-    with dk.use_backend("triton"):
-        y, total = td_layer_norm(**inputs)
-    assert (y.requires_grad, total.requires_grad) == (bool(wanted), not sum_is_constant)
 
 
 @pytest.mark.parametrize("used", [0, 1])
@@ -245,52 +178,10 @@ def test_strided_inputs(residual, device):
     assert_parity(td_layer_norm, one, ulps=COLLECTED_ULPS)
 
 
-def test_strided_timesteps(device):
-    inputs = arguments("layer", (3, 2, 24), device)
-    inputs["t"] = torch.randn(6, device=device)[::2].requires_grad_()
-    assert_parity(td_layer_norm, inputs, ulps=COLLECTED_ULPS)
-
-
-@pytest.mark.parametrize("backend", ["eager", "triton"])
-def test_a_float_is_the_same_as_a_tensor(backend, device):
-    inputs = arguments("layer", (2, 3, 24), device)
-    with dk.use_backend(backend):
-        expected = td_layer_norm(**{**inputs, "t": torch.full((2,), 0.3, device=device)})
-        for t in (0.3, torch.tensor(0.3, device=device), torch.tensor([0.3], device=device)):
-            torch.testing.assert_close(td_layer_norm(**{**inputs, "t": t}), expected)
-
-
 @pytest.mark.parametrize("norm", NORMS)
 def test_deterministic(norm, device):
     inputs = arguments(norm, (3, 9, 24), device, dtype=torch.bfloat16, residual=True, gate="scalar")
     assert_deterministic(NORMS[norm], inputs)
-
-
-@pytest.mark.parametrize("norm", NORMS)
-def test_definition_by_hand(norm, device):
-    inputs = {name: v.detach() for name, v in arguments(norm, (2, 3, 12), device).items()}
-    x, t = inputs["x"].double(), inputs["t"].double()[:, None]
-    s = torch.sigmoid(inputs["scale_gate_weight"] * t + inputs["scale_gate_offset"])
-    gamma = s * inputs["p1"] + (1 - s) * inputs["p2"]
-    if norm == "rms":
-        expected = x / (x.square().mean(-1, keepdim=True).sqrt() + 0.5) * gamma[:, None]
-    else:
-        s = torch.sigmoid(inputs["shift_gate_weight"] * t + inputs["shift_gate_offset"])
-        beta = s * inputs["p3"] + (1 - s) * inputs["p4"]
-        deviation = (x.var(-1, correction=0, keepdim=True) + 0.5).sqrt()
-        expected = (x - x.mean(-1, keepdim=True)) / deviation * gamma[:, None] + beta[:, None]
-    for backend in ("eager", "triton"):
-        with dk.use_backend(backend):
-            torch.testing.assert_close(NORMS[norm](**inputs, eps=0.5), expected.float())
-
-
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("shared", [False, True])
-def test_gradcheck_of_the_definition(norm, shared, device):
-    inputs = arguments(norm, (2, 2, 5), device, shared=shared, residual=True)
-    names, values = zip(*((n, v.detach().double().requires_grad_()) for n, v in inputs.items()), strict=True)
-    check = torch.autograd.gradcheck if shared else torch.autograd.gradgradcheck
-    assert check(lambda *v: NORMS[norm](**dict(zip(names, v, strict=True))), values, fast_mode=True)
 
 
 def op_arguments(inputs: dict[str, Any], rms: bool) -> tuple[Any, ...]:

@@ -16,16 +16,26 @@ from ..launch import Launch, cached_by_shape, ceil_div, next_power_of_2
 
 @triton.jit
 def gate_at(t, weight_ptr, offset_ptr, col, mask, GATE_STRIDE: tl.constexpr):
-    """``w`` and ``sigmoid(w t + o)`` at columns ``col``, float32. GATE_STRIDE: 1 for a gate per channel, 0 for one."""
+    """``w`` and ``w t + o`` at columns ``col``, float32. GATE_STRIDE: 1 for a gate per channel, 0 for one."""
     weight = tl.load(weight_ptr + col * GATE_STRIDE, mask=mask, other=0.0).to(tl.float32)
     offset = tl.load(offset_ptr + col * GATE_STRIDE, mask=mask, other=0.0).to(tl.float32)
-    return weight, tl.sigmoid(weight * t + offset)
+    return weight, weight * t + offset
+
+
+@triton.jit
+def shares(logit):
+    """``s = sigmoid(logit)`` and ``1 - s``, both to their last digits, where a subtraction would lose some."""
+    e = tl.exp(-tl.abs(logit))
+    larger = 1.0 / (1.0 + e)
+    smaller = e * larger
+    return tl.where(logit < 0, smaller, larger), tl.where(logit < 0, larger, smaller)
 
 
 @triton.jit
 def mixed_at(t, first_ptr, second_ptr, weight_ptr, offset_ptr, col, mask, GATE_STRIDE: tl.constexpr):
     """``s first + (1 - s) second`` at columns ``col``, float32; two equal parameters give themselves."""
-    _, s = gate_at(t, weight_ptr, offset_ptr, col, mask, GATE_STRIDE)
+    _, logit = gate_at(t, weight_ptr, offset_ptr, col, mask, GATE_STRIDE)
+    s = tl.sigmoid(logit)
     first = tl.load(first_ptr + col, mask=mask, other=0.0).to(tl.float32)
     second = tl.load(second_ptr + col, mask=mask, other=0.0).to(tl.float32)
     return second + s * (first - second)
@@ -57,12 +67,13 @@ def _reduce_pair(
     for i in range(ITERATIONS):
         row = (tl.program_id(2) * ITERATIONS + i) * ROWS + tl.arange(0, ROWS)[:, None]
         t = tl.load(t_ptr + (row // chunks).to(tl.int64) * t_stride, mask=row < R, other=0.0).to(tl.float32)
-        weight, s = gate_at(t, weight_ptr, offset_ptr, col, in_row, GATE_STRIDE)
+        weight, logit = gate_at(t, weight_ptr, offset_ptr, col, in_row, GATE_STRIDE)
+        s, rest = shares(logit)
         g = tl.load(partial_ptr + row.to(tl.int64) * D + col, mask=(row < R) & in_row, other=0.0)
         g_first = tl.where(row < R, s * g, 0.0)  # zero times an infinite parameter is not
-        g_gate = tl.where(row < R, g_first * (1.0 - s) * (first - second), 0.0)
+        g_gate = tl.where(row < R, g_first * rest * (first - second), 0.0)
         dfirst += g_first
-        dsecond += g - g_first
+        dsecond += tl.where(row < R, rest * g, 0.0)
         dweight += t * g_gate
         doffset += g_gate
         if dt_ptr is not None:
