@@ -10,9 +10,7 @@ import torch
 from .launch import TRITON_TYPES, KernelCase
 
 # Numbers that are seldom multiples of 16; of widths and strides the model's are.
-SIZES = frozenset(
-    ("N", "R", "blocks", "chunks", "eps", "groups", "partial_rows", "pixels", "rows", "t_stride", "width")
-)
+SIZES = frozenset(("N", "blocks", "chunks", "eps", "groups", "partial_rows", "pixels", "rows", "t_stride", "width"))
 
 
 class TileConfig(Protocol):

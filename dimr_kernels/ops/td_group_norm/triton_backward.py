@@ -22,10 +22,10 @@ from .triton_forward import MERGE_BLOCK, as_pixels, group_statistics
 
 @triton.jit
 def _td_group_norm_sums_kernel(
-    grad_ptr, x_ptr, stats_ptr, partial_ptr, N, C, chunks, x_stride_b, x_stride_n, groups, rows, R,
+    grad_ptr, x_ptr, stats_ptr, partial_ptr, N, C, chunks, x_stride_b, x_stride_n, groups, rows, half,
     ITERATIONS: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """``partials [2, R, C]``: of a chunk's pixels, the sums of ``dy xhat`` and of ``dy``."""
+    """``partials [2, R, C]``: of a chunk's pixels, the sums of ``dy xhat`` and of ``dy``; ``half`` elements each."""
     b = (tl.program_id(0) // chunks).to(tl.int64)
     first_tile = (tl.program_id(0) % chunks).to(tl.int64) * ITERATIONS
     col = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
@@ -42,13 +42,13 @@ def _td_group_norm_sums_kernel(
         dbeta += grad
     at = tl.program_id(0).to(tl.int64) * C + col
     tl.store(partial_ptr + at, tl.sum(dgamma, axis=0, keep_dims=True) * deviation, mask=in_row)
-    tl.store(partial_ptr + R * C + at, tl.sum(dbeta, axis=0, keep_dims=True), mask=in_row)
+    tl.store(partial_ptr + half + at, tl.sum(dbeta, axis=0, keep_dims=True), mask=in_row)
 
 
 @triton.jit
 def _td_group_norm_group_sums_kernel(
     partial_ptr, sums_ptr, t_ptr, p1_ptr, p2_ptr, scale_weight_ptr, scale_offset_ptr,
-    N, C, chunks, t_stride, groups, R, SCALE_GATE: tl.constexpr, BLOCK: tl.constexpr,
+    N, C, chunks, t_stride, groups, half, SCALE_GATE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """``sums [2, B * groups]``: the means over a group of ``gamma dy xhat`` and of ``gamma dy``."""
     b = (tl.program_id(0) // groups).to(tl.int64)
@@ -64,7 +64,7 @@ def _td_group_norm_group_sums_kernel(
         gamma = mixed_at(t, p1_ptr, p2_ptr, scale_weight_ptr, scale_offset_ptr, col, i < size, SCALE_GATE)
         at = b * chunks * C + (i // width).to(tl.int64) * C + col
         along_xhat += gamma * tl.load(partial_ptr + at, mask=i < size, other=0.0)
-        plain += gamma * tl.load(partial_ptr + R * C + at, mask=i < size, other=0.0)
+        plain += gamma * tl.load(partial_ptr + half + at, mask=i < size, other=0.0)
     tl.store(sums_ptr + tl.program_id(0), tl.sum(along_xhat, axis=0) / N / width)
     tl.store(sums_ptr + tl.num_programs(0) + tl.program_id(0), tl.sum(plain, axis=0) / N / width)
 
@@ -155,7 +155,7 @@ def _sums_launch(shape, strides, groups) -> tuple[int, int, Launch]:
     launch = Launch(
         _td_group_norm_sums_kernel,
         (programs, ceil_div(C, config.columns)),
-        (samples.N, C, chunks, *x, groups, samples.B * groups, programs),
+        (samples.N, C, chunks, *x, groups, samples.B * groups, programs * C),
         {"ITERATIONS": config.iterations, "ROWS": config.rows, "BLOCK_C": config.columns},
         num_warps=config.num_warps,
     )
@@ -172,7 +172,7 @@ def _launches(shape, strides, groups, R, partial_chunks, T, t_stride, scale_gate
     join = Launch(
         _td_group_norm_group_sums_kernel,
         (samples.B * groups,),
-        (samples.N, C, partial_chunks, t_stride, groups, R),
+        (samples.N, C, partial_chunks, t_stride, groups, R * C),
         {"SCALE_GATE": gate, "BLOCK": MERGE_BLOCK},
     )
     launch = Launch(

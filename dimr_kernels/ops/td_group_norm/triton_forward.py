@@ -23,10 +23,13 @@ from ..time_gate.triton import dense, gate_widths, mixed_at
 
 @triton.jit
 def _td_group_norm_moments_kernel(
-    x_ptr, moments_ptr, N, C, chunks, x_stride_b, x_stride_n, R,
+    x_ptr, moments_ptr, N, C, chunks, x_stride_b, x_stride_n, half,
     ITERATIONS: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Of a chunk's pixels, by channel: the mean, and the sum of squared distances to it. ``moments [2, R, C]``."""
+    """Of a chunk's pixels, by channel: the mean, and the sum of squared distances to it. ``moments [2, R, C]``.
+
+    ``half``: elements of each of the two. R times C may not fit in 32 bits.
+    """
     b = (tl.program_id(0) // chunks).to(tl.int64)
     first = (tl.program_id(0) % chunks).to(tl.int64) * ITERATIONS * ROWS
     lane = tl.arange(0, ROWS)[:, None]
@@ -47,12 +50,12 @@ def _td_group_norm_moments_kernel(
     squares = tl.sum(lane_squares + between, axis=0, keep_dims=True)
     at = tl.program_id(0).to(tl.int64) * C + col
     tl.store(moments_ptr + at, mean, mask=col < C)
-    tl.store(moments_ptr + R * C + at, squares, mask=col < C)
+    tl.store(moments_ptr + half + at, squares, mask=col < C)
 
 
 @triton.jit
 def _td_group_norm_statistics_kernel(
-    moments_ptr, stats_ptr, N, C, chunks, groups, pixels, R, eps, BLOCK: tl.constexpr
+    moments_ptr, stats_ptr, N, C, chunks, groups, pixels, half, eps, BLOCK: tl.constexpr
 ):  # fmt: skip
     """``stats [2, B * groups]``: a group's mean and reciprocal deviation, from chunks of so many pixels."""
     b = (tl.program_id(0) // groups).to(tl.int64)
@@ -72,7 +75,7 @@ def _td_group_norm_statistics_kernel(
         count = tl.minimum(pixels, N - (i // width) * pixels).to(tl.float32)
         at = start + (i // width).to(tl.int64) * C + i % width
         distance = tl.load(moments_ptr + at, mask=i < size, other=0.0) - mean
-        inside = tl.load(moments_ptr + R * C + at, mask=i < size, other=0.0)
+        inside = tl.load(moments_ptr + half + at, mask=i < size, other=0.0)
         squares += tl.where(i < size, inside + count * distance * distance, 0.0)
     tl.store(stats_ptr + tl.program_id(0), mean)
     deviation = reciprocal_deviation(tl.sum(squares, axis=0) / width, N, eps)
@@ -171,14 +174,14 @@ def _statistics_launches(shape, strides, groups, eps) -> tuple[int, Launch, Laun
     moments = Launch(
         _td_group_norm_moments_kernel,
         (R, ceil_div(C, config.columns)),
-        (samples.N, C, chunks, *x, R),
+        (samples.N, C, chunks, *x, R * C),
         {"ITERATIONS": config.iterations, "ROWS": config.rows, "BLOCK_C": config.columns},
         num_warps=config.num_warps,
     )
     statistics = Launch(
         _td_group_norm_statistics_kernel,
         (samples.B * groups,),
-        (samples.N, C, chunks, groups, config.rows_per_program, R, float(eps)),
+        (samples.N, C, chunks, groups, config.rows_per_program, R * C, float(eps)),
         {"BLOCK": MERGE_BLOCK},
     )
     return R, moments, statistics
