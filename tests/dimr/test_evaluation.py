@@ -2,63 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import re
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dimr.cli import main
-from dimr.evaluation import EvaluationError, EvaluationSettings, evaluate, load_extractor, wrap_module
-from dimr.evaluation import inception as inception_module
+from dimr.evaluation import EvaluationError, EvaluationSettings, evaluate, wrap_module
+from tests.support.evaluation import Tiny, as_folder, as_npz, images, values
 from tests.support.requirements import needs_demo_extra
 
 numpy = pytest.importorskip("numpy")
 Image = pytest.importorskip("PIL.Image")
 pytestmark = needs_demo_extra
-
-
-class Tiny(nn.Module):
-    """uint8 images to 6 features, 3 logits and a map; random, but always the same."""
-
-    def __init__(self, parts: tuple[str, ...] = ("features", "logits", "spatial")) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(1)
-        self.weight = nn.Parameter(torch.randn(9, 3, 2, 2, generator=generator))
-        self.dropout = nn.Dropout(0.5)  # only off in evaluation mode
-        self.parts = parts
-
-    def forward(self, images: Tensor):
-        spatial = self.dropout(torch.conv2d(images.float() / 64, self.weight, stride=2).abs())
-        pooled = spatial.mean((2, 3))
-        outputs = {"features": pooled[:, :6], "logits": pooled[:, 6:], "spatial": spatial}
-        return {key: outputs[key] for key in self.parts} if len(self.parts) > 1 else outputs["features"]
-
-
-def images(count: int, seed: int = 0, size: int = 6) -> Tensor:
-    """uint8 ``[N, 3, S, S]``."""
-    generator = torch.Generator().manual_seed(seed)
-    low = torch.randint(0, 100 + 20 * seed, (count, 3, 1, 1), generator=generator)
-    return (low + torch.randint(0, 90, (count, 3, size, size), generator=generator)).clamp(0, 255).to(torch.uint8)
-
-
-def as_folder(folder: Path, pixels: Tensor) -> Path:
-    folder.mkdir()
-    for i, image in enumerate(pixels):
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i:03}.png")
-    return folder
-
-
-def as_npz(path: Path, pixels: Tensor, **more) -> Path:
-    numpy.savez(path, arr_0=pixels.permute(0, 2, 3, 1).numpy(), **more)
-    return path
-
-
-def values(report) -> dict[str, float | None]:
-    return {metric.name: metric.value for metric in report.metrics}
 
 
 def test_folder_npz_and_tensor_are_the_same_images(tmp_path):
@@ -174,65 +128,6 @@ def test_resizing_and_cropping(tmp_path):
     assert "10x10, bicubic with antialiasing" in report.features["resize"]
 
 
-def test_what_an_extractor_is_known_by():
-    first, second = wrap_module(Tiny()), wrap_module(Tiny())
-    assert (first.name, first.sha256) == ("Tiny", second.sha256)
-    with torch.no_grad():
-        second.module.weight[0, 0, 0, 0] += 1
-    assert wrap_module(second.module).sha256 != first.sha256
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit")
-@pytest.mark.parametrize("ending", ["pt", "pt2"])
-def test_network_from_a_file(tmp_path, ending):
-    network, path = Tiny().eval(), tmp_path / f"net.{ending}"
-    if ending == "pt2":
-        torch.export.save(torch.export.export(network, (images(2),), dynamic_shapes=[{0: torch.export.Dim.AUTO}]), path)
-    else:
-        torch.jit.trace(network, images(2), strict=False).save(path)
-    loaded = load_extractor(str(path), resize=6)
-    assert loaded.name == "net"
-    found = evaluate(images(20), images(25, 1), loaded)
-    expected = evaluate(images(20), images(25, 1), network)
-    assert [m.value for m in found.metrics] == pytest.approx([m.value for m in expected.metrics], rel=1e-6)
-
-
-def test_spatial_features_are_in_the_order_of_published_statistics():
-    """Seven channels, which vary fastest: ADM's evaluation suite flattens [B, h, w, 7]."""
-    network, batch = Tiny().eval(), images(2)
-    found, spatial = wrap_module(network)(batch).spatial, network(batch)["spatial"]  # [2, 63], [2, 9, 3, 3]
-    assert found.shape == (2, 63)
-    for y, x, channel in ((0, 0, 0), (0, 0, 6), (0, 2, 1), (2, 1, 5)):
-        assert torch.equal(found[:, (y * 3 + x) * 7 + channel], spatial[:, channel, y, x])
-
-
-class Returning(nn.Module):
-    def __init__(self, output) -> None:
-        super().__init__()
-        self.output = output
-
-    def forward(self, batch):
-        return self.output(batch)
-
-
-@pytest.mark.parametrize(
-    ("output", "message"),
-    [
-        (lambda x: x.float(), r"'features' of shape \[B, D\] with B = 1, got \[1, 3, 6, 6\]"),
-        (lambda x: x.flatten(1), "floating type, got torch.uint8"),
-        (lambda x: {"other": x}, "got NoneType"),
-        (lambda x: {"features": x.float().mean((2, 3)), "logits": x.float()}, "'logits'"),
-        (lambda x: {"features": x.float().mean((2, 3)), "spatial": torch.ones(1, 9, 40, 40)}, "too large"),
-        (lambda x: x.float().mean((2, 3)) / (x.float().mean((2, 3)) - 255), "image 4: its pooled .* not finite"),
-    ],
-)
-def test_bad_network(output, message):
-    pixels = images(8)
-    pixels[4] = 255
-    with pytest.raises(EvaluationError, match=message):
-        evaluate(pixels, images(8, 1), Returning(output))
-
-
 def test_bad_images(tmp_path):
     good = images(8)
     damaged = as_folder(tmp_path / "damaged", good)
@@ -272,104 +167,3 @@ def test_bad_images(tmp_path):
         evaluate(good.float(), good, Tiny())
     with pytest.raises(EvaluationError, match="splits: wanted at least 1, got 0"):
         EvaluationSettings(splits=0)
-
-
-NETWORK = """
-import torch
-
-class Means(torch.nn.Module):
-    def forward(self, images):
-        return images.float().mean((2, 3))
-"""
-
-
-def test_command(tmp_path, capsys, monkeypatch):
-    (tmp_path / "means_for_test.py").write_text(NETWORK)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", ["/nowhere", *sys.path])
-    as_folder(tmp_path / "samples", images(20))
-    as_npz(tmp_path / "reference.npz", images(25, 1))
-    command = ["evaluate", "samples", "--reference", "reference.npz", "--device", "cpu"]
-    network = ["--features", "means_for_test:Means", "--name", "colour"]
-    assert main([*command, *network, "--output", "report.json", "--save-reference", "known.npz"]) == 0
-    shown = capsys.readouterr().out
-    report = json.loads(Path("report.json").read_text())
-    expected = evaluate(Path("samples"), Path("known.npz"), load_extractor("means_for_test:Means"))
-    metric = report["metrics"][0]
-    assert metric["name"] == "frechet distance on colour"
-    assert metric["value"] == pytest.approx(expected.value("frechet distance on Means"))
-    assert f"frechet distance on colour          {metric['value']:.4f}" in shown
-    assert "FID" not in shown
-    assert "Heusel" in metric["paper"]
-    assert report["features"]["dtype"] == "float32"
-    assert report["settings"]["statistics_dtype"] == "float64"
-    assert torch.__version__.startswith(report["environment"]["packages"]["torch"])
-    assert main([*command[:3], "known.npz", "--device", "cpu", *network]) == 0
-    assert "statistics of 25 images" in capsys.readouterr().out
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit")
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        ([], "weights of FID's Inception network are not at .*6726825d.pth: get them from https://"),
-        (["--inception-weights", "gone.pth"], "not at gone.pth"),
-        (["--resize", "9"], "only with --features"),
-        (["--features", "torch.nn:Identity", "--inception-weights", "x"], "not with --features"),
-        (["--features", "nothing"], "MODULE:CALLABLE, or a .pt2 or TorchScript file, got 'nothing'"),
-        (["--features", "torch.nn:Nothing"], "cannot take 'Nothing' from 'torch.nn'"),
-        (["--features", "no_such_module:x"], "no_such_module"),
-        (["--features", "builtins:dict"], "returned dict, wanted a torch.nn.Module"),
-        (["--features", "text.pt"], "text.pt: not a network"),
-        (["--features", "torch.nn:Identity", "--save-reference", "a.json"], "ending in .npz"),
-        (["--features", "torch.nn:Identity"], "gone: wanted a folder of pictures or an .npz file, found nothing"),
-    ],
-)
-def test_command_says_what_is_wrong(tmp_path, capsys, monkeypatch, more, message):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    (tmp_path / "text.pt").write_text("no network")
-    assert main(["evaluate", "gone", "--reference", "gone", "--device", "cpu", *more]) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("dimr evaluate: error: ")
-    assert re.search(message, error), error
-
-
-@pytest.mark.slow
-def test_inception(tmp_path, monkeypatch):
-    """With weights of its shape but random: every part works, and the metrics are not called FID."""
-    try:
-        import torch_fidelity
-    except (ImportError, RuntimeError) as error:
-        pytest.skip(f"torch-fidelity does not load: {error}")
-    del torch_fidelity
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    monkeypatch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
-    torch.save({}, tmp_path / "none.pth")
-    random = FeatureExtractorInceptionV3("random", ["2048"], str(tmp_path / "none.pth"))
-    monkeypatch.undo()
-    weights = tmp_path / "weights.pth"
-    torch.save(random.state_dict(), weights)
-    extractor = inception_module.load_inception(weights)
-    assert extractor.name == f"inception-v3 with weights {extractor.sha256[:8]}"
-    samples = images(4, size=32)
-    found = extractor(samples)
-    assert [part.shape[1] for part in found] == [2048, 1008, 17 * 17 * 7]
-    torch.testing.assert_close(found.pooled, random(samples)[0])
-    # The map and the logits without their bias, each taken on another way than the extractor's.
-    maps = []
-    random.Mixed_6c.register_forward_hook(lambda module, inputs, output: maps.append(output))
-    random(samples)
-    spatial = random.Mixed_6d.branch1x1(maps[0])[:, :7].permute(0, 2, 3, 1).flatten(1)
-    torch.testing.assert_close(found.spatial, spatial)
-    torch.testing.assert_close(found.logits, found.pooled @ random.fc.weight.T)
-    report = evaluate(samples, images(5, 1, 32), extractor)
-    assert report.metrics[0].name.startswith("frechet distance on inception-v3 with weights")
-    # The published weights are known by their hash, and only with them it is FID.
-    monkeypatch.setattr(inception_module, "PUBLISHED_SHA256", extractor.sha256[:8])
-    report = evaluate(samples, images(5, 1, 32), inception_module.load_inception(weights))
-    assert [metric.name for metric in report.metrics] == ["FID", "sFID", "Inception Score", "precision", "recall"]
-    weights.write_text("no weights")
-    with pytest.raises(EvaluationError, match=r"weights.pth is not a whole file of tensors"):
-        inception_module.load_inception(weights)

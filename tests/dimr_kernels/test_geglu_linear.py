@@ -5,8 +5,8 @@ import torch
 
 import dimr_kernels as dk
 from dimr_kernels.functional import geglu_linear
-from dimr_kernels.ops.geglu_linear import op
 from tests.conftest import GPU
+from tests.support.geglu_linear import layer, one_kernel, two_kernels
 from tests.support.machine_code import compiled_kernels
 from tests.support.parity import assert_deterministic, assert_parity, far_apart, strided
 from tests.support.requirements import needs_inductor
@@ -17,25 +17,6 @@ ONE_KERNEL_DTYPES = [
         torch.bfloat16, marks=pytest.mark.skipif(not GPU, reason="tl.dot on bfloat16 is wrong in the interpreter")
     ),
 ]
-
-
-def one_kernel(x, weight, bias=None, **options):
-    return geglu_linear(x, weight, bias, form="one_kernel", **options)
-
-
-def two_kernels(x, weight, bias=None, **options):
-    return geglu_linear(x, weight, bias, form="two_kernels", **options)
-
-
-def layer(M, K, N, dtype, device, bias=True):
-    """Inputs for which the projection has a deviation of 2, where GELU is most curved."""
-    inputs = {
-        "x": torch.randn(M, K, device=device).to(dtype).requires_grad_(),
-        "weight": (2 * K**-0.5 * torch.randn(2 * N, K, device=device)).to(dtype).requires_grad_(),
-    }
-    if bias:
-        inputs["bias"] = torch.randn(2 * N, device=device).to(dtype).requires_grad_()
-    return inputs
 
 
 @pytest.mark.parametrize("dtype", ONE_KERNEL_DTYPES)
@@ -165,47 +146,6 @@ def test_each_gradient_alone_equals_that_of_all(device):
             assert torch.equal(found, expected)
 
 
-def kernels_run(monkeypatch, form, inputs):
-    """The one-kernel operator's calls and what a call of ``geglu_linear`` gives."""
-    calls = []
-    real = op.geglu_linear
-    monkeypatch.setattr(op, "geglu_linear", lambda *a: calls.append(1) or real(*a))
-    with dk.use_backend("triton"):
-        geglu_linear(**inputs, form=form)
-    return len(calls)
-
-
-def test_auto_takes_two_kernels_where_nothing_was_measured(device, monkeypatch):
-    inputs = {name: x.detach() for name, x in layer(5, 24, 20, torch.float16, device).items()}
-    assert op.ONE_KERNEL_WINS == {}
-    assert kernels_run(monkeypatch, "auto", inputs) == 0
-    assert kernels_run(monkeypatch, "two_kernels", inputs) == 0
-    assert kernels_run(monkeypatch, "one_kernel", inputs) == 1
-
-
-def test_auto_takes_one_kernel_where_it_won_and_no_gradient_is_wanted(device, monkeypatch):
-    monkeypatch.setattr(op, "wins", lambda x, weight: weight.shape == (40, 24))
-    inputs = layer(5, 24, 20, torch.float16, device)
-    assert kernels_run(monkeypatch, "auto", inputs) == 0
-    with torch.no_grad():
-        assert kernels_run(monkeypatch, "auto", inputs) == 1
-        assert kernels_run(monkeypatch, "auto", layer(5, 24, 12, torch.float16, device)) == 0
-
-
-def test_the_table_is_read_by_architecture_and_widths(monkeypatch):
-    monkeypatch.setattr(op, "capability", lambda device: (9, 0))
-    monkeypatch.setattr(op, "ONE_KERNEL_WINS", {(90, 24, 20): "1.2 times two kernels at M = 5"})
-
-    class OnGpu:
-        device, dtype = torch.device("cuda"), torch.bfloat16
-
-    assert op.wins(OnGpu, torch.empty(40, 24))
-    assert not op.wins(OnGpu, torch.empty(24, 40))
-    OnGpu.dtype = torch.float32
-    assert not op.wins(OnGpu, torch.empty(40, 24))
-    assert not op.wins(torch.empty(5, 24).half(), torch.empty(40, 24))
-
-
 def test_opcheck(device):
     inputs = layer(3, 8, 6, torch.float16, device)
     for bias in (inputs["bias"], None):
@@ -254,24 +194,6 @@ def test_double_backward_says_so(device):
 def test_bad_input_is_named(arguments, error, message):
     with pytest.raises(error, match=message):
         geglu_linear(**{"x": torch.zeros(2, 4), "weight": torch.zeros(6, 4), **arguments})
-
-
-def test_one_kernel_that_cannot_run_says_why(device):
-    half = {name: x.detach() for name, x in layer(2, 8, 6, torch.float16, device).items()}
-    wide = {name: x.float() for name, x in half.items()}
-    with pytest.raises(dk.BackendError, match=r"'one_kernel'.*float16 or bfloat16, not torch.float32.*'two_kernels'"):
-        one_kernel(**wide)
-    with dk.use_backend("cuda"), pytest.raises(dk.BackendError, match=r"'one_kernel'.*'cuda'"):
-        one_kernel(**half)
-    meta = {name: x.to("meta") for name, x in half.items()}
-    with pytest.raises(dk.BackendError, match=r"'one_kernel'.*needs a CUDA device.*'meta'"):
-        one_kernel(**meta)
-
-
-def test_eager_backend_is_the_definition_whatever_the_form(device):
-    inputs = layer(2, 8, 6, torch.float32, device)
-    with dk.use_backend("eager"):
-        assert torch.equal(one_kernel(**inputs), two_kernels(**inputs))
 
 
 @pytest.mark.parametrize("change", ["none", "hook", "subclass"])

@@ -1,21 +1,15 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 import dimr_kernels as dk
-from dimr_kernels.extension import extension_status
 from dimr_kernels.functional import pixel_shuffle_add, pixel_unshuffle
 from tests.support.parity import assert_deterministic, assert_parity, strided
+from tests.support.pixel_shuffle import DTYPES, LAYOUTS, STATUS, images, needs_extension, public, strew_special_values
 from tests.support.requirements import needs_inductor
 
-STATUS = extension_status()
-needs_extension = pytest.mark.skipif(not STATUS.loaded, reason=f"compiled extension: {STATUS.reason}")
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-LAYOUTS = ("nhwc", "nchw", "channels_last")
 # (B, C, H, W): odd everywhere, 16-byte runs on every side, one pixel, one channel.
 SHAPES = [(2, 3, 5, 7), (2, 16, 3, 8), (1, 5, 1, 1), (2, 1, 4, 3)]
 
@@ -24,21 +18,6 @@ SHAPES = [(2, 3, 5, 7), (2, 16, 3, 8), (1, 5, 1, 1), (2, 1, 4, 3)]
 def extension_on_this_device(device):
     if device.type == "cuda" and STATUS.loaded and not STATUS.has_cuda:
         pytest.skip(f"compiled extension has no CUDA: {STATUS.reason}")
-
-
-def images(shape, r, layout, dtype, device, needs=(True, True)):
-    """``x`` and ``y`` for one of the three layouts."""
-    B, C, H, W = shape
-    x, y = torch.randn(B, C * r * r, H, W, device=device), torch.randn(B, C, H * r, W * r, device=device)
-    if layout == "nhwc":
-        x, y = x.permute(0, 2, 3, 1).contiguous(), y.permute(0, 2, 3, 1).contiguous()
-    elif layout == "channels_last":
-        x, y = (v.contiguous(memory_format=torch.channels_last) for v in (x, y))
-    return {k: v.to(dtype).requires_grad_(need) for k, v, need in zip("xy", (x, y), needs, strict=True)}
-
-
-def public(layout):
-    return "nhwc" if layout == "nhwc" else "nchw"
 
 
 def shuffle_add(r, layout):
@@ -61,15 +40,6 @@ def test_what_the_shuffle_is():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_matches_eager(shape, r, layout, dtype, device):
     assert_parity(shuffle_add(r, layout), images(shape, r, layout, dtype, device), backend="cuda")
-
-
-def strew_special_values(*values):
-    """In place; every pair of them meets somewhere."""
-    info = torch.finfo(values[0].dtype)
-    numbers = [float("nan"), float("inf"), -float("inf"), info.max, -info.max, 0.0, -0.0, 1.0, info.eps / 2]
-    for value in values:
-        special = torch.tensor(numbers)[torch.randint(len(numbers), value.shape)]
-        value.copy_(torch.where(torch.rand(value.shape) < 0.5, special, value.cpu()))
 
 
 @needs_extension
@@ -146,56 +116,6 @@ def test_large_enough_for_several_threads(device):
     torch.set_num_threads(3)
     assert_parity(shuffle_add(2, "nhwc"), images((2, 48, 33, 32), 2, "nhwc", torch.float32, device), backend="cuda")
     assert_deterministic(shuffle_add(2, "nchw"), images((2, 48, 33, 32), 2, "nchw", torch.bfloat16, device), "cuda")
-
-
-# Name -> (AVX2 is used, bytes of the cache that decide whether a target is written past it).
-CPU_PATHS = {"cached": (True, 1 << 60), "streamed": (True, 0), "without AVX2": (False, 0)}
-
-
-@pytest.fixture(params=CPU_PATHS)
-def cpu_path(request):
-    from dimr_kernels import _C
-
-    limits = _C.cpu_limits()
-    found = limits.avx2, limits.cache_bytes
-    avx2, cache_bytes = CPU_PATHS[request.param]
-    if avx2 and not limits.avx2:
-        pytest.skip("this CPU has no AVX2")
-    limits.avx2, limits.cache_bytes = avx2, cache_bytes
-    yield request.param
-    limits.avx2, limits.cache_bytes = found
-
-
-@needs_extension
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_path_on_the_cpu(cpu_path, dtype, layout):
-    """To the bit: lines that runs share, runs too short to be streamed, and work for several threads."""
-    torch.set_num_threads(3)
-    for shape in [(1, 67, 3, 5), (2, 128, 1, 70), (1, 3, 4, 3), (2, 48, 33, 32)]:
-        x, y = (v.detach() for v in images(shape, 2, layout, dtype, "cpu").values())
-        strew_special_values(x, y)
-        for function in (
-            lambda x=x, y=y: pixel_shuffle_add(x, y, 2, layout=public(layout)),
-            lambda x=x: pixel_shuffle_add(x, None, 2, layout=public(layout)),
-            lambda y=y: pixel_unshuffle(y, 2, layout=public(layout)),
-        ):
-            with dk.use_backend("eager"):
-                expected = function()
-            with dk.use_backend("cuda"):
-                function()  # only memory that was written before is streamed to: the next result takes this one's
-                found = function()
-            torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
-
-
-@needs_extension
-def test_what_is_known_of_this_cpu():
-    from dimr_kernels import _C
-
-    limits = _C.cpu_limits()
-    assert limits.cache_bytes >= 1 << 18
-    flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
-    assert limits.avx2 == ({"avx2", "f16c"} <= set(flags))
 
 
 @needs_extension
