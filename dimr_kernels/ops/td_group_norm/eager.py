@@ -27,8 +27,10 @@ def td_group_norm(
     B, C = x.shape[0], x.shape[-1]
     gamma = mixed(t, p1, p2, scale_gate_weight, scale_gate_offset, dtype)[:, None]  # [T, 1, C]
     groups = x.to(dtype).reshape(B, x.shape[1:-1].numel(), num_groups, C // num_groups)  # [B, N, G, C / G]
-    variance, mean = torch.var_mean(groups, (1, 3), correction=0, keepdim=True)
-    y = ((groups - mean) * (variance + eps).rsqrt()).flatten(-2) * gamma  # [B, N, C]
+    if groups.numel():  # torch warns of the variance of nothing
+        variance, mean = torch.var_mean(groups, (1, 3), correction=0, keepdim=True)
+        groups = (groups - mean) * (variance + eps).rsqrt()
+    y = groups.flatten(-2) * gamma  # [B, N, C]
     if p3 is not None:
         shift = (p3, p4, shift_gate_weight, shift_gate_offset)
         y = y + mixed(t, *shift, dtype)[:, None]  # type: ignore[arg-type]  # all given, or none
