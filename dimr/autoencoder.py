@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,13 +83,3 @@ def encode_moments(autoencoder: Any, images: Tensor) -> Tensor:
         else:
             moments = torch.cat([encoded.latent_dist.mean, encoded.latent_dist.logvar], dim=1)
     return moments.float()
-
-
-def weights_sha256(autoencoder: Any) -> str:
-    """Of all weights by name, whatever file they came from."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(autoencoder.state_dict().items()):
-        plain = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {plain.dtype} {list(plain.shape)}\n".encode())
-        digest.update(plain.view(-1).view(torch.uint8).numpy() if plain.numel() else b"")
-    return digest.hexdigest()

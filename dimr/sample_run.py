@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from .batched_sampling import draw_batches, numbered_noise
+from .hashes import add_file
 from .optional import require
 from .sample_files import SampleFiles, SampleFilesError, claim
 from .sampling import NoisePredictor
 from .training.processes import Processes
 
 HASHED = (".json", ".safetensors", ".bin")
-BLOCK = 2**24  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,9 +106,7 @@ def fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.suffix in HASHED):
         digest.update(f"{path.name} {path.stat().st_size}\n".encode())
-        with path.open("rb") as file:
-            while block := file.read(BLOCK):
-                digest.update(block)
+        add_file(digest, path)
     return digest.hexdigest()
 
 

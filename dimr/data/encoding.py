@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..autoencoder import downsampling, encode_moments, latent_scale, weights_sha256
+from ..autoencoder import downsampling, encode_moments, latent_scale
 from ..files import replacing
+from ..hashes import weights_sha256
 from ..optional import require
 from .dataset import ImageDataset
 from .errors import DataError, Skipped

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 import os
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from ..autoencoder import LatentScale
 from ..files import read_json, write_json
+from ..hashes import file_sha256
 from .errors import DataError
 from .spec import LATENT_INDEX
 
@@ -134,11 +134,3 @@ class LatentIndex:
     def _whole(self, entry: ShardEntry) -> bool:
         path = self.folder / entry.file
         return path.is_file() and path.stat().st_size == entry.bytes and file_sha256(path) == entry.sha256
-
-
-def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import importlib
+import itertools
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..hashes import weights_sha256
 from ..memory import is_out_of_memory
 from ..messages import first_line
 from .errors import EvaluationError
@@ -62,7 +63,8 @@ class FeatureExtractor:
     @property
     def device(self) -> torch.device:
         """Of its weights; the CPU if it has none."""
-        return next((tensor.device for tensor in _weights(self.module).values()), torch.device("cpu"))
+        tensors = itertools.chain(self.module.parameters(), self.module.buffers())
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     def __call__(self, images: Tensor) -> Features:
         """Of uint8 images ``[B, 3, H, W]``."""
@@ -176,19 +178,6 @@ class _Exported(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         return self.program(images)
-
-
-def weights_sha256(module: nn.Module) -> str:
-    """Over names, types, shapes and bytes of parameters and buffers; not over the code that uses them."""
-    digest = hashlib.sha256()
-    for key, tensor in sorted(_weights(module).items()):
-        digest.update(f"{key} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _weights(module: nn.Module) -> dict[str, Tensor]:
-    return {key: value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
 
 
 def _resized(images: Tensor, size: int) -> Tensor:

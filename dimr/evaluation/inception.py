@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from ..checkpoints import CheckpointError
 from ..checkpoints.reading import read_state_dict
+from ..hashes import file_sha256
 from ..optional import require
 from .errors import EvaluationError
 from .extractors import FeatureExtractor
@@ -51,7 +51,7 @@ def load_inception(weights: str | os.PathLike[str] | None = None) -> FeatureExtr
             f"the weights of FID's Inception network are not at {wanted}: get them from {WEIGHTS_URL}, "
             "or give another feature extractor, on which the metrics get other names"
         )
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    sha256 = file_sha256(path)
     published = sha256.startswith(PUBLISHED_SHA256)
     name = "inception-v3" if published else f"inception-v3 with weights {sha256[:8]}"
     return FeatureExtractor(_Inception(path), name, sha256, own_resize=OWN_RESIZE, is_fid=published)
