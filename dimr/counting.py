@@ -9,12 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import dimr_kernels as dk
 
 from .config import DiMRConfig
-from .network import DiMR
-
-
-def _on_meta(config: DiMRConfig) -> DiMR:
-    with torch.device("meta"):
-        return DiMR(config)
+from .network import DiMR, without_weights
 
 
 def count_parameters(model: nn.Module | DiMRConfig) -> int:
@@ -26,7 +21,7 @@ def count_parameters(model: nn.Module | DiMRConfig) -> int:
         505046408
     """
     if isinstance(model, DiMRConfig):
-        model = _on_meta(model)
+        model = without_weights(model)
     return sum(p.numel() for p in model.parameters())
 
 
@@ -41,7 +36,7 @@ def count_macs(model: DiMR | DiMRConfig) -> int:
         19
     """
     config = model if isinstance(model, DiMRConfig) else model.config
-    meta = _on_meta(config)
+    meta = without_weights(config)
     x = torch.empty(1, config.in_channels, config.input_size, config.input_size, device="meta")
     labels = torch.zeros(1, dtype=torch.int64, device="meta")
     # The eager forms are made of torch operators, which the counter knows.

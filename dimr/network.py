@@ -73,6 +73,12 @@ class DiMR(nn.Module):
         return run_branches(self.branches, x, as_timestep(timestep, x.shape[0], self.device), class_labels)
 
 
+def without_weights(config: DiMRConfig) -> DiMR:
+    """The model on the meta device: shapes and names, to count or to be given weights."""
+    with torch.device("meta"):
+        return DiMR(config)
+
+
 def make_branches(config: DiMRConfig) -> nn.ModuleList:
     """The whole of a model's parameters, lowest resolution first."""
     higher = (ConvNeXtBranch(config, i) for i in range(1, config.num_branches))

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..config import DiMRConfig
 from ..files import read_json, replacing, write_json
 from ..messages import first_line
-from ..network import DiMR
+from ..network import DiMR, without_weights
 from .errors import CheckpointError, check_keys, check_weights
 from .reading import read_state_dict, require_safetensors
 
@@ -67,8 +67,7 @@ def load_model(folder: str | os.PathLike[str], device: torch.device | str = "cpu
 
 def _empty_model(config: DiMRConfig, path: Path) -> DiMR:
     try:
-        with torch.device("meta"):
-            return DiMR(config)
+        return without_weights(config)
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # sizes whose product is no 64-bit number
         raise CheckpointError(f"{path} describes a model that no memory can hold: {first_line(error)}") from error
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..config import DiMRConfig
-from ..network import DiMR
+from ..network import DiMR, without_weights
 from ..variants import model_config
 from .errors import check_keys, check_weights
 from .names import Entry, entries
@@ -39,8 +39,7 @@ def load_official_checkpoint(
     else:
         state, source = read_state_dict(path_or_state_dict), os.fspath(path_or_state_dict)
     weights = from_official_state_dict(state, config, source)
-    with torch.device("meta"):
-        model = DiMR(config)
+    model = without_weights(config)
     model.load_state_dict(weights, assign=True)
     for parameter in model.parameters():
         parameter.requires_grad_()

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..config import DiMRConfig
 from ..initialization import initialize
 from ..inputs import as_timestep, check_class_labels, check_image
-from ..network import DiMR, make_branches, run_branches, set_checkpointing
+from ..network import DiMR, make_branches, run_branches, set_checkpointing, without_weights
 
 
 @dataclasses.dataclass
@@ -77,8 +77,7 @@ class DiMRTransformer2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # 
 
     def to_dimr(self) -> DiMR:
         """The inverse of :meth:`from_dimr`: what ``dimr.sample``, ``dimr.save_model`` and so on take."""
-        with torch.device("meta"):
-            model = DiMR(self.architecture)
+        model = without_weights(self.architecture)
         model.branches = self.branches
         return model.train(self.training)
 
