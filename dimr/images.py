@@ -11,6 +11,7 @@ from torch import Tensor
 from .files import replacing
 from .optional import require
 
+SHOWN_CHANNELS = (1, 3)  # grey and RGB; anything else is a latent
 GAP = 2  # pixels between images
 MARGIN = 12
 FONT_SIZE = 16
@@ -20,7 +21,7 @@ INK = (40, 40, 40)
 
 def to_pixels(images: Tensor) -> Tensor:
     """``[N, C, H, W]`` in [-1, 1] (clamped) -> uint8 ``[N, H, W, 3]``; C is 1 (grey) or 3."""
-    if images.dim() != 4 or images.shape[1] not in (1, 3):
+    if images.dim() != 4 or images.shape[1] not in SHOWN_CHANNELS:
         raise ValueError(f"images must have shape [N, 1 or 3, H, W], got {list(images.shape)}")
     pixels = ((images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).expand(-1, -1, -1, 3)

@@ -41,13 +41,7 @@ class SamplePlan:
 
 def claim_first(files: SampleFiles, settings: dict[str, Any], overwrite: bool, processes: Processes) -> None:
     """:func:`~dimr.sample_files.claim` in the first process; its error is everyone's."""
-    failed = None
-    if processes.first:
-        try:
-            claim(files.folder, settings, overwrite)
-        except (SampleFilesError, OSError) as error:
-            failed = str(error)
-    failed = processes.from_first(failed)
+    failed = processes.first_does(lambda: claim(files.folder, settings, overwrite), SampleFilesError, OSError)
     if failed is not None:
         raise SampleFilesError(failed)
 
@@ -110,9 +104,9 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def labels_of(classes: list[int], per_class: int | None, count: int | None) -> Tensor:
+def labels_of(classes: list[int], per_class: int, count: int | None) -> Tensor:
     """``[N]``: class after class, ``per_class`` of each; or ``count`` of the classes in turn."""
     ids = torch.tensor(classes)
     if count is not None:
         return ids.repeat(-(-count // len(ids)))[:count]
-    return ids.repeat_interleave(per_class or 1)
+    return ids.repeat_interleave(per_class)

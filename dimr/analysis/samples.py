@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data.errors import DataError, SampleError
+from ..images import SHOWN_CHANNELS
 from ..optional import require
 
 
@@ -39,7 +40,7 @@ class Samples:
     def images(self, indices: Sequence[int]) -> Tensor:
         """float32 ``[B, C, H, W]`` in [-1, 1]; DataError where they cannot be read or shown."""
         images = self.read(indices).float()
-        if images.dim() != 4 or images.shape[1] not in (1, 3):
+        if images.dim() != 4 or images.shape[1] not in SHOWN_CHANNELS:
             raise DataError(f"{self.name}: wanted images [N, 1 or 3, H, W], found {list(images.shape)}")
         if not images.isfinite().all():
             raise DataError(f"{self.name}: its images hold values that are no finite numbers")
@@ -118,9 +119,9 @@ def _from_source(path: Path) -> Samples:
 
 
 def _read(source: Any, index: int) -> Tensor:
+    from ..data.preprocessing import as_tensor, to_model_range
+
     try:
-        picture = source.picture(index)
+        return to_model_range(as_tensor(source.picture(index)))
     except SampleError as error:
         raise DataError(str(error.skipped)) from error
-    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-    return pixels.view(picture.height, picture.width, 3).permute(2, 0, 1).float() / 127.5 - 1

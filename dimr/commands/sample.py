@@ -16,18 +16,18 @@ from ..autoencoder import load_autoencoder
 from ..class_names import ClassNameError, class_ids, find_class_names
 from ..decoding import decode_latents
 from ..guidance import Guidance
+from ..images import SHOWN_CHANNELS
 from ..inference import optimize_for_inference
 from ..network import DiMR
 from ..optional import require
 from ..sample_files import PICTURES, TENSORS, OneFile, PictureFolder, SampleFiles, SampleFilesError
 from ..sample_run import SamplePlan, claim_first, draw_missing, fingerprint, labels_of, missing_batches
 from ..sampling import METHODS, NoisePredictor
-from ..training.processes import Processes, joined_processes, local_device
+from ..training.processes import Processes, joined_processes
 from . import arguments as kinds
-from .common import CommandError, load_checkpoint, pick_device, say
+from .common import CommandError, load_checkpoint, pick_own_device, say
 
 HELP = "draw images from a checkpoint folder, on one device or under torchrun on many"
-SHOWN_CHANNELS = (1, 3)  # anything else is a latent
 FIRST_CLASSES, PER_CLASS = 10, 8
 WANTED = f"a folder, or a name ending in {', '.join(PICTURES + TENSORS)}"
 
@@ -78,9 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     _check_output(arguments)
-    device = pick_device(arguments.device)
-    if device.index is None:
-        device = local_device(device.type)
+    device = pick_own_device(arguments.device)
     with joined_processes(device) as processes:
         try:
             _run(arguments, device, processes)
@@ -104,19 +102,14 @@ def _check_output(arguments: argparse.Namespace) -> None:
 
 def _run(arguments: argparse.Namespace, device: torch.device, processes: Processes) -> None:
     model = load_checkpoint(arguments.checkpoint, device)
-    makes_latents = model.config.in_channels not in SHOWN_CHANNELS
-    if makes_latents and arguments.decoder is None and arguments.output.suffix.lower() not in TENSORS:
-        raise CommandError(
-            f"this model makes latents of {model.config.in_channels} channels: "
-            f"give --decoder DIR for pictures, or --output FILE{TENSORS[0]} or FILE{TENSORS[1]} for the latents"
-        )
-    decoder = None if arguments.decoder is None else _decoder(arguments.decoder, model)
+    decoder = _decoder(arguments, model)
+    pixels = model.config.in_channels in SHOWN_CHANNELS or decoder is not None
     classes = _classes(arguments, model)
     plan = SamplePlan(_labels(arguments, classes), arguments.seed, arguments.batch_size)
     guidance = _guidance(arguments, model)
     predictor, how = _predictor(arguments.engine, model)
     del model  # with an engine, its memory is free again
-    files = _files(arguments, plan, pixels=not makes_latents or decoder is not None)
+    files = _files(arguments, plan, pixels)
     settings = _settings(arguments, plan, classes, guidance, f"{device.type}, {how}") if processes.first else {}
     claim_first(files, settings, arguments.overwrite, processes)
     missing = missing_batches(files, plan, processes)
@@ -133,28 +126,37 @@ def _run(arguments: argparse.Namespace, device: torch.device, processes: Process
         guidance=guidance,
     )
     seconds = time.perf_counter() - began
-    if not processes.first:
-        return
-    shape = files.finish(plan.batches, plan.labels)
-    kind = "latents" if makes_latents and decoder is None else "images"
-    drawn = sum(map(len, missing))
-    before = f", {len(plan.labels) - drawn} of them from before" if drawn < len(plan.labels) else ""
-    say(f"wrote {len(plan.labels)} {kind} of {'x'.join(map(str, shape))} to {arguments.output}{before}")
-    if drawn:
-        say(f"{drawn / seconds:.3g} {kind}/s with {how}, first batch included, on {processes.world_size} process(es)")
+    if processes.first:
+        shape = files.finish(plan.batches, plan.labels)
+        kind, drawn, wanted = "images" if pixels else "latents", sum(map(len, missing)), len(plan.labels)
+        before = f", {wanted - drawn} of them from before" if drawn < wanted else ""
+        say(f"wrote {wanted} {kind} of {'x'.join(map(str, shape))} to {arguments.output}{before}")
+        if drawn:
+            rate = f"{drawn / seconds:.3g} {kind}/s with {how}"
+            say(f"{rate}, first batch included, on {processes.world_size} process(es)")
 
 
-def _decoder(folder: Path, model: DiMR) -> Any:
-    decoder = load_autoencoder(folder, model.device)
-    found, wanted = decoder.config.latent_channels, model.config.in_channels
-    if found != wanted:
-        raise CommandError(f"--decoder: {folder} decodes latents of {found} channels, this model makes {wanted}")
+def _decoder(arguments: argparse.Namespace, model: DiMR) -> Any:
+    """The autoencoder, or None where samples are kept as the model makes them."""
+    channels = model.config.in_channels
+    if arguments.decoder is None:
+        if channels not in SHOWN_CHANNELS and arguments.output.suffix.lower() not in TENSORS:
+            raise CommandError(
+                f"this model makes latents of {channels} channels: "
+                f"give --decoder DIR for pictures, or --output FILE{TENSORS[0]} or FILE{TENSORS[1]} for the latents"
+            )
+        return None
+    decoder = load_autoencoder(arguments.decoder, model.device)
+    found = decoder.config.latent_channels
+    if found != channels:
+        raise CommandError(
+            f"--decoder: {arguments.decoder} decodes latents of {found} channels, this model makes {channels}"
+        )
     return decoder
 
 
 def _labels(arguments: argparse.Namespace, classes: list[int]) -> torch.Tensor:
-    per_class = PER_CLASS if arguments.per_class is None else arguments.per_class
-    return labels_of(classes, per_class, arguments.count)
+    return labels_of(classes, arguments.per_class or PER_CLASS, arguments.count)
 
 
 def _files(arguments: argparse.Namespace, plan: SamplePlan, pixels: bool) -> SampleFiles:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..messages import first_line
 from ..optional import require
 from .errors import SampleError
 
@@ -42,8 +43,13 @@ def decode_picture(file: bytes | Path, name: str) -> Any:
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    text = str(error).partition("\n")[0]
+    text = first_line(error)
     return "not a picture that Pillow can read" if text.startswith("cannot identify") else text
+
+
+def as_tensor(picture: Any) -> Tensor:
+    """Of an RGB picture: uint8 ``[3, H, W]``."""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
 def centre_crop(picture: Any, size: int, name: str = "picture") -> Tensor:
@@ -64,10 +70,8 @@ def centre_crop(picture: Any, size: int, name: str = "picture") -> Tensor:
     scale = size / min(picture.size)
     if scale != 1:
         picture = picture.resize(tuple(round(side * scale) for side in picture.size), Image.Resampling.BICUBIC)
-    pixels = np.array(picture)  # [H, W, 3]
-    top, left = (pixels.shape[0] - size) // 2, (pixels.shape[1] - size) // 2
-    square = pixels[top : top + size, left : left + size]
-    return torch.from_numpy(square).permute(2, 0, 1).contiguous()
+    top, left = (picture.height - size) // 2, (picture.width - size) // 2
+    return as_tensor(picture)[:, top : top + size, left : left + size].contiguous()
 
 
 def to_model_range(pixels: Tensor) -> Tensor:

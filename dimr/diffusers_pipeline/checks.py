@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..config import DiMRConfig
 from ..guidance import Guidance
+from ..images import SHOWN_CHANNELS
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-SHOWN_CHANNELS = (1, 3)
 
 
 def check_vae(vae: Any, config: DiMRConfig) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from ..checkpoints import CheckpointError, save_model
 from ..checkpoints.convert import SUFFIXES, publish
 from ..class_names import save_class_names
+from ..messages import first_line
 from .pipeline import DiMRPipeline
 
 INDEX = DiMRPipeline.config_name
@@ -40,8 +41,7 @@ def convert_from_pipeline(folder: str | os.PathLike[str], target: str | os.PathL
     try:
         pipeline = DiMRPipeline.from_pretrained(os.fspath(folder), vae=None, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise CheckpointError(f"the pipeline in {folder} cannot be read: {reason}") from error
+        raise CheckpointError(f"the pipeline in {folder} cannot be read: {first_line(error)}") from error
     model = pipeline.transformer.to_dimr()
     if target.suffix in SUFFIXES:
         return publish(model, target)

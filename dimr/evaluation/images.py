@@ -82,16 +82,13 @@ class StoredImages:
 
     def _read(self, index: int) -> Tensor:
         """uint8 ``[3, H, W]``."""
-        from ..data.preprocessing import centre_crop
+        from ..data.preprocessing import as_tensor, centre_crop
 
         try:
             picture = self._source.picture(index)
-            if self._crop is not None:
-                return centre_crop(picture, self._crop)
+            return as_tensor(picture) if self._crop is None else centre_crop(picture, self._crop)
         except SampleError as error:
             raise EvaluationError(f"{self.name(index)}: {error.skipped.reason}") from error
-        values = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-        return values.view(picture.height, picture.width, 3).permute(2, 0, 1)
 
 
 def open_images(images: str | os.PathLike[str] | Tensor, crop: int | None = None) -> Images:

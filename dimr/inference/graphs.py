@@ -16,6 +16,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..messages import first_line
+
 logger = logging.getLogger(__name__)
 
 WARM_UPS = 2  # compilations and choices of algorithms happen in the first, the second has only launches
@@ -142,7 +144,7 @@ class GraphCache:
                 replay, results, size = self._recorder.record(lambda: self._compute(*static))
             except RuntimeError as error:
                 self._recordings.clear()
-                self.problem = str(error).strip().partition("\n")[0]
+                self.problem = first_line(error)
                 logger.warning("no CUDA graphs, calls are launched one by one: %s", self.problem)
                 return None
         self._recordings[kind] = _Recording(static, replay, results, size)

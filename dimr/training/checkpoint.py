@@ -16,6 +16,7 @@ from ..checkpoints.errors import CheckpointError
 from ..checkpoints.reading import read_state_dict
 from ..config import DiMRConfig
 from ..files import replacing
+from ..messages import first_line
 from .loop import Trainer
 from .processes import Processes
 from .settings import TrainingSettings
@@ -44,14 +45,8 @@ def save_training_state(path: str | os.PathLike[str], trainer: Trainer) -> dict[
 
 
 def on_first_process(processes: Processes, write: Callable[[], object]) -> None:
-    """Run ``write`` in the first process; that it failed is a CheckpointError in all, lest the others wait for ever."""
-    failed = None
-    if processes.first:
-        try:
-            write()
-        except (CheckpointError, OSError) as error:
-            failed = str(error)
-    failed = processes.from_first(failed)
+    """Run ``write`` in the first process; that it failed is a CheckpointError in all."""
+    failed = processes.first_does(write, CheckpointError, OSError)
     if failed is not None:
         raise CheckpointError(failed)
 
@@ -71,7 +66,7 @@ def _reason(error: BaseException, path: Path) -> str:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__context__
-    reason = (cause and cause.strerror) or str(cause or error).partition("\n")[0]
+    reason = (cause and cause.strerror) or first_line(cause or error)
     with contextlib.suppress(OSError):
         free = shutil.disk_usage(path.parent).free
         return f"{reason} ({free / 2**20:.0f} MiB are free there)"

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -51,6 +51,16 @@ class Processes:
         values = [value]
         dist.broadcast_object_list(values, src=0)
         return values[0]
+
+    def first_does(self, action: Callable[[], object], *errors: type[Exception]) -> str | None:
+        """Run ``action`` in the first process, and tell all what one of ``errors`` said there: none waits for ever."""
+        failed = None
+        if self.first:
+            try:
+                action()
+            except errors as error:
+                failed = str(error)
+        return self.from_first(failed)
 
     def all(self, value: Any) -> list[Any]:
         """What each process has, in the order of their ranks."""

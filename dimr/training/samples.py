@@ -8,13 +8,11 @@ from typing import Any
 import torch
 
 from ..guidance import Guidance
-from ..images import save_image, tile
+from ..images import SHOWN_CHANNELS, save_image, tile
 from ..sampling import sample
 from .loop import Trainer
 from .recipe import RunSettings
 from .tables import RecipeError
-
-SHOWN_CHANNELS = (1, 3)
 
 
 class SampleGrids:
