@@ -6,7 +6,7 @@ import dataclasses
 
 from ..config import DiMRConfig
 from ..data.digits import NUM_CLASSES
-from ..training.loop import TrainingSettings
+from ..training.settings import TrainingSettings
 
 # At least this share of the samples must be recognised as what was asked for.
 WANTED_ACCURACY = 0.85

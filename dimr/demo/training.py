@@ -9,8 +9,9 @@ from ..config import DiMRConfig
 from ..data.digits import LabelledImages, load_digits, split
 from ..network import DiMR
 from ..training.checkpoint import load_training_state, save_training_state
-from ..training.loop import Trainer, TrainingSettings
+from ..training.loop import Trainer
 from ..training.progress import train as train_and_save
+from ..training.settings import TrainingSettings
 from .folder import DemoFolder
 
 STEPS_PER_SAVE = 200

@@ -44,10 +44,6 @@ class FeatureBuffer:
         """``[B, N, D]``."""
         return self.all.narrow(2, self._start[feature], self.dim)
 
-    def rows(self, feature: int) -> Tensor:
-        """``[B * N, D]``."""
-        return as_rows(self.tokens(feature))
-
     def with_skip(self, block: int) -> Tensor:
         """The two inputs of a block behind the middle one: ``[B * N, 2D]``."""
         return as_rows(self.all.narrow(2, self._start[block], 2 * self.dim))

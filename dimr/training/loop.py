@@ -20,10 +20,8 @@ from .ema import ExponentialMovingAverage
 from .optimizer import build_optimizer, learning_rate_at, set_learning_rate
 from .parallel import check_strategy, local_gradients, replicate, shard
 from .processes import Processes
-from .settings import PRECISIONS, TrainingSettings
+from .settings import TrainingSettings
 from .sharded_state import gathered, load_model_state, load_optimizer_state, whole
-
-__all__ = ["PRECISIONS", "BatchSource", "DivergedError", "Trainer", "TrainingSettings"]
 
 # Draws a batch for one pass of this process, ``images [B, C, S, S]`` in [-1, 1] and ``labels [B]``, on the model's
 # device. A source with a ``state_dict`` and ``load_state_dict`` has a position that is saved with the run.

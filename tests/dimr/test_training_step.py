@@ -16,6 +16,7 @@ from dimr.training.checkpoint import load_training_state, save_training_state
 from dimr.training.ema import ExponentialMovingAverage
 from dimr.training.loop import DivergedError, Trainer, TrainingSettings
 from dimr.training.optimizer import build_optimizer
+from dimr.training.settings import PRECISIONS
 from tests.support.dispatch import NoWaiting, operators_called
 from tests.support.requirements import needs_inductor
 
@@ -40,7 +41,7 @@ def losses_of(trainer):
 
 
 class TestNothingIsWaitedFor:
-    @pytest.mark.parametrize("precision", loop.PRECISIONS)
+    @pytest.mark.parametrize("precision", PRECISIONS)
     @pytest.mark.parametrize("checkpointing", ["none", "selective"])
     def test_in_a_step(self, precision, checkpointing):
         trainer = new_trainer(precision=precision, checkpointing=checkpointing)
