@@ -23,6 +23,7 @@ from .ada_sites import (
 )
 from .ada_tables import NormFit, Table, fitted_norm, measured, tables, vectors
 from .report import AdoptionReport
+from .sites import check_module
 from .swap import ClassChange
 
 TIMESTEPS, LABELS = 100, 16  # looked at unless told otherwise
@@ -78,8 +79,10 @@ def adopt_ada_norm(
         What was swapped, what not and why, and the fits; ``undo()`` restores.
 
     Raises:
+        TypeError: ``model`` is not an ``nn.Module``.
         ValueError: a bad argument; nothing to embed the timestep with.
     """
+    check_module("adopt_ada_norm", model)
     checks.check_choice("adopt_ada_norm", "gate", gate, ("channel", "scalar"))
     low, high = time_range
     if not low < high:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..ops.geglu_linear.module import project_and_gate
 from ..plain import is_plain_linear, is_watched
 from .sites import Rule, Site, loaded_class, loaded_classes, why_not_exactly, why_watched
-from .swap import Adopted, Change, ClassChange, adopted_class
+from .swap import Adopted, Change, ClassChange
+from .trial import why_not_equal
 
 DIFFUSERS = "diffusers.models.activations.GEGLU"
 TIMM = "timm.layers.mlp.GluMlp"
@@ -72,7 +71,7 @@ def _why_not(site: Site) -> str | None:
 
 def _why_not_diffusers(layer: nn.Module) -> str | None:
     cls = loaded_class(DIFFUSERS)
-    return why_not_exactly(layer, cls) or _why_not_equal(cls, GatedProjection, lambda: cls(4, 6))
+    return why_not_exactly(layer, cls) or why_not_equal(cls, GatedProjection, lambda: cls(4, 6))
 
 
 def _why_not_timm(layer: Any) -> str | None:
@@ -87,25 +86,12 @@ def _why_not_timm(layer: Any) -> str | None:
     watched = why_watched(layer.act)
     if watched is not None:
         return f"its activation would not be called: {watched}"
-    return _why_not_equal(cls, GatedMLP, lambda: _small_glu_mlp(cls, layer))
+    return why_not_equal(cls, GatedMLP, lambda: _small_glu_mlp(cls, layer))
 
 
 def _small_glu_mlp(cls: Any, layer: Any) -> nn.Module:
     activation = copy.deepcopy(layer.act)
     return cls(4, 6, act_layer=lambda: activation, norm_layer=nn.LayerNorm, gate_last=layer.gate_last)
-
-
-def _why_not_equal(cls: type[nn.Module], forward: type[Adopted], make: Callable[[], nn.Module]) -> str | None:
-    """The installed library's forward against ours, by trial on a small layer of its class in float64."""
-    try:
-        with torch.random.fork_rng(devices=()), torch.device("cpu"), torch.no_grad():
-            layer, x = make().double().eval(), torch.randn(3, 4, dtype=torch.float64)
-            expected = cls.forward(layer, x)
-            layer.__class__ = adopted_class(forward, cls)
-            same = torch.allclose(layer(x), expected, rtol=1e-12, atol=1e-12)
-    except Exception as error:
-        return f"this version of its library is not known: {type(error).__name__}: {error}"
-    return None if same else "this version of its library computes something else"
 
 
 def _swap(site: Site) -> tuple[str, Change]:

@@ -10,8 +10,11 @@ from torch import Tensor, nn
 
 from ..checks import autocast_dtype
 from ..ops.td_norm.functional import td_layer_norm
-from .sites import Rule, Site, why_not_exactly, why_not_plain_tensors
+from .sites import Rule, Site, loaded_class, why_not_exactly, why_not_plain_tensors
 from .swap import Adopted, Change, ClassChange
+from .trial import why_not_equal
+
+TIMM = "timm.layers.norm.LayerNorm"  # torch's with another default
 
 
 class LayerNorm(Adopted):
@@ -57,7 +60,7 @@ def _what(site: Site) -> str | None:
 
 def _why_not(site: Site, wanted: bool) -> str | None:
     norm: Any = site.module
-    problem = why_not_exactly(norm, nn.LayerNorm) or why_not_plain_tensors(norm)
+    problem = _why_not_layer_norm(norm) or why_not_plain_tensors(norm)
     if problem is not None:
         return problem
     if len(norm.normalized_shape) != 1:
@@ -65,6 +68,22 @@ def _why_not(site: Site, wanted: bool) -> str | None:
     if not wanted:
         return "torch's own is one fused kernel already; layer_norm=True takes ours"
     return None
+
+
+def _why_not_layer_norm(norm: Any) -> str | None:
+    cls = loaded_class(TIMM)
+    if cls is None or type(norm) is not cls:
+        return why_not_exactly(norm, nn.LayerNorm)
+    if getattr(norm, "_fast_norm", False):
+        return "timm's fast norm is set for it, which computes in lower precision"
+    return why_not_exactly(norm, cls) or why_not_equal(cls, LayerNorm, lambda: _small(cls))
+
+
+def _small(cls: type[nn.Module]) -> nn.Module:
+    norm = cls(4)
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    return norm
 
 
 def _swap(site: Site) -> tuple[str, Change]:

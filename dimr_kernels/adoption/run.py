@@ -7,7 +7,7 @@ from torch import nn
 from . import depthwise, geglu, pixel_shuffle
 from .layer_norm import rule as layer_norm_rule
 from .report import AdoptionReport
-from .sites import Site, sites_of
+from .sites import Site, check_module, sites_of
 
 
 def adopt(model: nn.Module, *, channels_last: bool | None = None, layer_norm: bool = False) -> AdoptionReport:
@@ -34,8 +34,8 @@ def adopt(model: nn.Module, *, channels_last: bool | None = None, layer_norm: bo
         channels_last: True swaps depthwise convolutions in any network, and runs the whole model in channels last;
             its forward must not ``view`` feature maps as if they were contiguous (torch raises an error where it
             does). False leaves all of them alone. None does what is known to be right, as above.
-        layer_norm: swap ``nn.LayerNorm`` over one dimension as well, for TD-LN that is constant in time. It was not
-            measured to be faster.
+        layer_norm: swap ``nn.LayerNorm``, and timm's, over one dimension as well, for TD-LN that is constant in time.
+            It was not measured to be faster.
 
     Returns:
         What was swapped, what was not and why; ``print`` it. Its ``undo()`` restores the model.
@@ -54,8 +54,7 @@ def adopt(model: nn.Module, *, channels_last: bool | None = None, layer_norm: bo
         12
         >>> report.undo()
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"adopt: model must be an nn.Module, got {type(model).__name__}")
+    check_module("adopt", model)
     report = AdoptionReport()
     sites = sites_of(model)
     convolutions: list[Site] = []

@@ -14,6 +14,11 @@ from ..plain import hooks_of, is_plain_tensor
 from .swap import Adopted, Change
 
 
+def check_module(function: str, model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{function}: model must be an nn.Module, got {type(model).__name__}")
+
+
 @dataclass(frozen=True)
 class Site:
     """A layer and the way to it."""

@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from .. import checks
 from ..ops.td_norm.module import TDLayerNorm, TDRMSNorm
 from .report import AdoptionReport
-from .sites import why_not_plain_tensors, why_watched
+from .sites import check_module, why_not_plain_tensors, why_watched
 from .swap import Replacement
 
 Norm = nn.LayerNorm | nn.RMSNorm
@@ -40,8 +40,10 @@ def adopt_time_norms(model: nn.Module, select: Select | None = None, gate: str =
         What was swapped; ``undo()`` puts the former norms back, with the values they had.
 
     Raises:
+        TypeError: ``model`` is not an ``nn.Module``, or ``select`` nothing that selects.
         ValueError: a selection that names no norm.
     """
+    check_module("adopt_time_norms", model)
     checks.check_choice("adopt_time_norms", "gate", gate, ("channel", "scalar"))
     chosen = _selector(select)
     found = [(path, m) for path, m in model.named_modules() if isinstance(m, (nn.LayerNorm, nn.RMSNorm))]
@@ -63,7 +65,13 @@ def _selector(select: Select | None) -> Callable[[str, nn.Module], bool]:
         return lambda path, norm: True
     if callable(select):
         return select
-    patterns = [re.compile(pattern) for pattern in ([select] if isinstance(select, str) else select)]
+    try:
+        patterns = [re.compile(pattern) for pattern in ([select] if isinstance(select, str) else select)]
+    except (TypeError, re.error) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(
+            f"adopt_time_norms: select must be a regular expression, several, or a function; got {select!r} ({error})"
+        ) from error
     return lambda path, norm: any(pattern.fullmatch(path) for pattern in patterns)
 
 

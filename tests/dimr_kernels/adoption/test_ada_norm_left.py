@@ -87,6 +87,8 @@ def test_wrong_arguments_leave_the_model_alone():
         with pytest.raises(ValueError, match=message):
             adopt_ada_norm(model, **kwargs)
     assert all(m is before[name] for name, m in model.named_modules())
+    with pytest.raises(TypeError, match=r"adopt_ada_norm: model must be an nn\.Module, got list"):
+        adopt_ada_norm([model])
     del model.t_embedder
     with pytest.raises(ValueError, match="the DiT has no t_embedder: give conditioning="):
         adopt_ada_norm(model)

@@ -78,3 +78,25 @@ def test_constants_made_in_inference_mode_can_be_differentiated():
     with torch.inference_mode():
         norm(x)
     torch.testing.assert_close(computed(norm, (x,)), computed(original, (x,)))
+
+
+@pytest.fixture
+def timm_norms():
+    return pytest.importorskip("timm.layers.norm")
+
+
+@pytest.mark.parametrize("backend", ["auto", "triton"])
+def test_timms_own(timm_norms, backend):
+    case = Case(drawn(timm_norms.LayerNorm(24)), (3 * torch.randn(2, 5, 24) + 1,), 1, {"layer_norm": True})
+    assert_adopted_parity(case, backend=backend)
+
+
+def test_timms_own_is_left_where_it_computes_something_else(timm_norms, monkeypatch):
+    fast = timm_norms.LayerNorm(4)
+    fast._fast_norm = True
+    (left,) = dk.adopt(fast, layer_norm=True).left
+    assert "timm's fast norm is set" in left.why
+    original = timm_norms.LayerNorm.forward
+    monkeypatch.setattr(timm_norms.LayerNorm, "forward", lambda norm, x: 2 * original(norm, x))
+    (left,) = dk.adopt(timm_norms.LayerNorm(4), layer_norm=True).left
+    assert left.why == "this version of its library computes something else"

@@ -129,6 +129,12 @@ def test_wrong_arguments():
         adopt_time_norms(network(), "norm9")
     with pytest.raises(ValueError, match="gate must be one of 'channel', 'scalar'; got 'row'"):
         adopt_time_norms(network(), gate="row")
+    with pytest.raises(ValueError, match=r"select must be a regular expression.*got '\(' \(missing \)"):
+        adopt_time_norms(network(), "(")
+    with pytest.raises(TypeError, match="select must be a regular expression, several, or a function; got 3"):
+        adopt_time_norms(network(), 3)
+    with pytest.raises(TypeError, match=r"adopt_time_norms: model must be an nn\.Module, got list"):
+        adopt_time_norms([network()])
 
 
 def test_rms_norms_with_eps_zero_only():
