@@ -86,10 +86,3 @@ ABLATIONS: dict[str, Ablation] = {
 def list_ablations() -> list[str]:
     """Names of the paper's ablations, in its order; :func:`dimr.create_model` takes them too."""
     return list(ABLATIONS)
-
-
-def ablation(name: str) -> Ablation:
-    """The named row. An unknown name is a ``ValueError``."""
-    if name not in ABLATIONS:
-        raise ValueError(f"no ablation is called {name!r}; there are {', '.join(ABLATIONS)}")
-    return ABLATIONS[name]

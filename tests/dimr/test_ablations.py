@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import dimr
-from dimr.ablations.table import ABLATIONS, ablation, uvit_config
+from dimr.ablations.table import ABLATIONS, uvit_config
 from dimr.cli import main
 from tests.support.ablations import small_config
 
@@ -22,10 +22,10 @@ def test_parameters_are_those_of_the_paper(name):
 
 def test_table_3_by_hand():
     """What each choice adds to or takes from M/3R."""
-    whole = dimr.count_parameters(ablation("ablation-glu-m-3r").config)
+    whole = dimr.count_parameters(ABLATIONS["ablation-glu-m-3r"].config)
 
     def change(name: str) -> int:
-        return dimr.count_parameters(ablation(name).config) - whole
+        return dimr.count_parameters(ABLATIONS[name].config) - whole
 
     assert change("ablation-concat-m-3r") == sum(2 * D * D + D for D in (384, 192))
     lost = (15 * 768, 9 * 384)  # features that are not handed on: all of a branch's but one
@@ -69,11 +69,6 @@ def test_bad_choices_are_named(fields, error, message):
         dimr.DiMRConfig(**fields)
 
 
-def test_unknown_ablation():
-    with pytest.raises(ValueError, match="no ablation is called 'x'; there are ablation-time-token-m-4"):
-        ablation("x")
-
-
 def test_uvit_by_hand():
     """Against Bao et al.'s arithmetic: every parameter of a small one."""
     D, depth, C, p, classes = 8, 3, 2, 2, 5
@@ -92,9 +87,10 @@ def test_each_row_is_a_recipe_away(name):
     recipes = pytest.importorskip("dimr.training.recipe")
     if sys.version_info < (3, 11):
         pytest.importorskip("tomli")
-    recipe = recipes.load_recipe("dimr-m-3r", ablation(name).recipe_overrides(name))
-    assert recipe.model == ablation(name).config
-    assert recipe.training.loss_weights == ablation(name).loss_weights
+    row = ABLATIONS[name]
+    recipe = recipes.load_recipe("dimr-m-3r", row.recipe_overrides(name))
+    assert recipe.model == row.config
+    assert recipe.training.loss_weights == row.loss_weights
     assert (recipe.training.steps, recipe.training.batch_size) == (300_000, 1024)
 
 
