@@ -41,7 +41,7 @@ for wanted in "$@"; do
         python3 -m pytest -q -m "not slow" tests/dimr_kernels/test_every_operator.py
       ;;
     operators)
-      for file in depthwise_conv td_norm geglu_linear geglu shuffle_norm_add pixel_shuffle attention; do
+      for file in depthwise_conv td_norm td_group_norm geglu_linear geglu shuffle_norm_add pixel_shuffle attention; do
         times "$file" "benchmarks/test_$file.py" --shapes target
       done
       ;;

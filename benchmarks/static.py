@@ -21,9 +21,9 @@ from dimr.files import replacing
 from dimr_kernels.machine_code import BULK
 from dimr_kernels.static_analysis import ARCHITECTURES, OPERATORS, compile_case, operator_cases
 
+from .report import RESULTS
 from .static_extension import extension_rows
 
-RESULTS = Path(__file__).parent / "results"
 REGISTERS_PER_SM = 65536
 WARPS_PER_SM = 64
 BLOCKS_PER_SM = 32

@@ -21,12 +21,12 @@ from . import timing
 from .conftest import DEVICE, DTYPE, MACHINE
 from .model_floor import Ceilings, forward_floor, training_floor
 from .model_runs import FORWARDS, TRAININGS, Form, TrainingRun, forward_of, largest_batch, make_inputs
+from .shapes import PAPER
 
 ON_GPU = DEVICE.type == "cuda"
-PAPERS = ("dimr-m-3r", "dimr-l-3r", "dimr-xl-2r", "dimr-xl-3r", "dimr-g-2r")
 # A CPU only shows that everything runs, and torch.compile there traces without generating code.
 MODELS = (
-    {name: dimr.model_config(name) for name in PAPERS}
+    {name: dimr.model_config(name) for name in PAPER}
     if ON_GPU
     else {"trial": dimr.model_config("dimr-tiny-3r", input_size=8, dims=(48, 24), layers=(1, 1))}
 )
