@@ -10,7 +10,7 @@ from dimr_kernels.dispatch import why_unavailable
 from tests.support.operators import EXAMPLES, Example
 from tests.support.parity import assert_deterministic, assert_parity, results_of
 
-pytestmark = pytest.mark.parametrize("name", EXAMPLES)
+pytestmark = pytest.mark.parametrize("name", dk.functional.__all__)
 
 
 @pytest.fixture
