@@ -146,6 +146,11 @@ class OneFile:
         self._safetensors = require("safetensors", "demo", "keeping samples")
         require("safetensors.torch", "demo", "keeping samples")
 
+    @property
+    def finished(self) -> bool:
+        """Whether the file is there, and no parts that would take its place."""
+        return self.path.exists() and not self.folder.exists()
+
     def _part(self, numbers: range) -> Path:
         return self.folder / f"{numbers.start:0{DIGITS}d}.safetensors"
 
@@ -161,7 +166,7 @@ class OneFile:
     def put(self, numbers: range, samples: Tensor) -> None:
         kept = to_pixels(samples) if self.pixels else samples
         with replacing(self._part(numbers)) as temporary:
-            self._safetensors.torch.save_file({"samples": kept.contiguous()}, temporary)
+            self._save(temporary, {"samples": kept.contiguous()})
 
     def finish(self, batches: list[range], labels: Tensor) -> tuple[int, ...]:
         """Parts go only when the file is there. An ``.npz`` takes no more memory than one part."""
@@ -187,7 +192,13 @@ class OneFile:
         if self.suffix in PICTURES:
             save_image(path, tile(samples, self.columns, zoom=max(1, SHOWN_SIZE // samples.shape[-1])))
         else:
-            self._safetensors.torch.save_file({"samples": samples, "labels": labels}, path)
+            self._save(path, {"samples": samples, "labels": labels})
+
+    def _save(self, path: Path, tensors: dict[str, Tensor]) -> None:
+        try:
+            self._safetensors.torch.save_file(tensors, path)
+        except self._safetensors.SafetensorError as error:  # its word for a full disk too
+            raise SampleFilesError(f"{self.path} cannot be written: {error}") from error
 
 
 def _write_array(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], parts: Iterator[Tensor]) -> None:

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help=f"{WANTED}; latents too go to {' and '.join(TENSORS)}",
     )
-    parser.add_argument("--overwrite", action="store_true", help="start again though there are samples to go on from")
+    parser.add_argument("--overwrite", action="store_true", help="start again though there are samples already")
     parser.add_argument(
         "--classes", action="append", metavar="0,1,cat",
         help="ids or names, or all; may be given again (default: the first ten; with --count, all)",
@@ -164,7 +164,10 @@ def _files(arguments: argparse.Namespace, plan: SamplePlan, pixels: bool) -> Sam
     if output.suffix.lower() not in PICTURES + TENSORS or output.is_dir():
         return PictureFolder(output)
     columns = math.isqrt(arguments.count - 1) + 1 if arguments.count else arguments.per_class or PER_CLASS
-    return OneFile(output, pixels, columns)
+    files = OneFile(output, pixels, columns)
+    if files.finished and not arguments.overwrite:
+        raise CommandError(f"--output: {output} is there already: give another name, or --overwrite to draw it again")
+    return files
 
 
 def _settings(

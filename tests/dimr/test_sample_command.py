@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import re
 import signal
 import time
 from pathlib import Path
@@ -148,6 +149,30 @@ def test_parts_of_other_settings_are_refused(tmp_path, checkpoint, capsys):
     assert f"{SETTINGS} cannot be read" in capsys.readouterr().err
     assert sample(checkpoint, tmp_path / "a.npz", "--overwrite") == 0
     assert not parts.exists()
+
+
+def test_a_finished_file_is_not_drawn_again_unasked(tmp_path, checkpoint, capsys):
+    assert sample(checkpoint, tmp_path / "a.npz") == 0
+    before = contents(tmp_path)
+    for more in ((), ("--seed", 1)):
+        assert sample(checkpoint, tmp_path / "a.npz", *more) == 2
+        assert "a.npz is there already: give another name, or --overwrite" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+    assert sample(checkpoint, tmp_path / "a.npz", "--seed", 1, "--overwrite") == 0
+    assert contents(tmp_path) != before
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.safetensors", "a.png"])
+def test_a_full_disk_is_said_in_one_line(tmp_path, checkpoint, name, capsys):
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # enough for the settings alone
+    try:
+        assert sample(checkpoint, tmp_path / name, "--batch-size", 10) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert re.search(f"{name} cannot be written: .*File too large", capsys.readouterr().err)
+    assert sample(checkpoint, tmp_path / name, "--batch-size", 10) == 0
 
 
 def test_classes_by_name(tmp_path, checkpoint, capsys):
