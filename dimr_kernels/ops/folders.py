@@ -6,7 +6,8 @@ A folder of ``ops`` is an operator if it has a ``functional.py``; the others hol
 - ``triton.py`` or ``cuda.py``: the fused form, with ``cases()`` for analysis where it is Triton's;
 - ``op.py``: the registration with torch;
 - ``functional.py``: the public functions, and ``FUSED_FORMS``, function -> backend of its fused form;
-- ``module.py``: the modules, and ``TRITON_MODULES``, those that launch Triton kernels themselves.
+- ``module.py``: the modules, and ``TRITON_MODULES``, those that launch Triton kernels themselves;
+- ``into.py``: a form without a gradient that writes where it is told, for ``dimr_kernels.inference``.
 """
 
 from __future__ import annotations
