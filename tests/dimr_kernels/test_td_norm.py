@@ -100,11 +100,11 @@ def small_blocks(monkeypatch) -> contextlib.ExitStack:
     pytest.importorskip("triton")
     from dimr_kernels.ops.configurations import forced
     from dimr_kernels.ops.samples import Columns, Walk
-    from dimr_kernels.ops.td_norm import triton_forward
+    from dimr_kernels.ops.td_norm import triton_table
     from dimr_kernels.ops.td_norm.triton_forward import WideRows
 
     monkeypatch.setattr(limits, "WIDEST_IN_REGISTERS", 16)
-    monkeypatch.setattr(triton_forward, "TABLE_BLOCK", 32)
+    monkeypatch.setattr(triton_table, "TABLE_BLOCK", 32)
     stack = contextlib.ExitStack()
     stack.enter_context(forced("td_norm_fwd_wide", WideRows(16, rows=4, num_warps=4)))
     stack.enter_context(forced("td_norm_bwd_wide", Columns(16, Walk(2048, programs=1024, longest=32, num_warps=4))))

@@ -13,7 +13,7 @@ from ..launch import KernelCase
 from ..samples import Samples, Tiling
 from ..tiled_case import TileConfig, tiled_case
 from ..time_gate import triton as time_gate
-from . import triton_backward, triton_forward
+from . import triton_backward, triton_forward, triton_table
 from .triton_backward import backward
 from .triton_forward import forward, forward_into
 
@@ -110,10 +110,10 @@ def _row_sums_case(samples: Samples, dtype: torch.dtype) -> KernelCase:
 
 
 def _table_case(samples: Samples) -> KernelCase:
-    config = Tiling(triton_forward.TABLE_BLOCK, rows=1, iterations=1, num_warps=4)
+    config = Tiling(triton_table.TABLE_BLOCK, rows=1, iterations=1, num_warps=4)
     constants = {"SCALE_GATE": 1, "SHIFT_GATE": 1}
     figures = {"outputs_per_program": 2 * config.columns}
-    kernel = triton_forward._td_norm_table_kernel
+    kernel = triton_table._td_norm_table_kernel
     return _case("time_gate_table", kernel, samples, torch.float32, config, constants, (), figures)
 
 

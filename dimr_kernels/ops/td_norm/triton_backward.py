@@ -32,7 +32,8 @@ from ..samples import (
     with_rows,
 )
 from ..time_gate.triton import dense, gate_gradients, gate_widths, mixed_at
-from .triton_forward import WideRows, modulation_table
+from .triton_forward import WideRows
+from .triton_table import modulation_table
 
 
 @triton.jit

@@ -21,6 +21,7 @@ from ..launch import Launch, cached_by_shape, ceil_div, next_power_of_2
 from ..row_statistics import factor_of, reciprocal_deviation, row_statistics
 from ..samples import Samples, Tiling, as_samples, strides_of, tiling, walk_candidates, walk_rows, with_rows
 from ..time_gate.triton import dense, gate_widths, mixed_at
+from .triton_table import modulation_table
 
 
 @triton.jit
@@ -80,26 +81,6 @@ def _td_norm_fwd_kernel(
         if p3_ptr is not None:
             y += beta
         tl.store(y_ptr + row * D + col, y.to(y_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _td_norm_table_kernel(
-    table_ptr, t_ptr, p1_ptr, p2_ptr, scale_weight_ptr, scale_offset_ptr, p3_ptr, p4_ptr, shift_weight_ptr,
-    shift_offset_ptr, D, blocks, t_stride,
-    SCALE_GATE: tl.constexpr, SHIFT_GATE: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """gamma and beta ``[T, 1 or 2, D]`` float32."""
-    b = (tl.program_id(0) // blocks).to(tl.int64)
-    col = (tl.program_id(0) % blocks) * BLOCK_D + tl.arange(0, BLOCK_D)
-    in_row = col < D
-    t = tl.load(t_ptr + b * t_stride).to(tl.float32)
-    gamma = mixed_at(t, p1_ptr, p2_ptr, scale_weight_ptr, scale_offset_ptr, col, in_row, SCALE_GATE)
-    if p3_ptr is not None:
-        beta = mixed_at(t, p3_ptr, p4_ptr, shift_weight_ptr, shift_offset_ptr, col, in_row, SHIFT_GATE)
-        tl.store(table_ptr + (2 * b) * D + col, gamma, mask=in_row)
-        tl.store(table_ptr + (2 * b + 1) * D + col, beta, mask=in_row)
-    else:
-        tl.store(table_ptr + b * D + col, gamma, mask=in_row)
 
 
 @triton.jit
@@ -164,7 +145,6 @@ class WideRows:
     num_warps: int
 
 
-TABLE_BLOCK = 1024
 # A tile gives each thread 16 to 32 elements: two to four 16-byte loads in flight.
 FORWARD = Table(
     "td_norm_fwd",
@@ -286,19 +266,3 @@ def _wide_launch(shape, x, residual, total, T, shift, eps, rms) -> Launch:
         },
         num_warps=config.num_warps,
     )  # fmt: skip
-
-
-def modulation_table(t: Tensor, gates: Sequence[Tensor | None], D: int) -> Tensor:
-    """gamma, and beta where there is a shift: ``[T, 1 or 2, D]`` float32."""
-    T = t.shape[0]
-    table = torch.empty((T, 1 if gates[4] is None else 2, D), dtype=torch.float32, device=t.device)
-    _table_launch(D, T, t.stride(0), *gate_widths(gates))(table, t, *gates)
-    return table
-
-
-@cached_by_shape
-def _table_launch(D, T, t_stride, scale_gate, shift_gate) -> Launch:
-    blocks = ceil_div(D, TABLE_BLOCK)
-    numbers = D, blocks, 0 if T == 1 else t_stride
-    constants = {"SCALE_GATE": int(scale_gate == D), "SHIFT_GATE": int(shift_gate == D), "BLOCK_D": TABLE_BLOCK}
-    return Launch(_td_norm_table_kernel, (T * blocks,), numbers, constants)
