@@ -72,9 +72,15 @@ def _empty_model(config: DiMRConfig, path: Path) -> DiMR:
         raise CheckpointError(f"{path} describes a model that no memory can hold: {first_line(error)}") from error
 
 
+def _hint(folder: Path) -> str:
+    """Where a run's output keeps its model, if that is what was named."""
+    found = [folder / name for name in ("model", "checkpoint") if (folder / name / CONFIG).is_file()]
+    return f"; did you mean {found[0]}?" if found else ""
+
+
 def _read_config(path: Path) -> DiMRConfig:
     if not path.is_file():
-        raise FileNotFoundError(f"no configuration at {path}")
+        raise FileNotFoundError(f"no configuration at {path}{_hint(path.parent)}")
     try:
         values = read_json(path)
         if not isinstance(values, dict):

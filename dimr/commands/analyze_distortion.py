@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, metavar="FILE", help="state dict of the torchvision model")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="distortion.json and .png go here")
     parser.add_argument(
-        "--threshold", type=kinds.positive_float, default=0.5,
+        "--threshold", type=kinds.share, default=0.5,
         help="a lower confidence in the class asked for is low (%(default)s)",
     )  # fmt: skip
     parser.add_argument("--count", type=kinds.positive_int, default=16, help="samples shown of either (%(default)s)")

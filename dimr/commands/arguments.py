@@ -64,5 +64,9 @@ def positive_float(text: str) -> float:
     return _parsed(text, float, lambda x: 0 < x < math.inf, "a finite number above 0")
 
 
+def share(text: str) -> float:
+    return _parsed(text, float, lambda x: 0 < x <= 1, "a number above 0, at most 1")
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the GPU if there is one)")

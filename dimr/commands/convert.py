@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..checkpoints import convert_to_folder, convert_to_published
+from ..messages import first_line
 from ..variants import list_models
 from .common import CommandError, say
 
@@ -46,8 +47,10 @@ def _convert(arguments: argparse.Namespace) -> Path:
     source, target = arguments.source, arguments.target
     from_pipeline = (source / PIPELINE_INDEX).is_file()
     if from_pipeline or arguments.pipeline:
-        from ..diffusers_pipeline import convert_from_pipeline, convert_to_pipeline
-
+        try:
+            from ..diffusers_pipeline import convert_from_pipeline, convert_to_pipeline
+        except RuntimeError as error:  # of a package that diffusers imports, such as torchvision for another torch
+            raise CommandError(f"diffusers cannot be imported: {first_line(error)}") from error
         if from_pipeline and arguments.pipeline:
             raise CommandError(f"--pipeline: {source} is a pipeline's folder already")
         if from_pipeline:

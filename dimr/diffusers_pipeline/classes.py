@@ -44,6 +44,8 @@ def ids_of(class_labels: Labels, config: DiMRConfig, names: Sequence[str] | None
         class_labels = class_labels.reshape(-1).tolist()
     if isinstance(class_labels, (int, str)):
         class_labels = [class_labels]
+    if not isinstance(class_labels, Sequence):
+        raise TypeError(f"class_labels must be ids or names, got {class_labels!r}")
     ids = [_id_of(label, config, names) for label in class_labels]
     if not ids:
         raise ValueError("class_labels must have at least one entry")

@@ -75,8 +75,8 @@ class TrainingRun:
     """A run in this process, one of ``processes``.
 
     Raises:
-        RecipeError: the recipe's parts do not fit each other, the data or the number of processes.
-        DataError, FileNotFoundError: the data cannot be used.
+        RecipeError: the recipe's parts do not fit each other, the data or the number of processes; there is no data.
+        DataError: the data cannot be used.
     """
 
     def __init__(self, recipe: Recipe, folder: RunFolder, device: torch.device, processes: Processes) -> None:
@@ -84,7 +84,10 @@ class TrainingRun:
         self.folder = folder
         self.processes = processes
         self.checkpoints = folder.checkpoints(recipe.run.keep)
-        dataset = open_dataset(recipe.data)
+        try:
+            dataset = open_dataset(recipe.data)
+        except FileNotFoundError as error:
+            raise RecipeError(f"data.path: {error}") from error
         check_data(dataset, recipe)
         self._class_names = dataset.class_names
         passes = recipe.passes(processes.world_size)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import builtins
 import subprocess
 import sys
 
@@ -74,7 +75,7 @@ def test_guidance_kinds_change_the_samples(tmp_path):
     dimr.save_model(model, folder)
     found = []
     for options in (("--guidance", 0), (), ("--guidance", 3), ("--guidance", 3, "--guidance-power", 2)):
-        sample(folder, path, *options)
+        assert sample(folder, path, "--overwrite", *options) == 0
         found.append(load(path)["samples"].numpy().tobytes())
     assert len(set(found)) == 4
 
@@ -86,6 +87,7 @@ def test_bad_sample_requests(tmp_path, capsys):
     assert "ending in .png" in fails(capsys, "sample", folder, "--output", tmp_path / "a.txt")
     assert "classes 0 to 2, got 7" in fails(capsys, "sample", folder, "--output", out, "--classes", "0,7")
     assert "no configuration at" in fails(capsys, "sample", tmp_path / "none", "--output", out)
+    assert f"did you mean {folder}?" in fails(capsys, "sample", tmp_path, "--output", out)
     assert "dimr convert" in fails(capsys, "sample", folder / "model.safetensors", "--output", out)
     assert "got 'tpu'" in fails(capsys, "sample", folder, "--output", out, "--device", "tpu")
     assert "cuda:99 is not there" in fails(capsys, "sample", folder, "--output", out, "--device", "cuda:99")
@@ -110,12 +112,30 @@ def test_damaged_checkpoints(tmp_path, capsys):
     assert "config.json" in fails(capsys, "info", folder)
 
 
+def test_a_package_of_diffusers_that_cannot_be_imported(tmp_path, monkeypatch, capsys):
+    """As torchvision cannot, built for another torch: diffusers says so in the second line."""
+
+    def refused(name, *arguments, **keywords):
+        if name == "diffusers_pipeline":
+            raise RuntimeError("Failed to import diffusers.models because of (look up):\nnms does not exist\nmore")
+        return original(name, *arguments, **keywords)
+
+    original = builtins.__import__
+    monkeypatch.setattr(builtins, "__import__", refused)
+    error = fails(capsys, "convert", checkpoint(tmp_path), tmp_path / "pipeline", "--pipeline")
+    assert error.endswith("diffusers.models because of (look up): nms does not exist")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["sample", "x", "--output", "a.png", "--per-class", "0"], "--per-class: wanted a whole number of at least 1"),
         (["sample", "x", "--output", "a.png", "--guidance", "nan"], "--guidance: wanted a finite number"),
         (["sample", "x", "--output", "a.png", "--per-class", "2", "--count", "9"], "--count: not allowed with"),
+        (
+            ["analyze", "distortion", "x", "--threshold", "2"],
+            "--threshold: wanted a number above 0, at most 1, got '2'",
+        ),
         (["demo", "--output", "d", "--size", "12"], "--size: wanted a multiple of 8"),
         (["demo", "--output", "d", "--seed", "-1"], "--seed: wanted"),
         (["demo"], "--output"),

@@ -33,6 +33,8 @@ def pipeline():
         ({"class_labels": [-1]}, ValueError, r"class_labels must be in \[0, 5\], got -1"),
         ({"class_labels": []}, ValueError, "class_labels must have at least one entry"),
         ({"class_labels": [0.5]}, TypeError, "class_labels must be ids or names, got 0.5"),
+        ({"class_labels": None}, TypeError, "class_labels must be ids or names, got None"),
+        ({"class_labels": 1.5}, TypeError, "class_labels must be ids or names, got 1.5"),
         ({"class_labels": [True]}, TypeError, "class_labels must be ids or names, got True"),
         ({"class_labels": torch.zeros(2)}, TypeError, r"class_labels must be integers of shape \[B\]"),
         ({"class_labels": torch.zeros(2, 2).long()}, TypeError, r"class_labels must be integers of shape \[B\]"),

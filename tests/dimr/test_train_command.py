@@ -188,7 +188,7 @@ class TestCommand:
             ("model.unconditional_class=false", "class_dropout must be 0 for a model without an unconditional class"),
             ("training.loss_weights=[1, 2, 3]", "loss_weights must be 2 finite numbers"),
             ("run.device_batch=3", "must be a multiple of run.device_batch = 3"),
-            ("data.path=nowhere", "no data at nowhere"),
+            ("data.path=nowhere", "data.path: no data at nowhere"),
             ("run.wandb=true", "run.wandb = true needs wandb, which is not installed"),
         ],
     )
