@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +18,7 @@ from .ops import limits
 from .ops.depthwise_conv import into as depthwise_conv
 from .ops.shuffle_norm_add import into as shuffle_norm_add
 from .ops.td_norm import into as td_norm_op
-
-GATES = ("p1", "p2", "p3", "p4", "scale_gate_weight", "scale_gate_offset", "shift_gate_weight", "shift_gate_offset")
+from .time_checks import GATES
 
 Gates = Sequence[Tensor | None]
 """The parameters of a time-dependent norm in the order of ``GATES``; the shift's four are None where there is none."""
@@ -161,12 +159,7 @@ def _check_timestep(operator: str, t: Tensor, batch: int) -> None:
 def _check_gates(operator: str, gates: Gates, D: int, device: torch.device) -> None:
     if len(gates) != len(GATES):
         raise ValueError(f"{operator}: gates must be {', '.join(GATES)}; got {len(gates)} values")
-    named: dict[str, Any] = dict(zip(GATES, gates, strict=True))
-    shift = {name: named[name] for name in ("p3", "p4", "shift_gate_weight", "shift_gate_offset")}
-    scale = {name: named[name] for name in GATES if name not in shift}
-    time_checks.check_gated_pair(operator, D, device, **scale)
-    if any(value is not None for value in shift.values()):
-        time_checks.check_gated_pair(operator, D, device, **shift)
+    time_checks.check_gates(operator, D, device, gates)
 
 
 def _refuse_gradients(operator: str, *tensors: Tensor | None) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import checks
+
+GATES = ("p1", "p2", "p3", "p4", "scale_gate_weight", "scale_gate_offset", "shift_gate_weight", "shift_gate_offset")
+SHIFT = ("p3", "p4", "shift_gate_weight", "shift_gate_offset")
 
 
 def as_timesteps(operator: str, t: Tensor | float, x: Tensor) -> Tensor:
@@ -47,6 +51,17 @@ def values_are_at_hand(t: Tensor) -> bool:
 def refuse_nan(operator: str, t: Tensor) -> None:
     if bool(t.detach().isnan().any()):
         raise ValueError(f"{operator}: t holds NaN: {t.tolist()}")
+
+
+def check_gates(
+    operator: str, D: int, device: torch.device, gates: Sequence[Tensor | None], needs_shift: bool = False
+) -> None:
+    """The parameters of a time-dependent norm in the order of ``GATES``; the shift's may be None, all or none."""
+    named: dict[str, Any] = dict(zip(GATES, gates, strict=True))
+    shift = {name: named.pop(name) for name in SHIFT}
+    check_gated_pair(operator, D, device, **named)
+    if needs_shift or any(value is not None for value in shift.values()):
+        check_gated_pair(operator, D, device, **shift)
 
 
 def check_gated_pair(operator: str, D: int, device: torch.device, **tensors: Any) -> None:

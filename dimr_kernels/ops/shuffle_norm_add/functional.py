@@ -60,12 +60,9 @@ def pixel_shuffle_td_norm_add(
     if (x.dtype == torch.float64) != (y.dtype == torch.float64):
         raise TypeError(f"{operator}: y has dtype {y.dtype}, x has {x.dtype}: float64 does not mix")
     checks.check_number(operator, "eps", eps)
-    scale = {"p1": p1, "p2": p2, "scale_gate_weight": scale_gate_weight, "scale_gate_offset": scale_gate_offset}
-    shift = {"p3": p3, "p4": p4, "shift_gate_weight": shift_gate_weight, "shift_gate_offset": shift_gate_offset}
-    time_checks.check_gated_pair(operator, C, x.device, **scale)
-    time_checks.check_gated_pair(operator, C, x.device, **shift)
-    t = time_checks.as_timesteps(operator, t, x)
     gates = (p1, p2, p3, p4, scale_gate_weight, scale_gate_offset, shift_gate_weight, shift_gate_offset)
+    time_checks.check_gates(operator, C, x.device, gates, needs_shift=True)
+    t = time_checks.as_timesteps(operator, t, x)
     if choose(operator, x, "triton") == "eager":
         return eager.shuffle_norm_add(x, y, t, r, *gates, eps)
     if not op.fits(y):

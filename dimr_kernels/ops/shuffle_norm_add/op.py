@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import limits
 from ..registration import define_gradient, define_op, refuse_double_backward
-from ..time_gate.arguments import GATES, by_kind, by_schema
+from ..time_gate.arguments import GATES, by_kind, by_schema, fake_gradients, in_place_of
 
 MOST_PIXELS = 2**31 - 2**16
 
@@ -49,7 +49,7 @@ def _backward(grad: Tensor, x: Tensor, stats: Tensor, t: Tensor, upscale_factor:
 
 def _fake_backward(grad: Tensor, x: Tensor, stats: Tensor, t: Tensor, upscale_factor: int, *rest: Any) -> list[Tensor]:
     *gates, needs = rest
-    return [v.new_empty(v.shape) for v, need in zip((x, t, *gates), needs, strict=True) if need]
+    return fake_gradients((x, t, *gates), needs)
 
 
 shuffle_norm_add = define_op(
@@ -82,8 +82,8 @@ def _gradient(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor |
     gradients: list[Tensor | None] = [None] * len(needs)
     if any(needs):
         x, stats, t, *gates = ctx.saved_tensors
-        found = iter(shuffle_norm_add_backward(grad, x, stats, t, ctx.upscale_factor, *gates, needs))
-        gradients = [next(found) if need else None for need in needs]
+        found = shuffle_norm_add_backward(grad, x, stats, t, ctx.upscale_factor, *gates, needs)
+        gradients = in_place_of(needs, found)
     dx, dt, *dgates = gradients
     return dx, grad if y_needs else None, dt, None, *dgates, None  # autograd casts to y's dtype
 

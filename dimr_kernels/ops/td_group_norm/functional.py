@@ -56,12 +56,8 @@ def td_group_norm(
         raise ValueError(f"{operator}: x must have shape [B, ..., C] with C >= 1, got {list(x.shape)}")
     C = x.shape[-1]
     check_groups(operator, num_groups, C)
-    scale = {"p1": p1, "p2": p2, "scale_gate_weight": scale_gate_weight, "scale_gate_offset": scale_gate_offset}
-    shift = {"p3": p3, "p4": p4, "shift_gate_weight": shift_gate_weight, "shift_gate_offset": shift_gate_offset}
-    time_checks.check_gated_pair(operator, C, x.device, **scale)
-    if any(value is not None for value in shift.values()):
-        time_checks.check_gated_pair(operator, C, x.device, **shift)
     gates = (p1, p2, p3, p4, scale_gate_weight, scale_gate_offset, shift_gate_weight, shift_gate_offset)
+    time_checks.check_gates(operator, C, x.device, gates)
     t = time_checks.as_timesteps(operator, t, x)
     if choose(operator, x, "triton") == "eager":
         return eager.td_group_norm(x, t, num_groups, *gates, eps)

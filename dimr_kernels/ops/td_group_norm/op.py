@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..registration import define_gradient, define_op, refuse_double_backward
-from ..time_gate.arguments import GATES, by_kind, by_schema
+from ..time_gate.arguments import GATES, by_kind, by_schema, fake_gradients, in_place_of
 
 
 def _forward(x: Tensor, t: Tensor, num_groups: int, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -33,7 +33,7 @@ def _backward(grad: Tensor, x: Tensor, stats: Tensor, t: Tensor, num_groups: int
 
 def _fake_backward(grad: Tensor, x: Tensor, stats: Tensor, t: Tensor, num_groups: int, *rest: Any) -> list[Tensor]:
     *gates, needs = rest
-    return [v.new_empty(v.shape) for v, need in zip((x, t, *gates), needs, strict=True) if need]
+    return fake_gradients((x, t, *gates), needs)
 
 
 td_group_norm = define_op(
@@ -63,8 +63,7 @@ def _gradient(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor |
     gradients: list[Tensor | None] = [None] * len(needs)
     if grad is not None:
         x, stats, t, *gates = ctx.saved_tensors
-        found = iter(td_group_norm_backward(grad, x, stats, t, ctx.num_groups, *gates, needs))
-        gradients = [next(found) if need else None for need in needs]
+        gradients = in_place_of(needs, td_group_norm_backward(grad, x, stats, t, ctx.num_groups, *gates, needs))
     dx, dt, *dgates = gradients
     return dx, dt, None, *dgates, None
 

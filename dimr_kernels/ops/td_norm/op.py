@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..registration import define_gradient, define_op, refuse_double_backward
-from ..time_gate.arguments import GATES, by_kind, by_schema
+from ..time_gate.arguments import GATES, by_kind, by_schema, fake_gradients, in_place_of
 
 
 def _forward(x: Tensor, residual: Tensor | None, t: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,7 +52,7 @@ def _fake_backward(
     dy: Tensor, dtotal: Tensor | None, x: Tensor, stats: Tensor, t: Tensor, *rest: Any
 ) -> list[Tensor]:  # fmt: skip
     *gates, _, _, needs = rest
-    return [v.new_empty(v.shape) for v, need in zip((x, t, *gates), needs, strict=True) if need]
+    return fake_gradients((x, t, *gates), needs)
 
 
 td_norm = define_op(
@@ -86,8 +86,8 @@ def _gradient(ctx: Any, dy: Tensor | None, dtotal: Tensor | None, _: Tensor | No
     if dy is None:
         gradients[0] = dtotal
     else:
-        found = iter(td_norm_backward(dy, dtotal, *ctx.saved_tensors, ctx.eps, ctx.rms, needs))
-        gradients = [next(found) if need else None for need in needs]
+        found = td_norm_backward(dy, dtotal, *ctx.saved_tensors, ctx.eps, ctx.rms, needs)
+        gradients = in_place_of(needs, found)
     dinput, *rest = gradients
     dx, dresidual = (
         dinput.to(dtype) if need and dinput is not None else None
