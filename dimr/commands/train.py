@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from ..occupied import occupied
 from ..optional import require
 from ..training.processes import Processes, joined_processes
 from ..training.tables import RecipeError
@@ -68,6 +70,10 @@ def _train(
     from ..training.run import TrainingRun
 
     run = TrainingRun(recipe, folder, device, processes)
-    if not (arguments.overwrite or arguments.resume) and run.checkpoints.newest is not None:
-        raise CommandError(f"{folder.root} holds a run: add --resume to go on or --overwrite to start again")
-    return run.train(afresh=arguments.overwrite), run.trainer.step
+    with contextlib.ExitStack() as stack:
+        taken = processes.first_does(lambda: stack.enter_context(occupied(folder.root)), OSError)
+        if taken is not None:
+            raise CommandError(taken)
+        if not (arguments.overwrite or arguments.resume) and run.checkpoints.newest is not None:
+            raise CommandError(f"{folder.root} holds a run: add --resume to go on or --overwrite to start again")
+        return run.train(afresh=arguments.overwrite), run.trainer.step
