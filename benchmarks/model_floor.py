@@ -36,6 +36,8 @@ from collections.abc import Iterator
 
 import dimr
 
+from .shapes import tokens
+
 OPTIMIZER_BYTES = 28 + 12 + 6  # per parameter
 
 
@@ -100,18 +102,13 @@ def by_name(parts: list[Part], ceilings: Ceilings) -> dict[str, float]:
     return seconds
 
 
-def _tokens(config: dimr.DiMRConfig, branch: int) -> int:
-    """Rows of the branch's matrices per sample."""
-    return config.resolutions[branch] ** 2 + (branch == 0)
-
-
 def _product(name: str, count: int, T: int, inner: int, outer: int, moved: float) -> Part:
     """``[T, inner] @ [inner, outer]``; ``moved`` numbers of activations."""
     return Part(name, count, bytes=moved + inner * outer, matmul=2.0 * T * inner * outer)
 
 
 def _transformer(config: dimr.DiMRConfig, rows: int) -> Iterator[Part]:
-    D, L, blocks = config.dims[0], _tokens(config, 0), config.blocks[0]
+    D, L, blocks = config.dims[0], tokens(config, 0), config.blocks[0]
     T = rows * L
     yield _product("qkv, out", blocks, T, D, 3 * D, 4 * T * D)
     yield _product("qkv, out", blocks, T, D, D, 3 * T * D)
@@ -121,7 +118,7 @@ def _transformer(config: dimr.DiMRConfig, rows: int) -> Iterator[Part]:
 
 def _convolutions(config: dimr.DiMRConfig, rows: int, branch: int) -> Iterator[Part]:
     D, blocks = config.dims[branch], config.blocks[branch]
-    T = rows * _tokens(config, branch)
+    T = rows * tokens(config, branch)
     yield Part("depthwise", blocks, bytes=2 * T * D, vector=2.0 * config.kernel_size**2 * T * D)
     yield Part("convolution norms", blocks, bytes=2 * T * D)
 
@@ -129,7 +126,7 @@ def _convolutions(config: dimr.DiMRConfig, rows: int, branch: int) -> Iterator[P
 def _mlps(config: dimr.DiMRConfig, rows: int, branch: int) -> Iterator[Part]:
     """And the long skips, which both kinds of branch have as well."""
     D, H, blocks = config.dims[branch], config.hidden_dims[branch], config.blocks[branch]
-    T = rows * _tokens(config, branch)
+    T = rows * tokens(config, branch)
     yield _product("mlp in", blocks, T, D, 2 * H, T * (D + H))
     yield _product("mlp out", blocks, T, H, D, T * (H + 2 * D))
     yield _product("long skips", blocks // 2, T, 2 * D, D, 3 * T * D)
@@ -137,7 +134,7 @@ def _mlps(config: dimr.DiMRConfig, rows: int, branch: int) -> Iterator[Part]:
 
 def _cascade(config: dimr.DiMRConfig, rows: int, branch: int) -> Iterator[Part]:
     D, features = config.dims[branch], config.dims[branch - 1] * (config.blocks[branch - 1] + 1)
-    lower, T = rows * config.resolutions[branch - 1] ** 2, rows * _tokens(config, branch)
+    lower, T = rows * config.resolutions[branch - 1] ** 2, rows * tokens(config, branch)
     yield _product("cascade product", 1, lower, features, 4 * D, lower * (features + 4 * D))
     yield Part("cascade norms", 1, bytes=2 * lower * features)
     yield Part("cascade norms", 1, bytes=3 * T * D)

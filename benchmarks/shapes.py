@@ -66,14 +66,15 @@ def configurations(names: Iterable[str]) -> list[DiMRConfig]:
     return [VARIANTS[name] for name in names]
 
 
+def tokens(config: DiMRConfig, branch: int) -> int:
+    """Rows of the branch's matrices per sample: its pixels, and in the lowest one the class token."""
+    return config.resolutions[branch] ** 2 + (branch == 0)
+
+
 def branches(names: Iterable[str], norm: str | None = None) -> list[tuple[int, int]]:
-    """Tokens and width of the branches of these models: the lowest has a class token. ``norm``: of its models only."""
-    found = []
-    for config in configurations(names):
-        if norm in (None, config.norm):
-            for i, (side, D) in enumerate(zip(config.resolutions, config.dims, strict=True)):
-                found.append((side * side + (i == 0), D))
-    return list(dict.fromkeys(found))
+    """Tokens and width of the branches of these models. ``norm``: of its models only."""
+    chosen = [config for config in configurations(names) if norm in (None, config.norm)]
+    return list(dict.fromkeys((tokens(config, i), D) for config in chosen for i, D in enumerate(config.dims)))
 
 
 def cascades(names: Iterable[str]) -> list[tuple[int, int, int]]:
@@ -95,8 +96,5 @@ def images(names: Iterable[str]) -> list[tuple[int, int]]:
 
 def mlps(names: Iterable[str]) -> list[tuple[int, int]]:
     """Tokens and hidden width of the MLPs."""
-    found = []
-    for config in configurations(names):
-        for i, (side, D) in enumerate(zip(config.resolutions, config.hidden_dims, strict=True)):
-            found.append((side * side + (i == 0), D))
-    return list(dict.fromkeys(found))
+    chosen = configurations(names)
+    return list(dict.fromkeys((tokens(config, i), D) for config in chosen for i, D in enumerate(config.hidden_dims)))

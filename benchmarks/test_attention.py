@@ -9,7 +9,7 @@ from torch import Tensor
 import dimr_kernels as dk
 from dimr_kernels.packing import padded_head_dim
 
-from .shapes import Shapes, configurations
+from .shapes import Shapes, configurations, tokens
 from .workload import Direction, Inputs, Rival, Workload, random
 
 BACKENDS = ("flash_attn", "flash", "cudnn", "efficient", "math")
@@ -27,7 +27,7 @@ class Heads(NamedTuple):
 def layers(names: tuple[str, ...], batch: int) -> list[Heads]:
     """Attention runs in the lowest branch, on the class token and the image's; the weights pad its head dim."""
     return [
-        Heads(batch, c.num_heads, 1 + c.resolutions[0] ** 2, padded_head_dim(c.dims[0] // c.num_heads))
+        Heads(batch, c.num_heads, tokens(c, 0), padded_head_dim(c.dims[0] // c.num_heads))
         for c in configurations(names)
     ]
 

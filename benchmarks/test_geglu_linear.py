@@ -9,7 +9,7 @@ from torch import Tensor
 import dimr_kernels as dk
 
 from .rivals import why_not_worth_timing
-from .shapes import Shapes, configurations
+from .shapes import Shapes, configurations, tokens
 from .workload import Direction, Rival, Workload, random
 
 
@@ -23,11 +23,11 @@ class Layer(NamedTuple):
 
 
 def layers(names: tuple[str, ...], batch: int) -> list[Layer]:
-    """The first half of every branch's MLPs; the lowest branch has a class token."""
+    """The first half of every branch's MLPs."""
     return [
-        Layer(batch, side * side + (i == 0), D, hidden)
+        Layer(batch, tokens(config, i), D, hidden)
         for config in configurations(names)
-        for i, (side, D, hidden) in enumerate(zip(config.resolutions, config.dims, config.hidden_dims, strict=True))
+        for i, (D, hidden) in enumerate(zip(config.dims, config.hidden_dims, strict=True))
     ]
 
 
