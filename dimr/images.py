@@ -66,10 +66,4 @@ def side_by_side(panels: Sequence[tuple[str, Tensor]], row_labels: Sequence[str]
         draw.text((left, MARGIN), title, INK, font)
         picture.paste(Image.fromarray(panel.contiguous().numpy()), (left, top))
         left += panel.shape[1] + 2 * MARGIN
-    return torch.from_numpy(_as_array(picture))
-
-
-def _as_array(picture):
-    import numpy as np
-
-    return np.array(picture)
+    return torch.from_numpy(require("numpy", "demo", "drawing pictures").array(picture))
