@@ -102,6 +102,8 @@ def guided(
 ) -> Denoise:
     """``denoise(x, timestep)``: the finest prediction, float32, guided in one batch of 2B where asked for."""
     if guidance is not None:
+        if not isinstance(guidance, Guidance):
+            raise TypeError(f'guidance must be a Guidance, such as Guidance("constant", 0.4), got {guidance!r}')
         if not model.config.unconditional_class:
             raise ValueError("guidance needs a model with an unconditional class; this one has none")
         both = torch.cat((class_labels, torch.full_like(class_labels, model.config.num_classes)))

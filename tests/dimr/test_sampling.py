@@ -98,6 +98,7 @@ def test_progress_bar(model, capsys):
         ({"steps": 2.5}, ValueError, "steps must be an integer of at least 1, got 2.5"),
         ({"method": "euler"}, ValueError, "method must be one of 'dpm-solver-fast', .* got 'euler'"),
         ({"class_labels": [0, 9, 1]}, ValueError, r"class_labels must be in \[0, 5\], got 9"),
+        ({"guidance": 0.4}, TypeError, r'guidance must be a Guidance, such as Guidance\("constant", 0.4\), got 0.4'),
         ({"class_labels": 3}, ValueError, r"class_labels must have shape \[B\], got \[\]"),
         ({"class_labels": [0.5, 1.0, 2.0]}, TypeError, "class_labels must have dtype int64 or int32"),
         (

@@ -178,6 +178,11 @@ def zeros(*shape: int, dtype: torch.dtype = FLOAT) -> Tensor:
         ({"weight": zeros(6, 1, 4, 4)}, ValueError, "kernel size must be one of 3, 5, 7; got 4"),
         ({"weight": zeros(6, 1, 9, 9)}, ValueError, "kernel size must be one of 3, 5, 7; got 9"),
         ({"weight": zeros(6, 1, 5, 3)}, ValueError, r"weight must have shape \[6, 1, 3, 3\], got \[6, 1, 5, 3\]"),
+        (
+            {"weight": zeros(4, 1, 3, 3)},
+            ValueError,
+            r"with the weight's 4 channels last, got \[B, C, H, W\] by the look",
+        ),
         ({"weight": zeros(8, 1, 3, 3)}, ValueError, r"weight must have shape \[6, 1, 3, 3\], got \[8, 1, 3, 3\]"),
         ({"weight": None}, TypeError, "weight must be a Tensor, got NoneType"),
         ({"bias": zeros(5)}, ValueError, r"bias must have shape \[6\], got \[5\]"),

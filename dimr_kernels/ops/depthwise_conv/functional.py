@@ -48,6 +48,11 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, resi
     checks.check_rank(operator, "weight", weight, 4, "[C, 1, K, K]")
     channels, kernel_size = x.shape[3], weight.shape[3]
     checks.check_choice(operator, "weight's kernel size", kernel_size, (3, 5, 7))
+    if channels != weight.shape[0] == x.shape[1]:
+        raise ValueError(
+            f"{operator}: x must be [B, H, W, C] with the weight's {weight.shape[0]} channels last, "
+            f"got [B, C, H, W] by the look of its shape {list(x.shape)}"
+        )
     checks.check_shape(operator, "weight", weight, (channels, 1, kernel_size, kernel_size))
     if 0 in x.shape[1:]:
         raise ValueError(f"{operator}: x must have positive H, W and C, got shape {list(x.shape)}")
