@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -93,6 +94,7 @@ class TrainingLoader:
         return {
             "seed": self.seed,
             "samples": len(self.dataset),
+            "labels": self._labels_sha256(),
             "consumed": self.consumed,
             "skips": self.skips.state_dict(),
         }
@@ -101,10 +103,16 @@ class TrainingLoader:
         """Go on after :meth:`state_dict`'s position. An iteration that has begun is not affected.
 
         Raises:
-            DataError: the state is of another order: the seed or the number of samples differs.
+            DataError: the state is of another order: the seed, the number of samples or their labels differ.
         """
         for key, mine in (("samples", len(self.dataset)), ("seed", self.seed)):
             if state[key] != mine:
                 raise DataError(f"the saved run's data has {key} = {state[key]}, this data has {mine}")
+        if state.get("labels", self._labels_sha256()) != self._labels_sha256():
+            raise DataError("the saved run's data has other labels, or the same in another order")
         self.consumed = int(state["consumed"])
         self.skips.load_state_dict(state["skips"])
+
+    def _labels_sha256(self) -> str:
+        """Tells data sets apart without reading their pictures."""
+        return hashlib.sha256(self.dataset.labels.astype("<i8").tobytes()).hexdigest()

@@ -33,7 +33,7 @@ class ScalarLog:
         self._tensorboard = _writer(folder, trainer.step) if tensorboard and first else None
         self._wandb = None
         if wandb and first:
-            module = require("wandb", "train", "run.wandb = true")
+            module = require("wandb", None, "run.wandb = true")
             self._wandb = module.init(dir=str(folder.parent), config=described, resume="allow")
         self._began, self._counted = time.perf_counter(), trainer.step
 

@@ -146,6 +146,12 @@ def test_a_state_of_other_data_is_refused():
         TrainingLoader(Numbers(), 2).load_state_dict({**state, "samples": 9})
     with pytest.raises(DataError, match="the saved run's data has seed = 0, this data has 3"):
         TrainingLoader(Numbers(), 2, seed=3).load_state_dict(state)
+    other = Numbers()
+    other.labels = 1 - other.labels
+    with pytest.raises(DataError, match="the saved run's data has other labels"):
+        TrainingLoader(other, 2).load_state_dict(state)
+    del state["labels"]  # of an older version
+    TrainingLoader(Numbers(), 2).load_state_dict(state)
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,7 @@ class TestCommand:
             ("training.loss_weights=[1, 2, 3]", "loss_weights must be 2 finite numbers"),
             ("run.device_batch=3", "must be a multiple of run.device_batch = 3"),
             ("data.path=nowhere", "data.path: no data at nowhere"),
-            ("run.wandb=true", "run.wandb = true needs wandb, which is not installed"),
+            ("run.wandb=true", "run.wandb = true needs wandb, which is not installed: pip install wandb"),
         ],
     )
     def test_what_does_not_fit_is_named(self, recipe, tmp_path, capsys, monkeypatch, override, message):
