@@ -22,6 +22,8 @@ class PixelShuffleUpsample(nn.Module):
     Shape: ``x [B, H, W, dim_in]``, ``y [B, r*H, r*W, dim_out]`` -> ``[B, r*H, r*W, dim_out]``; ``t`` as in
     :class:`TDLayerNorm`.
 
+    ``norm_out`` is part of one fused operator, which reads its parameters: hooks on it do not run.
+
     Example:
         >>> import torch
         >>> upsample = PixelShuffleUpsample(dim_in=32, dim_out=8)
