@@ -75,5 +75,5 @@ def _encode(encoder, arguments: argparse.Namespace) -> int:
     say(f"{sum(entry.samples for entry in shards)} latents of {shape} in {len(shards)} files in {arguments.output}")
     skipped = [name for entry in shards for name, _ in entry.skipped]
     if skipped:
-        say(f"{len(skipped)} pictures were unreadable and are left out, the first is {skipped[0]}; index.json has all.")
+        say(f"left out as unreadable: {len(skipped)}, the first is {skipped[0]}; index.json has all.")
     return 0

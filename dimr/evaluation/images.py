@@ -73,7 +73,7 @@ class StoredImages:
                     if image.shape != shape:
                         raise EvaluationError(
                             f"{self.name(number)} is {image_size(image)}, {self.name(0)} is {image_size(shape)}: "
-                            "give a size to crop all of them to"
+                            "give a size to crop all of them to (--crop)"
                         )
                 yield torch.stack(images)
 

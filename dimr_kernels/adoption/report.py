@@ -64,7 +64,8 @@ class AdoptionReport:
         self._changes.clear()
 
     def __str__(self) -> str:
-        lines = [f"{len(self.swapped)} layers swapped, {len(self.left)} left as they were"]
+        layers = "layer" if len(self.swapped) == 1 else "layers"
+        lines = [f"{len(self.swapped)} {layers} swapped, {len(self.left)} left as they were"]
         lines += _table("swapped", ((row.path, row.what, f"by {row.by}") for row in self.swapped))
         lines += _table("left", ((row.path, row.what, row.why) for row in self.left))
         lines += [f"  note: {note}" for note in self.notes]

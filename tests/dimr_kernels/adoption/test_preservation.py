@@ -195,6 +195,12 @@ def test_undo_refuses_where_the_forward_was_replaced_since():
         report.undo()
 
 
+@pytest.mark.parametrize(("norms", "line"), [(0, "0 layers swapped"), (1, "1 layer swapped"), (2, "2 layers swapped")])
+def test_the_report_counts_in_english(norms, line):
+    model = nn.Sequential(*(nn.LayerNorm(4) for _ in range(norms)))
+    assert str(dk.adopt(model, layer_norm=True)).startswith(f"{line}, 0 left")
+
+
 def test_the_report_reads_as_a_table():
     case = CASES["UNet2DConditionModel"]()
     report = dk.adopt(case.model)
