@@ -59,11 +59,6 @@ class TrainingLoader:
         self.skips = SkipLog(dataset.max_skipped)
         self.skips.record(dataset.missing)
 
-    @property
-    def epoch(self) -> int:
-        """The epoch, from 0, of the next sample."""
-        return self.consumed // len(self.dataset)
-
     def __iter__(self) -> Iterator[Batch]:
         """From where the last batch handed out ended; what workers have read ahead does not count.
 

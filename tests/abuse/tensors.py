@@ -13,7 +13,6 @@ Draw = Callable[..., object]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Of parameters and timesteps, which are read as float32 whatever they are.
 PARAMETER_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-SIZES = st.sampled_from((1, 2, 3, 4, 5))
 GPU = torch.cuda.is_available()
 
 # Most cases are ordinary numbers: elsewhere the tolerance has less to say.

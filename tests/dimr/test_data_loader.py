@@ -111,7 +111,6 @@ def test_resumed_anywhere(done):
     first, second = TrainingLoader(Numbers(), 2), TrainingLoader(Numbers(), 2)
     numbers(first, done)
     second.load_state_dict(first.state_dict())
-    assert second.epoch == done * 2 // N
     assert torch.equal(numbers(second, 4), whole[done:])
 
 
