@@ -13,6 +13,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import dimr_kernels as dk
+from tests.support.processes import end_here
 
 from .cells import DEVICE, Cell, assert_same, each_cell, loss_of, outputs_of, plain_results
 from .matrix import WITHOUT_PARAMETERS
@@ -77,6 +78,7 @@ def _work(rank: int, folder: Path) -> None:
             for wrap in (DistributedDataParallel, _sharded):
                 assert_same(_gradients(wrap(cell.module()), cell, rank, 2), expected)
     distributed.destroy_process_group()
+    end_here()
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from dimr.training.loop import Trainer, TrainingSettings
 from dimr.training.parallel import STRATEGIES
 from dimr.training.processes import Processes, joined_processes
 from dimr.training.sharded_state import whole
+from tests.support.processes import end_here
 from tests.support.small_models import TINY, perturbed_model
 from tests.support.training_runs import free_port, newest_state, write_recipe
 
@@ -74,6 +75,7 @@ def _work(rank, port, folder, strategy):
         if processes.first:
             torch.save(state, f"{folder}/end.pt")
         _resume(processes, strategy, folder)
+    end_here()
 
 
 def _resume(processes, strategy, folder):
