@@ -12,6 +12,8 @@ import math
 import torch
 from torch import Tensor
 
+from dimr_kernels.checks import values_are_at_hand
+
 from .config import DiMRConfig
 
 LAST_TIMESTEP = 1000
@@ -38,7 +40,7 @@ def check_class_labels(config: DiMRConfig, class_labels: Tensor, batch: int, dev
         raise ValueError(f"class_labels must have shape [{batch}], one per sample, got {list(class_labels.shape)}")
     if class_labels.device != device:
         raise ValueError(f"class_labels is on {class_labels.device}, the model is on {device}")
-    if batch == 0 or not _values_are_at_hand(class_labels):
+    if batch == 0 or not values_are_at_hand(class_labels):
         return
     low, high = int(class_labels.min()), int(class_labels.max())
     if low < 0 or high >= config.num_embeddings:
@@ -57,17 +59,8 @@ def as_timestep(timestep: Tensor | float, batch: int, device: torch.device) -> T
         raise ValueError(f"timestep must be a scalar or have shape [1] or [{batch}], got {list(timestep.shape)}")
     if timestep.device != device and timestep.device.type != "cpu":
         raise ValueError(f"timestep is on {timestep.device}, the model is on {device}")
-    if _values_are_at_hand(timestep):
+    if values_are_at_hand(timestep):
         for value in timestep.reshape(-1).tolist():
             if math.isnan(value) or not 0 < value <= LAST_TIMESTEP:
                 raise ValueError(f"timestep must be in (0, {LAST_TIMESTEP}], got {value}")
     return timestep.reshape(-1).to(device=device, dtype=torch.float32)
-
-
-def _values_are_at_hand(tensor: Tensor) -> bool:
-    return (
-        tensor.device.type == "cpu"
-        and not torch.compiler.is_compiling()
-        and type(tensor) is Tensor
-        and not torch._C._are_functorch_transforms_active()  # what vmap batches has no values of its own
-    )

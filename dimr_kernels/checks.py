@@ -30,6 +30,19 @@ def check_number(operator: str, name: str, value: object) -> None:
         raise TypeError(f"{operator}: {name} must be a number, got {type(value).__name__}")
 
 
+def values_are_at_hand(tensor: Tensor) -> bool:
+    """Whether looking costs no wait for a GPU.
+
+    Subclasses (fake tensors) and what ``torch.func`` wraps (a batch of vmap) may have no values to look at.
+    """
+    return (
+        tensor.device.type == "cpu"
+        and type(tensor) in (Tensor, torch.nn.Parameter)
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
 def check_shape(operator: str, name: str, tensor: Tensor, wanted: tuple[int, ...]) -> None:
     if tuple(tensor.shape) != tuple(wanted):
         raise ValueError(f"{operator}: {name} must have shape {list(wanted)}, got {list(tensor.shape)}")

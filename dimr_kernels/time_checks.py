@@ -33,19 +33,9 @@ def as_timesteps(operator: str, t: Tensor | float, x: Tensor) -> Tensor:
         raise ValueError(
             f"{operator}: t must have shape [B] = [{x.shape[0]}], [1] or [], got {list(t.shape)} for x {list(x.shape)}"
         )
-    if values_are_at_hand(t):
+    if checks.values_are_at_hand(t):
         refuse_nan(operator, t)
     return t if t.dim() == 1 else t.reshape(1)
-
-
-def values_are_at_hand(t: Tensor) -> bool:
-    """Subclasses (fake tensors) and what ``torch.func`` wraps (a batch of vmap) may have no values to look at."""
-    return (
-        t.device.type == "cpu"
-        and type(t) in (Tensor, torch.nn.Parameter)
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-    )
 
 
 def refuse_nan(operator: str, t: Tensor) -> None:

@@ -24,28 +24,36 @@ def _parsed(text: str, kind: Callable[[str], Any], fits: Callable[[Any], bool], 
     return value
 
 
+def _at_least(least: int, text: str, most: int = LARGEST) -> int:
+    return _parsed(text, int, lambda n: least <= n <= most, f"a whole number of at least {least}, at most {most}")
+
+
+def _up_to(most: int, text: str) -> int:
+    return _parsed(text, int, lambda n: 1 <= n <= most, f"a whole number from 1 to {most}")
+
+
 def positive_int(text: str) -> int:
-    return _parsed(text, int, lambda n: 1 <= n <= LARGEST, f"a whole number of at least 1, at most {LARGEST}")
+    return _at_least(1, text)
 
 
 def count(text: str) -> int:
-    return _parsed(text, int, lambda n: 0 <= n <= LARGEST, f"a whole number of at least 0, at most {LARGEST}")
+    return _at_least(0, text)
 
 
 def sampling_steps(text: str) -> int:
-    return _parsed(text, int, lambda n: 1 <= n <= MOST_STEPS, f"a whole number of at least 1, at most {MOST_STEPS}")
+    return _at_least(1, text, MOST_STEPS)
 
 
 def components(text: str) -> int:
-    return _parsed(text, int, lambda n: 1 <= n <= MOST_SHOWN, f"a whole number from 1 to {MOST_SHOWN}")
+    return _up_to(MOST_SHOWN, text)
 
 
 def threads(text: str) -> int:
-    return _parsed(text, int, lambda n: 1 <= n <= MOST_THREADS, f"a whole number from 1 to {MOST_THREADS}")
+    return _up_to(MOST_THREADS, text)
 
 
 def several(text: str) -> int:
-    return _parsed(text, int, lambda n: 2 <= n <= LARGEST, f"a whole number of at least 2, at most {LARGEST}")
+    return _at_least(2, text)
 
 
 def multiple_of_8(text: str) -> int:

@@ -103,7 +103,8 @@ class TrainingLoader:
         for key, mine in (("samples", len(self.dataset)), ("seed", self.seed)):
             if state[key] != mine:
                 raise DataError(f"the saved run's data has {key} = {state[key]}, this data has {mine}")
-        if state.get("labels", self._labels_sha256()) != self._labels_sha256():
+        labels = self._labels_sha256()
+        if state.get("labels", labels) != labels:  # checkpoints of before have none
             raise DataError("the saved run's data has other labels, or the same in another order")
         self.consumed = int(state["consumed"])
         self.skips.load_state_dict(state["skips"])

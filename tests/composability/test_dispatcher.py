@@ -14,24 +14,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import dimr_kernels as dk
+from tests.support.dispatch import operators_called
 from tests.support.operators import EXAMPLES
 
 from .cells import DEVICE
 
 FUSED = [name for name, example in EXAMPLES.items() if example.fused == "triton"]
-
-
-class Seen(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, operator: Any, types: Any, arguments: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(operator.name())
-        return operator(*arguments, **(kwargs or {}))
 
 
 @contextmanager
@@ -127,9 +117,9 @@ def test_nothing_is_recorded_below_autograd(h):
 
 def test_a_mode_sees_the_backward(h):
     loss = geglu(h.requires_grad_()).sum()
-    with Seen() as mode:
+    with operators_called(qualified=True) as called:
         loss.backward()
-    assert "dimr_kernels::geglu_packed_backward" in mode.names
+    assert "dimr_kernels::geglu_packed_backward" in called
 
 
 def test_saved_tensor_hooks_see_what_is_kept(h):

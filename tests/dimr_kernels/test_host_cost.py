@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import dimr_kernels as dk
 from dimr_kernels.ops import registration
 from dimr_kernels.ops.registration import Operator
+from tests.support.dispatch import operators_called
 from tests.support.operators import EXAMPLES
 from tests.support.parity import results_of
 
@@ -105,20 +105,10 @@ def test_plain_calls_leave_the_dispatcher_out(dispatched, geglu_input):
     assert geglu_input.grad is not None
 
 
-class Watching(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def __torch_dispatch__(self, operator: Any, types: Any, arguments: Any = (), kwargs: Any = None) -> Any:
-        self.seen.append(operator.name())
-        return operator(*arguments, **(kwargs or {}))
-
-
 def test_modes_see_the_operator(dispatched, geglu_input):
-    with Watching() as mode:
+    with operators_called(qualified=True) as called:
         geglu(geglu_input)
-    assert "dimr_kernels::geglu_packed" in mode.seen
+    assert "dimr_kernels::geglu_packed" in called
     assert "geglu_packed" in dispatched
 
 

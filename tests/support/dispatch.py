@@ -15,19 +15,23 @@ from torch.utils._pytree import tree_leaves
 
 
 class _OperatorCounter(TorchDispatchMode):
-    def __init__(self) -> None:
+    def __init__(self, qualified: bool) -> None:
         super().__init__()
+        self.qualified = qualified
         self.calls: Counter[str] = Counter()
 
     def __torch_dispatch__(self, operator: Any, types: Any, arguments: Any = (), kwargs: Any = None) -> Any:
-        self.calls[operator._opname] += 1
+        self.calls[operator.name() if self.qualified else operator._opname] += 1
         return operator(*arguments, **(kwargs or {}))
 
 
 @contextlib.contextmanager
-def operators_called() -> Iterator[Counter[str]]:
-    """Name of each operator called inside the block -> how often; a fused operator counts as itself alone."""
-    counter = _OperatorCounter()
+def operators_called(qualified: bool = False) -> Iterator[Counter[str]]:
+    """Name of each operator called inside the block -> how often; a fused operator counts as itself alone.
+
+    ``qualified``: names such as ``aten::add.Tensor`` in place of ``add``.
+    """
+    counter = _OperatorCounter(qualified)
     with counter:
         yield counter.calls
 

@@ -23,7 +23,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, resi
 
     ``weight`` and ``bias`` may have another dtype than ``x``; each gradient has its own tensor's. Sums are float32.
     Taps beyond the edge read zeros. Whether zero times an infinite weight or gradient counts there, as NaN, or is left
-    out differs between eager and fused; with finite numbers nothing does.
+    out differs between eager and fused; for finite numbers it makes no difference.
 
     Returns:
         ``[B, H, W, C]`` in ``x``'s dtype. Under autocast without a residual ``x`` is cast first, as for torch's
