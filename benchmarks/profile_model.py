@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import dimr
 import dimr_kernels as dk
-from dimr.files import replacing
+from dimr.utils import replacing
 
 from .measurement import Machine
 from .model_floor import Ceilings, by_name, forward_parts

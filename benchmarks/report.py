@@ -13,8 +13,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from dimr.files import replacing
-from dimr.optional import MissingPackageError
+from dimr.utils import MissingPackageError, replacing
 
 from .reporting import plots, records, tables
 from .reporting.rows import as_rows

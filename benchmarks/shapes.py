@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dimr.config import DiMRConfig
-from dimr.variants import VARIANTS
+from dimr.model.config import DiMRConfig
+from dimr.model.variants import VARIANTS
 
 SCOPES = ("target", "sweep", "large")
 PAPER = ("dimr-m-3r", "dimr-l-3r", "dimr-xl-2r", "dimr-xl-3r", "dimr-g-2r")

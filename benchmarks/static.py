@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dimr.files import replacing
+from dimr.utils import replacing
 from dimr_kernels.machine_code import BULK
 from dimr_kernels.static_analysis import ARCHITECTURES, OPERATORS, compile_case, operator_cases
 

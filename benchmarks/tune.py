@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 import dimr_kernels as dk
-from dimr.files import replacing
+from dimr.utils import replacing
 from dimr_kernels.dispatch import TRITON_INSTALLED, TRITON_INTERPRETS
 from dimr_kernels.ops.configurations import Table, assume_architecture, forced
 from dimr_kernels.ops.launch import KernelCase

@@ -1,6 +1,5 @@
 """DiMR: Multi-Resolution Diffusion Models (NeurIPS 2024)."""
 
-from .ablations.table import list_ablations
 from .checkpoints import (
     CheckpointError,
     convert_to_folder,
@@ -9,15 +8,15 @@ from .checkpoints import (
     load_official_checkpoint,
     save_model,
 )
-from .config import DiMRConfig
-from .counting import count_macs, count_parameters
-from .guidance import Guidance
+from .diffusion.guidance import Guidance
+from .diffusion.loss import branch_losses, multi_scale_loss
+from .diffusion.sample import sample
+from .diffusion.schedule import NoiseSchedule
 from .inference import InferenceEngine, optimize_for_inference
-from .loss import branch_losses, multi_scale_loss
-from .network import DiMR
-from .sampling import sample
-from .schedule import NoiseSchedule
-from .variants import create_model, list_models, model_config
+from .model.config import DiMRConfig
+from .model.counting import count_macs, count_parameters
+from .model.network import DiMR
+from .model.variants import create_model, list_ablations, list_models, model_config
 
 __all__ = [
     "CheckpointError",

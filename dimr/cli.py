@@ -11,13 +11,11 @@ import dimr_kernels as dk
 
 from .checkpoints import CheckpointError
 from .commands import analyze, convert, demo, encode, evaluate, info, sample, train
-from .commands.common import INTERRUPTED, CommandError
-from .data.errors import DataError
-from .evaluation.errors import EvaluationError
-from .memory import OutOfMemoryError, is_out_of_memory
-from .messages import first_line
-from .optional import MissingPackageError
+from .commands.arguments import INTERRUPTED, CommandError
+from .data.dataset import DataError
+from .evaluation.metrics import EvaluationError
 from .training.loop import DivergedError
+from .utils import MissingPackageError, OutOfMemoryError, first_line, is_out_of_memory
 
 COMMANDS = {
     "demo": demo, "train": train, "sample": sample, "encode": encode, "evaluate": evaluate, "analyze": analyze,

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .files import replacing
-from .optional import require
+from .utils import replacing, require
 
 SHOWN_CHANNELS = (1, 3)  # grey and RGB; anything else is a latent
 GAP = 2  # pixels between images
@@ -67,3 +66,35 @@ def side_by_side(panels: Sequence[tuple[str, Tensor]], row_labels: Sequence[str]
         picture.paste(Image.fromarray(panel.contiguous().numpy()), (left, top))
         left += panel.shape[1] + 2 * MARGIN
     return torch.from_numpy(require("numpy", "demo", "drawing pictures").array(picture))
+
+
+# Diagrams.
+
+
+def smooth(values: Tensor, window: int) -> Tensor:
+    """Mean over each value and up to ``window - 1`` before it: ``[N, K]`` -> ``[N, K]``."""
+    sums = values.double().cumsum(dim=0)
+    means = sums.clone()
+    means[window:] -= sums[:-window]
+    for i in range(len(means)):
+        means[i] /= min(i + 1, window)
+    return means
+
+
+def save_loss_curves(path: str | os.PathLike[str], losses: Tensor, resolutions: Sequence[int]) -> None:
+    """``losses [steps, branches]``, each step faint and their running mean, one colour to each branch."""
+    figure_module = require("matplotlib.figure", "demo", "the loss curves")
+    figure = figure_module.Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    losses = losses.cpu()
+    running = smooth(losses, window=max(1, len(losses) // 40))
+    steps = range(1, len(losses) + 1)
+    for i, resolution in enumerate(resolutions):
+        colour = f"C{i}"
+        axes.plot(steps, losses[:, i], color=colour, alpha=0.2, linewidth=0.6)
+        axes.plot(steps, running[:, i], color=colour, label=f"branch {i}: {resolution}x{resolution}")
+    axes.set(xlabel="step", ylabel="mean squared error of the noise", yscale="log", title="Loss of each branch")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120)

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dimr.files import replacing
-from dimr.optional import require
+from dimr.utils import replacing, require
 
 from .records import OURS
 from .rows import Row, rival_order

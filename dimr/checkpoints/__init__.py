@@ -1,9 +1,9 @@
 """Weights on disk: the published names and this package's, safetensors folders, conversion both ways."""
 
 from .convert import convert_to_folder, convert_to_published
-from .errors import CheckpointError
 from .folder import load_model, save_model
 from .official import load_official_checkpoint, to_official_state_dict
+from .reading import CheckpointError
 
 __all__ = [
     "CheckpointError",

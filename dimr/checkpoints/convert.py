@@ -7,13 +7,12 @@ from pathlib import Path
 
 import torch
 
-from ..config import DiMRConfig
-from ..files import replacing
-from ..network import DiMR
-from .errors import CheckpointError
+from ..model.config import DiMRConfig
+from ..model.network import DiMR
+from ..utils import replacing
 from .folder import load_model, save_model
 from .official import load_official_checkpoint, to_official_state_dict
-from .reading import require_safetensors
+from .reading import CheckpointError, require_safetensors
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
 

@@ -9,12 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..config import DiMRConfig
-from ..files import read_json, replacing, write_json
-from ..messages import first_line
-from ..network import DiMR, without_weights
-from .errors import CheckpointError, check_keys, check_weights
-from .reading import read_state_dict, require_safetensors
+from ..model.config import DiMRConfig
+from ..model.network import DiMR, without_weights
+from ..utils import first_line, read_json, replacing, write_json
+from .reading import CheckpointError, check_keys, check_weights, read_state_dict, require_safetensors
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"

@@ -2,18 +2,124 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from ..config import DiMRConfig
-from ..network import DiMR, without_weights
-from ..variants import model_config
-from .errors import check_keys, check_weights
-from .names import Entry, entries
-from .reading import read_state_dict
+from ..model.config import DiMRConfig, described
+from ..model.network import DiMR, without_weights
+from ..model.variants import model_config
+from .reading import CheckpointError, check_keys, check_weights, read_state_dict
+
+# Which published tensor holds which parameter.
+#
+# The published implementation keeps the two halves of a gated projection apart, patch and position weights in other
+# shapes, and a gate's weight as ``w - 1``.
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One parameter and the published tensors it is made of."""
+
+    ours: str
+    published: tuple[str, ...]
+    """More than one are concatenated along dimension 0."""
+    published_shape: tuple[int, ...]
+    """The shape of each published tensor."""
+    shape: tuple[int, ...]
+    """The shape of the parameter."""
+    offset: float = 0.0
+    """Added to what is published."""
+
+
+def entries(config: DiMRConfig) -> list[Entry]:
+    """Every parameter of the model, in the model's order. An ablation's has no published name: CheckpointError."""
+    if config.ablations:
+        raise CheckpointError(f"published checkpoints have the paper's own architecture only, not {described(config)}")
+    return [entry for branch in range(config.num_branches) for entry in _branch(config, branch)]
+
+
+def _plain(ours: str, published: str, shape: tuple[int, ...]) -> Entry:
+    return Entry(ours, (published,), shape, shape)
+
+
+def _linear(ours: str, published: str, dim_in: int, dim_out: int, bias: bool = True) -> Iterator[Entry]:
+    yield _plain(f"{ours}.weight", f"{published}.weight", (dim_out, dim_in))
+    if bias:
+        yield _plain(f"{ours}.bias", f"{published}.bias", (dim_out,))
+
+
+def _gated(ours: str, published: str, names: tuple[str, str], D: int) -> Iterator[Entry]:
+    """One time-dependent vector: its two ends and the gate between them ("scale" or "shift")."""
+    kind = "scale" if names == ("p1", "p2") else "shift"
+    yield _plain(f"{ours}.{names[0]}", f"{published}.param0", (D,))
+    yield _plain(f"{ours}.{names[1]}", f"{published}.param1", (D,))
+    yield Entry(f"{ours}.{kind}_gate_weight", (f"{published}.nodecay_weight",), (D,), (D,), offset=1.0)
+    yield _plain(f"{ours}.{kind}_gate_offset", f"{published}.nodecay_bias", (D,))
+
+
+def _layer_norm(ours: str, published: str, D: int) -> Iterator[Entry]:
+    yield from _gated(ours, f"{published}.weight", ("p1", "p2"), D)
+    yield from _gated(ours, f"{published}.bias", ("p3", "p4"), D)
+
+
+def _block_norm(config: DiMRConfig, ours: str, published: str, D: int) -> Iterator[Entry]:
+    if config.norm == "td_layer":
+        yield from _layer_norm(ours, published, D)
+    else:
+        yield from _gated(ours, f"{published}.scale", ("p1", "p2"), D)
+
+
+def _mlp(ours: str, published: str, D: int, hidden: int) -> Iterator[Entry]:
+    gate, value = f"{published}.w0", f"{published}.w1"
+    yield Entry(f"{ours}.geglu.proj.weight", (f"{gate}.weight", f"{value}.weight"), (hidden, D), (2 * hidden, D))
+    yield Entry(f"{ours}.geglu.proj.bias", (f"{gate}.bias", f"{value}.bias"), (hidden,), (2 * hidden,))
+    yield from _linear(f"{ours}.out", f"{published}.w2", hidden, D)
+
+
+def _transformer_block(config: DiMRConfig, ours: str, published: str, D: int, hidden: int) -> Iterator[Entry]:
+    yield from _block_norm(config, f"{ours}.norm1", f"{published}.block1.norm", D)
+    yield from _linear(f"{ours}.attn.qkv", f"{published}.block1.query_key_value", D, 3 * D, bias=False)
+    yield from _linear(f"{ours}.attn.out", f"{published}.block1.dense", D, D)
+    yield from _block_norm(config, f"{ours}.norm2", f"{published}.block2.norm", D)
+    yield from _mlp(f"{ours}.mlp", f"{published}.block2", D, hidden)
+
+
+def _convnext_block(config: DiMRConfig, ours: str, published: str, D: int, hidden: int) -> Iterator[Entry]:
+    K = config.kernel_size
+    yield Entry(f"{ours}.conv.weight", (f"{published}.block1.1.weight",), (D, 1, K, K), (D, 1, K, K))
+    yield _plain(f"{ours}.conv.bias", f"{published}.block1.1.bias", (D,))
+    yield from _block_norm(config, f"{ours}.norm", f"{published}.block2.norm", D)
+    yield from _mlp(f"{ours}.mlp", f"{published}.block2", D, hidden)
+
+
+def _branch(config: DiMRConfig, i: int) -> Iterator[Entry]:
+    ours, published = f"branches.{i}", f"stages.{i}"
+    C, D, p, s = config.in_channels, config.dims[i], config.patch_sizes[i], config.resolutions[i]
+    yield Entry(
+        f"{ours}.embed.position", (f"{published}.input_layer.3.position_embeddings.weight",), (s * s, D), (s, s, D)
+    )
+    yield Entry(f"{ours}.embed.proj.weight", (f"{published}.input_layer.1.weight",), (D, C, p, p), (D, C * p * p))
+    yield _plain(f"{ours}.embed.proj.bias", f"{published}.input_layer.1.bias", (D,))
+    block = _transformer_block if i == 0 else _convnext_block
+    for n in range(config.blocks[i]):
+        yield from block(config, f"{ours}.blocks.{n}", f"{published}.blocks.{n}", D, config.hidden_dims[i])
+    for n in range(config.blocks[i] // 2):
+        yield from _linear(f"{ours}.skips.{n}", f"{published}.skip_denses.{n}", 2 * D, D)
+    yield from _layer_norm(f"{ours}.head.norm", f"{published}.output_layer.0", D)
+    yield _plain(f"{ours}.head.conv.weight", f"{published}.output_layer.2.weight", (C, D, 3, 3))
+    yield _plain(f"{ours}.head.conv.bias", f"{published}.output_layer.2.bias", (C,))
+    if i == 0:
+        embeddings = (config.num_embeddings, D)
+        yield _plain(f"{ours}.class_embedding.weight", f"{published}.class_embeds.weight", embeddings)
+    else:
+        lower = config.dims[i - 1] * (config.blocks[i - 1] + 1)
+        yield from _layer_norm(f"{ours}.upsample.norm_in", f"{published}.upsample.0", lower)
+        yield from _linear(f"{ours}.upsample.proj", f"{published}.upsample.1.kernel", lower, 4 * D)
+        yield from _layer_norm(f"{ours}.upsample.norm_out", f"{published}.upsample.2", D)
 
 
 def load_official_checkpoint(

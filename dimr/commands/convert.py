@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from ..checkpoints import convert_to_folder, convert_to_published
-from ..messages import first_line
-from ..variants import list_models
-from .common import CommandError, say
+from ..model.variants import list_models
+from ..utils import first_line
+from .arguments import CommandError, say
 
 HELP = "turn a published checkpoint, a checkpoint folder and a folder of diffusers' into each other"
 PIPELINE_INDEX = "model_index.json"

@@ -8,14 +8,12 @@ from typing import Any
 
 import torch
 
-from ..demo.folder import DemoFolder
-from ..demo.run import begin, run_demo
-from ..demo.settings import SamplingSettings
-from ..demo.training import resumed_trainer
-from ..optional import require
+from ..demo.results import begin, run_demo
+from ..demo.training import DemoFolder, SamplingSettings, resumed_trainer
 from ..training.loop import Trainer
+from ..utils import require
 from . import arguments as kinds
-from .common import INTERRUPTED, CommandError, pick_device, say
+from .arguments import INTERRUPTED, CommandError, pick_device, say
 
 HELP = "train a small DiMR on handwritten digits in minutes, sample it and measure the samples"
 # What a run keeps from its beginning.

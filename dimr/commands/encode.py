@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..autoencoder import load_autoencoder
-from ..optional import require
+from ..sampling.autoencoder import load_autoencoder
+from ..utils import require
 from . import arguments as kinds
-from .common import INTERRUPTED, pick_device, say
+from .arguments import INTERRUPTED, pick_device, say
 
 HELP = "write the latents of a data set's pictures, for training on latents; run again, it goes on where it stopped"
 PACKAGES = ("numpy", "PIL", "diffusers", "safetensors", "tqdm")

@@ -9,13 +9,10 @@ import sys
 from pathlib import Path
 
 from ..evaluation import EvaluationReport, EvaluationSettings, FeatureExtractor, evaluate
-from ..evaluation.extractors import load_extractor
-from ..evaluation.inception import WEIGHTS_NAME, load_inception
-from ..files import write_json
-from ..optional import require
-from ..report import describe_environment
+from ..evaluation.extractors import WEIGHTS_NAME, load_extractor, load_inception
+from ..utils import describe_environment, require, write_json
 from . import arguments as kinds
-from .common import CommandError, pick_device, say
+from .arguments import CommandError, pick_device, say
 
 HELP = "FID, sFID, Inception Score, precision and recall of samples; on other features, the same under other names"
 

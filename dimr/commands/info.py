@@ -7,11 +7,10 @@ import json
 import shlex
 from pathlib import Path
 
-from ..ablations.table import ABLATIONS
-from ..config import DiMRConfig
-from ..counting import count_macs, count_parameters
-from ..variants import VARIANTS, list_models, model_config
-from .common import CommandError, load_checkpoint, say
+from ..model.config import DiMRConfig
+from ..model.counting import count_macs, count_parameters
+from ..model.variants import ABLATIONS, VARIANTS, list_models, model_config
+from .arguments import CommandError, load_checkpoint, say
 
 HELP = "parameters, multiply-adds and configuration of a named model or a checkpoint; without one, of all named models"
 NAMED = {**VARIANTS, **{name: row.config for name, row in ABLATIONS.items()}}

@@ -11,21 +11,20 @@ from typing import Any
 
 import torch
 
-from ..ablations.choices import described
-from ..autoencoder import load_autoencoder
-from ..class_names import ClassNameError, class_ids, find_class_names
-from ..decoding import decode_latents
-from ..guidance import Guidance
+from ..diffusion.guidance import Guidance
+from ..diffusion.sample import METHODS, NoisePredictor
+from ..distributed import Processes, joined_processes
 from ..images import SHOWN_CHANNELS
 from ..inference import optimize_for_inference
-from ..network import DiMR
-from ..optional import require
-from ..sample_files import PICTURES, TENSORS, OneFile, PictureFolder, SampleFiles, SampleFilesError
-from ..sample_run import SamplePlan, claim_first, draw_missing, fingerprint, labels_of, missing_batches
-from ..sampling import METHODS, NoisePredictor
-from ..training.processes import Processes, joined_processes
+from ..model.config import described
+from ..model.network import DiMR
+from ..sampling.autoencoder import decode_latents, load_autoencoder
+from ..sampling.class_names import ClassNameError, class_ids, find_class_names
+from ..sampling.files import PICTURES, TENSORS, OneFile, PictureFolder, SampleFiles, SampleFilesError
+from ..sampling.plan import SamplePlan, claim_first, draw_missing, fingerprint, labels_of, missing_batches
+from ..utils import require
 from . import arguments as kinds
-from .common import CommandError, load_checkpoint, pick_own_device, say
+from .arguments import CommandError, load_checkpoint, pick_own_device, say
 
 HELP = "draw images from a checkpoint folder, on one device or under torchrun on many"
 FIRST_CLASSES, PER_CLASS = 10, 8

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..occupied import occupied
-from ..optional import require
-from ..training.processes import Processes, joined_processes
-from ..training.tables import RecipeError
+from ..distributed import Processes, joined_processes
+from ..training.recipe import RecipeError
+from ..utils import occupied, require
 from . import arguments as kinds
-from .common import CommandError, pick_own_device, say
+from .arguments import CommandError, pick_own_device, say
 
 if TYPE_CHECKING:
     from ..training.recipe import Recipe
     from ..training.run import RunFolder
+
 
 HELP = "train a model as a recipe describes it, on one device or under torchrun on many"
 PACKAGES = ("numpy", "PIL", "safetensors", "tqdm")

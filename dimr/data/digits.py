@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ..optional import require
+from ..utils import require
 
 NUM_CLASSES = 10
 NATIVE_SIZE = 8

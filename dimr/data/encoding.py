@@ -17,16 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..autoencoder import downsampling, encode_moments, latent_scale
-from ..files import replacing
-from ..hashes import weights_sha256
-from ..optional import require
-from .dataset import ImageDataset
-from .errors import DataError, Skipped
-from .latent_index import LatentIndex, ShardEntry
-from .preprocessing import to_model_range
-from .reading import Batch, PlainReader, read_batches
-from .skips import SkipLog
+from ..sampling.autoencoder import downsampling, encode_moments, latent_scale
+from ..utils import replacing, require, weights_sha256
+from .dataset import DataError, ImageDataset, Skipped, to_model_range
+from .latents import LatentIndex, ShardEntry
+from .loader import Batch, PlainReader, SkipLog, read_batches
 from .spec import LATENT_INDEX
 
 logger = logging.getLogger(__name__)

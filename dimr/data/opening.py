@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from .dataset import Dataset, ImageDataset, ImageSource
-from .errors import DataError
-from .folder import FolderSource
-from .hugging_face import HuggingFaceSource
+from .dataset import DataError, Dataset, ImageDataset, ImageSource
 from .latents import LatentDataset
-from .npz import NpzSource
+from .sources.folder import FolderSource
+from .sources.hub import HuggingFaceSource
+from .sources.npz import NpzSource
+from .sources.tar import TarSource
 from .spec import DataSpec
-from .tar import TarSource
 
 
 def open_dataset(spec: DataSpec) -> Dataset:

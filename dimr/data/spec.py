@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .errors import DataError
+from .dataset import DataError
 
 KINDS = ("folder", "hugging_face", "npz", "tar", "latents")
 LATENT_INDEX = "index.json"

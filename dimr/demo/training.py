@@ -2,17 +2,94 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import torch
 
 from ..checkpoints import save_model
-from ..config import DiMRConfig
-from ..data.digits import LabelledImages, load_digits, split
-from ..network import DiMR
+from ..data.digits import NUM_CLASSES, LabelledImages, load_digits, split
+from ..model.config import DiMRConfig
+from ..model.network import DiMR
 from ..training.checkpoint import load_training_state, save_training_state
 from ..training.loop import Trainer
-from ..training.progress import train as train_and_save
-from ..training.settings import TrainingSettings
-from .folder import DemoFolder
+from ..training.recipe import TrainingSettings
+from ..training.run import train as train_and_save
+
+# What lies where in the demo's output.
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoFolder:
+    root: Path
+
+    @property
+    def state(self) -> Path:
+        """The run's whole state, for ``--resume``."""
+        return self.root / "training_state.pt"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The averaged weights, as ``dimr sample`` reads them."""
+        return self.root / "checkpoint"
+
+    @property
+    def samples(self) -> Path:
+        return self.root / "samples.png"
+
+    @property
+    def losses(self) -> Path:
+        return self.root / "losses.png"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.json"
+
+
+# What the demo does where its user does not say otherwise.
+
+
+# At least this share of the samples must be recognised as what was asked for.
+WANTED_ACCURACY = 0.85
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingSettings:
+    """How the samples are drawn that the demo shows and measures."""
+
+    per_class: int = 100
+    steps: int = 18
+    guidance: float = 0.25
+
+
+def demo_config(size: int) -> DiMRConfig:
+    """Three branches at size/4, size/2 and size."""
+    return DiMRConfig(
+        in_channels=1,
+        input_size=size,
+        dims=(128, 64, 32),
+        layers=(2, 2, 1),
+        num_heads=4,
+        num_classes=NUM_CLASSES,
+        unconditional_class=True,
+        kernel_size=3,
+        mlp_ratio=2,
+        norm="td_rms",
+    )
+
+
+def demo_training(seed: int, steps: int | None = None) -> TrainingSettings:
+    """High rates and a short average: what a run of a thousand steps, not a hundred thousand, wants."""
+    steps = steps or 1000
+    return TrainingSettings(
+        steps=steps,
+        batch_size=128,
+        learning_rate=6e-3,
+        warmup_steps=min(50, steps),
+        ema_decay=0.98,  # an average over about the last 50 steps
+        seed=seed,
+    )
+
 
 STEPS_PER_SAVE = 200
 HELD_OUT = 600  # of 1,797 digits, for the classifier

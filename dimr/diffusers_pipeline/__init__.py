@@ -1,6 +1,6 @@
 """DiMR among the models and pipelines of the ``diffusers`` library, which is optional and imported only here."""
 
-from ..optional import require
+from ..utils import require
 
 require("diffusers", "diffusers", "dimr.diffusers_pipeline")
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from ..checkpoints import CheckpointError, save_model
 from ..checkpoints.convert import SUFFIXES, publish
-from ..class_names import save_class_names
-from ..messages import first_line
+from ..sampling.class_names import save_class_names
+from ..utils import first_line
 from .pipeline import DiMRPipeline
 
 INDEX = DiMRPipeline.config_name

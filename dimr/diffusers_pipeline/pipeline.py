@@ -1,8 +1,11 @@
 """Sampling as one of diffusers' pipelines."""
 
-# Annotations are values here: diffusers reads those of __init__, and some of its versions know neither names nor "|".
+from __future__ import annotations
+
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Optional, Union
 
 import torch
@@ -14,26 +17,211 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ..autoencoder import latent_scale
-from ..guidance import Guidance
+from ..checkpoints import load_model, load_official_checkpoint
+from ..diffusion.guidance import Guidance
+from ..diffusion.sample import guided
+from ..diffusion.samplers import scheduler_step, step_options
+from ..diffusion.schedule import NoiseSchedule
+from ..images import SHOWN_CHANNELS
 from ..inference import InferenceEngine
-from ..samplers.diffusers_scheduler import scheduler_step, step_options
-from ..sampling import guided
-from ..schedule import NoiseSchedule
-from . import loading
-from .checks import (
-    check_callback_inputs,
-    check_generators,
-    check_latents,
-    check_output_type,
-    check_steps,
-    check_vae,
-    make_guidance,
-)
-from .classes import Labels, ids_of, names_of
-from .predictor import Predictor, architecture_of
-from .scheduler import check_scheduler
+from ..model.config import DiMRConfig
+from ..model.network import DiMR
+from ..model.variants import list_models
+from ..sampling.autoencoder import latent_scale, load_autoencoder
+from ..sampling.class_names import class_id, find_class_names
+from .scheduler import check_scheduler, make_scheduler
 from .transformer import DiMRTransformer2DModel
+
+# Checks of a pipeline's parts and of its call's arguments.
+
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+def check_vae(vae: Any, config: DiMRConfig) -> None:
+    if vae is not None and vae.config.latent_channels != config.in_channels:
+        raise ValueError(
+            f"vae must have the model's {config.in_channels} latent channels, got {vae.config.latent_channels}"
+        )
+
+
+def check_output_type(output_type: str, config: DiMRConfig, vae: Any) -> None:
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(f"output_type must be one of {', '.join(map(repr, OUTPUT_TYPES))}; got {output_type!r}")
+    if output_type != "latent" and vae is None and config.in_channels not in SHOWN_CHANNELS:
+        raise ValueError(
+            f"this model makes latents of {config.in_channels} channels: give the pipeline a vae, "
+            f"or ask for output_type 'latent'"
+        )
+
+
+def check_latents(latents: Tensor, shape: tuple[int, ...]) -> None:
+    if not isinstance(latents, Tensor):
+        raise TypeError(f"latents must be a Tensor, got {type(latents).__name__}")
+    if tuple(latents.shape) != shape or not latents.is_floating_point():
+        raise ValueError(
+            f"latents must be floating-point of shape {list(shape)}, got {latents.dtype} {list(latents.shape)}"
+        )
+
+
+def check_generators(generator: Any, batch: int) -> None:
+    generators = generator if isinstance(generator, (list, tuple)) else [generator] * batch
+    if not all(one is None or isinstance(one, torch.Generator) for one in generators):
+        raise TypeError(f"generator must be a torch.Generator or a list of them, got {generator!r}")
+    if len(generators) != batch:
+        raise ValueError(f"generator must be one, or a list of one per image ({batch}), got {len(generators)}")
+
+
+def check_steps(steps: int) -> None:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"num_inference_steps must be an integer of at least 1, got {steps!r}")
+
+
+def check_callback_inputs(asked: Sequence[str], known: Sequence[str]) -> None:
+    unknown = [name for name in asked if name not in known]
+    if unknown:
+        raise ValueError(
+            f"callback_on_step_end_tensor_inputs must be among {', '.join(map(repr, known))}; "
+            f"got {', '.join(map(repr, unknown))}"
+        )
+
+
+def make_guidance(scale: float, power: float | None, config: DiMRConfig) -> Guidance | None:
+    """None where ``scale`` asks for none."""
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+        raise TypeError(f"guidance_scale must be a number, got {scale!r}")
+    if not (math.isfinite(scale) and scale >= 1):
+        raise ValueError(f"guidance_scale must be a finite number of at least 1, which is no guidance; got {scale}")
+    if scale == 1:
+        return None
+    if not config.unconditional_class:
+        raise ValueError("guidance_scale must be 1: this model has no unconditional class, so it cannot be guided")
+    return Guidance("constant", scale - 1) if power is None else Guidance("power", scale, power)
+
+
+# Classes as a pipeline takes them: ids, names, or a tensor of ids.
+
+
+Labels = int | str | Sequence[int | str] | Tensor
+
+
+def names_of(id2label: Mapping[str, str] | Mapping[int, str] | None, config: DiMRConfig) -> list[str] | None:
+    """Names in the order of the ids, whose keys are text in a file of JSON.
+
+    Raises:
+        ValueError: not one name for each class.
+    """
+    if id2label is None:
+        return None
+    by_id = {str(key): name for key, name in id2label.items()}
+    wanted = [str(i) for i in range(config.num_classes)]
+    if sorted(by_id) != sorted(wanted) or not all(isinstance(name, str) for name in by_id.values()):
+        raise ValueError(
+            f"id2label must name each of the classes 0 to {config.num_classes - 1}, got {len(by_id)} entries"
+        )
+    return [by_id[key] for key in wanted]
+
+
+def ids_of(class_labels: Labels, config: DiMRConfig, names: Sequence[str] | None) -> list[int]:
+    """One id an image. The unconditional class, where there is one, can be asked for by its id.
+
+    Raises:
+        TypeError: something that is neither an id nor a name.
+        ValueError: no such class, or no classes at all.
+    """
+    if isinstance(class_labels, Tensor):
+        if class_labels.is_floating_point() or class_labels.dim() > 1:
+            raise TypeError(
+                f"class_labels must be integers of shape [B], got {class_labels.dtype} {list(class_labels.shape)}"
+            )
+        class_labels = class_labels.reshape(-1).tolist()
+    if isinstance(class_labels, (int, str)):
+        class_labels = [class_labels]
+    if not isinstance(class_labels, Sequence):
+        raise TypeError(f"class_labels must be ids or names, got {class_labels!r}")
+    ids = [_id_of(label, config, names) for label in class_labels]
+    if not ids:
+        raise ValueError("class_labels must have at least one entry")
+    return ids
+
+
+def _id_of(label: object, config: DiMRConfig, names: Sequence[str] | None) -> int:
+    if isinstance(label, str):
+        if names is None:
+            raise ValueError(f"class_labels: this pipeline knows no names (id2label), give ids; got {label!r}")
+        return class_id(label, config.num_classes, names)
+    if isinstance(label, bool) or not isinstance(label, int):
+        raise TypeError(f"class_labels must be ids or names, got {label!r}")
+    if not 0 <= label < config.num_embeddings:
+        raise ValueError(f"class_labels must be in [0, {config.num_embeddings - 1}], got {label}")
+    return label
+
+
+# A pipeline's transformer as :func:`dimr.sampling.guided` calls one.
+
+
+def architecture_of(transformer: Any) -> DiMRConfig:
+    """Of a model, compiled or not, or of an engine."""
+    return transformer.config if isinstance(transformer, InferenceEngine) else transformer.architecture
+
+
+class Predictor:
+    """See :class:`dimr.sampling.NoisePredictor`.
+
+    Args:
+        device: where the inputs are; a model that is offloaded comes there only when it is called.
+    """
+
+    def __init__(self, transformer: Any, device: torch.device) -> None:
+        self._transformer = transformer
+        self.config = architecture_of(transformer)
+        self.device = device
+        self.dtype: torch.dtype = transformer.dtype
+
+    def __call__(self, x: Tensor, timestep: Tensor, class_labels: Tensor) -> tuple[Tensor, ...]:
+        if isinstance(self._transformer, InferenceEngine):
+            return self._transformer(x, timestep, class_labels)
+        return self._transformer(x, timestep - 1, class_labels, return_dict=False)[1]
+
+
+# A pipeline's parts from this package's checkpoints.
+
+
+def components(
+    path: str | os.PathLike[str],
+    model: str | None,
+    vae: Any,
+    schedule: NoiseSchedule | None,
+    class_names: Sequence[str] | None,
+) -> dict[str, Any]:
+    """Arguments of :class:`~dimr.diffusers_pipeline.DiMRPipeline`; see its ``from_checkpoint``."""
+    path, schedule = Path(path), schedule or NoiseSchedule()
+    network = _network(path, model)
+    names = find_class_names(network.config.num_classes, path) if class_names is None else class_names
+    return {
+        "transformer": DiMRTransformer2DModel.from_dimr(network),
+        "scheduler": make_scheduler(schedule),
+        "vae": load_autoencoder(vae) if isinstance(vae, (str, os.PathLike)) else vae,
+        "id2label": None if names is None else {str(i): name for i, name in enumerate(names)},
+        "beta_start": schedule.beta_start,
+        "beta_end": schedule.beta_end,
+    }
+
+
+def _network(path: Path, model: str | None) -> DiMR:
+    if path.is_dir():
+        if model is not None:
+            raise ValueError(f"model must be None for a folder, whose config.json says what it holds; got {model!r}")
+        return load_model(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    if model is None:
+        raise ValueError(f"model must say what the file {path} holds: one of {', '.join(list_models())}")
+    return load_official_checkpoint(path, model)
+
+
+# Annotations are values here: diffusers reads those of __init__, and some of its versions know neither names nor "|".
+
 
 Callback = Callable[[Any, int, Tensor, dict[str, Any]], Optional[dict[str, Any]]]  # noqa: UP045
 
@@ -90,7 +278,7 @@ class DiMRPipeline(DiffusionPipeline):
         vae: Any = None,
         schedule: NoiseSchedule | None = None,
         class_names: Sequence[str] | None = None,
-    ) -> "DiMRPipeline":
+    ) -> DiMRPipeline:
         """A pipeline of a checkpoint of this package's or of a published file, in float32 on the CPU.
 
         Args:
@@ -105,7 +293,7 @@ class DiMRPipeline(DiffusionPipeline):
             FileNotFoundError, CheckpointError: as :func:`dimr.load_model` and :func:`dimr.load_official_checkpoint`.
             ValueError: a file without ``model``, or parts that do not fit each other.
         """
-        return cls(**loading.components(path, model, vae, schedule, class_names))
+        return cls(**components(path, model, vae, schedule, class_names))
 
     @property
     def schedule(self) -> NoiseSchedule:

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from ..samplers.diffusers_scheduler import multistep_scheduler
-from ..schedule import NoiseSchedule
+from ..diffusion.samplers import multistep_scheduler
+from ..diffusion.schedule import NoiseSchedule
 
 TOLERANCE = 1e-4  # schedulers take products of a thousand numbers in float32
 

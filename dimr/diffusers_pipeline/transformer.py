@@ -12,10 +12,18 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from ..config import DiMRConfig
-from ..initialization import initialize
-from ..inputs import as_timestep, check_class_labels, check_image
-from ..network import DiMR, make_branches, run_branches, set_checkpointing, without_weights
+from ..model.config import DiMRConfig
+from ..model.network import (
+    DiMR,
+    as_timestep,
+    check_class_labels,
+    check_image,
+    initialize,
+    make_branches,
+    run_branches,
+    set_checkpointing,
+    without_weights,
+)
 
 
 @dataclasses.dataclass

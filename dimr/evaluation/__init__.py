@@ -12,14 +12,9 @@ On the Inception network of 2015-12-05, as torch-fidelity ports it, with its pub
 On any other network the same numbers are named after it, because they are comparable only among themselves.
 """
 
-from .errors import EvaluationError
-from .extractors import FeatureExtractor, load_extractor, wrap_module
-from .frechet import frechet_distance
-from .inception import load_inception
-from .manifold import precision_and_recall
-from .report import EvaluationReport, Metric
-from .run import EvaluationSettings, evaluate
-from .statistics import FeatureStatistics, Moments
+from .evaluate import EvaluationReport, EvaluationSettings, Metric, evaluate
+from .extractors import FeatureExtractor, load_extractor, load_inception, wrap_module
+from .metrics import EvaluationError, FeatureStatistics, Moments, frechet_distance, precision_and_recall
 
 __all__ = [
     "EvaluationError",

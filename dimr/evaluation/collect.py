@@ -9,12 +9,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..optional import require
-from .classifier_score import ClassifierScore, shuffled_splits
-from .errors import EvaluationError
+from ..utils import require
 from .extractors import FeatureExtractor, Features
 from .images import Images, image_size
-from .statistics import FeatureStatistics
+from .metrics import ClassifierScore, EvaluationError, FeatureStatistics, shuffled_splits
 
 
 @dataclasses.dataclass

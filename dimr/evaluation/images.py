@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from ..data.errors import DataError, SampleError
-from ..optional import require
-from .errors import EvaluationError
+from ..data.dataset import DataError, SampleError
+from ..utils import require
+from .metrics import EvaluationError
 
-if TYPE_CHECKING:  # what reads files needs NumPy, which the rest does not
+if TYPE_CHECKING:
     from ..data.dataset import ImageSource
+
 
 READERS = 8  # threads; decoding leaves Python's lock
 
@@ -82,7 +83,7 @@ class StoredImages:
 
     def _read(self, index: int) -> Tensor:
         """uint8 ``[3, H, W]``."""
-        from ..data.preprocessing import as_tensor, centre_crop
+        from ..data.dataset import as_tensor, centre_crop
 
         try:
             picture = self._source.picture(index)
@@ -101,8 +102,8 @@ def open_images(images: str | os.PathLike[str] | Tensor, crop: int | None = None
 
 def _source(path: str | os.PathLike[str]) -> ImageSource:
     require("numpy", "evaluate", "reading images")
-    from ..data.folder import FolderSource
-    from ..data.npz import NpzSource
+    from ..data.sources.folder import FolderSource
+    from ..data.sources.npz import NpzSource
 
     try:
         if Path(path).is_dir():

@@ -10,13 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.errors import DataError
-from ..files import replacing
-from ..optional import require
-from .errors import EvaluationError
+from ..data.dataset import DataError
+from ..utils import replacing, require
 from .extractors import FeatureExtractor
 from .images import Images, open_images
-from .statistics import Moments
+from .metrics import EvaluationError, Moments
 
 MOMENTS = ("mu", "sigma")  # as in the reference batches of ADM's evaluation suite
 SPATIAL_MOMENTS = ("mu_s", "sigma_s")
@@ -41,7 +39,7 @@ def open_reference(reference: str | os.PathLike[str] | Tensor, crop: int | None 
         return Reference(images.description, images)
     path = Path(reference)
     names, arrays = _read(path)
-    from ..data.npz import IMAGE_KEYS
+    from ..data.sources.npz import IMAGE_KEYS
 
     has_images = any(key in names for key in IMAGE_KEYS)
     if not has_images and "mu" not in names:
@@ -98,7 +96,7 @@ def usable_moments(reference: Reference, extractor: FeatureExtractor) -> tuple[R
 def _read(path: Path) -> tuple[list[str], dict[str, Any]]:
     """The names of all arrays, and the arrays that are statistics."""
     require("numpy", "evaluate", "reading .npz")
-    from ..data.npz import array_names, read_array
+    from ..data.sources.npz import array_names, read_array
 
     try:
         names = array_names(path)

@@ -14,15 +14,12 @@ import torch
 from torch import Tensor, nn
 
 import dimr_kernels as dk
+from dimr_kernels.environment import implementation_of
 
-from ..ablations.choices import described
-from ..config import DiMRConfig
-from ..inputs import as_timestep, check_class_labels, check_image
-from ..network import DiMR
-from .branches import PackedBranch, PackedConvNeXtBranch, PackedTransformerBranch
+from ..model.config import DiMRConfig, described
+from ..model.network import DiMR, as_timestep, check_class_labels, check_image
 from .graphs import CudaRecorder, GraphCache
-from .packing import Packer
-from .report import describe
+from .packed import PackedBranch, PackedConvNeXtBranch, PackedTransformerBranch, Packer
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +44,7 @@ def optimize_for_inference(
         max_graphs: batch sizes whose graphs are kept at a time.
 
     Raises:
-        TypeError: ``model`` is no :class:`~dimr.network.DiMR`.
+        TypeError: ``model`` is no :class:`~dimr.model.network.DiMR`.
         ValueError: another dtype, ``max_graphs`` below 1, or a model with one of the paper's ablations.
 
     Example:
@@ -144,7 +141,7 @@ class InferenceEngine(nn.Module):
         }
 
     def report(self) -> dict[str, Any]:
-        """What the engine is made of, as plain values (see :func:`dimr.inference.report.describe`)."""
+        """What the engine is made of, as plain values (see :func:`dimr.inference.engine.describe`)."""
         return describe(self)
 
     @property
@@ -167,3 +164,48 @@ def _no_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]
     if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()
+
+
+# What an engine is made of, and what of it could not be had here.
+
+
+def describe(engine: InferenceEngine) -> dict[str, Any]:
+    """Plain values, fit for JSON.
+
+    ``packed``: what was done to the weights. ``operators``: the implementation that each takes in this place.
+    ``not_fused``: parts that run otherwise than they could, each with its reason; empty where nothing is missing.
+    ``cuda_graph``: "on" or the reason why not. ``memory``: see :meth:`InferenceEngine.memory`.
+    """
+    operators = {name: implementation_of(name, engine.device) for name in _operators(engine)}
+    missing = {name: f"{chosen}, because {why}" for name, (chosen, why) in operators.items() if why}
+    if engine.graph_status != "on":
+        missing["CUDA graph"] = engine.graph_status
+    return {
+        "dtype": str(engine.dtype).removeprefix("torch."),
+        "device": str(engine.device),
+        "packed": _packed(engine),
+        "operators": {name: chosen for name, (chosen, _) in operators.items()},
+        "not_fused": missing,
+        "cuda_graph": engine.graph_status,
+        "memory": engine.memory(),
+    }
+
+
+def _operators(engine: InferenceEngine) -> list[str]:
+    names = ["attention", "geglu_linear", "td_layer_norm"]
+    if engine.config.norm == "td_rms":
+        names.append("td_rms_norm")
+    if engine.config.num_branches > 1:
+        names += ["depthwise_conv2d", "pixel_shuffle_td_norm_add"]
+    return names
+
+
+def _packed(engine: InferenceEngine) -> dict[str, Any]:
+    config = engine.config
+    head_dim = config.dims[0] // config.num_heads
+    padded = head_dim if engine.dtype == torch.float32 else dk.padded_head_dim(head_dim)
+    return {
+        "head_dim": {"model": head_dim, "engine": padded},
+        "slots": [blocks + 1 for blocks in config.blocks],
+        "concatenations": 0,
+    }

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..messages import first_line
+from ..utils import first_line
 
 logger = logging.getLogger(__name__)
 

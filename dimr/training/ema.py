@@ -8,8 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from .parallel import forget_gathered
-from .sharded_state import local_part, sharded_like
+from ..distributed import forget_gathered, local_part, sharded_like
 
 
 class ExponentialMovingAverage:

@@ -4,24 +4,55 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..checkpoints.errors import CheckpointError, check_keys
-from ..loss import branch_losses, weighted_sum
-from ..memory import is_out_of_memory
-from ..messages import first_line
-from ..network import DiMR
-from ..schedule import NoiseSchedule
+from ..checkpoints.reading import CheckpointError, check_keys
+from ..diffusion.loss import branch_losses, weighted_sum
+from ..diffusion.schedule import NoiseSchedule
+from ..distributed import (
+    Processes,
+    check_strategy,
+    gathered,
+    load_model_state,
+    load_optimizer_state,
+    local_gradients,
+    replicate,
+    shard,
+    whole,
+)
+from ..model.network import DiMR
+from ..utils import first_line, is_out_of_memory
 from .ema import ExponentialMovingAverage
 from .optimizer import build_optimizer, learning_rate_at, set_learning_rate
-from .parallel import check_strategy, local_gradients, replicate, shard
-from .processes import Processes
-from .settings import TrainingSettings
-from .sharded_state import gathered, load_model_state, load_optimizer_state, whole
+from .recipe import TrainingSettings
+
+# The same numbers from the same seed, on a GPU too.
+
+
+@contextlib.contextmanager
+def deterministic_algorithms() -> Iterator[None]:
+    """Inside the block torch takes deterministic algorithms where it has them, and warns where it has none.
+
+    cuBLAS reads its variable when the process first uses it, so enter the block before that.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    was_on = torch.are_deterministic_algorithms_enabled()
+    warned_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    debugging: Any = torch.utils.deterministic
+    filled = debugging.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    debugging.fill_uninitialized_memory = False  # a debugging aid that costs a write of every tensor
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was_on, warn_only=warned_only)
+        debugging.fill_uninitialized_memory = filled
+
 
 # Draws a batch for one pass of this process, ``images [B, C, S, S]`` in [-1, 1] and ``labels [B]``, on the model's
 # device. A source with a ``state_dict`` and ``load_state_dict`` has a position that is saved with the run.

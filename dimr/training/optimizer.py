@@ -10,7 +10,7 @@ from torch import nn
 
 import dimr_kernels as dk
 
-from ..branches import PatchEmbedding
+from ..model.layers import PatchEmbedding
 
 FUSED_DEVICES = ("cpu", "cuda")
 

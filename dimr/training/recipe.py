@@ -6,18 +6,161 @@ import dataclasses
 import math
 import os
 import sys
+import types
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ..config import DiMRConfig
-from ..data.errors import DataError
+from ..data.dataset import DataError
 from ..data.spec import DataSpec
-from ..optional import require
-from ..variants import model_config
-from .parallel import check_strategy
-from .settings import TrainingSettings
-from .tables import RecipeError, build, refuse_unknown
+from ..distributed import check_strategy
+from ..model.config import DiMRConfig
+from ..model.layers import check_mode
+from ..model.variants import model_config
+from ..utils import require
+
+# Dataclasses from tables of plain values, strictly: what is wrong is named.
+
+
+T = TypeVar("T")
+
+
+class RecipeError(Exception):
+    """A recipe that cannot be used, said in one line that names the place."""
+
+
+def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
+    """The dataclass with the table's values for fields.
+
+    Raises:
+        RecipeError: a key that is not a field, a missing field, a value of another type, or one that the class refuses.
+    """
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    refuse_unknown(table, list(fields), where)
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in table:
+            raise RecipeError(f"{where}: the key {name!r} is missing")
+    kinds = typing.get_type_hints(cls)
+    try:
+        return cls(**{name: _converted(kinds[name], value, f"{where}.{name}") for name, value in table.items()})
+    except (ValueError, TypeError) as error:
+        raise RecipeError(f"{where}: {error}") from error
+
+
+def refuse_unknown(table: Mapping[str, Any], known: list[str], where: str) -> None:
+    for name in table:
+        if name not in known:
+            raise RecipeError(f"{where}: unknown key {name!r}; known are {', '.join(known)}")
+
+
+def _converted(kind: Any, value: Any, where: str) -> Any:
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        kind = next(option for option in typing.get_args(kind) if option is not types.NoneType)
+    if typing.get_origin(kind) is tuple:
+        return _tuple(typing.get_args(kind), value, where)
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise RecipeError(f"{where} must be {_NAMES[kind]}, got {value!r}")
+    return value
+
+
+def _tuple(kinds: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    endless = kinds[-1] is Ellipsis
+    if not isinstance(value, (list, tuple)) or not (endless or len(value) == len(kinds)):
+        count = "" if endless else f"{len(kinds)} "
+        raise RecipeError(f"{where} must be a list of {count}values, got {value!r}")
+    each = [kinds[0]] * len(value) if endless else kinds
+    return tuple(_converted(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(each, value, strict=True)))
+
+
+_NAMES = {int: "a whole number", float: "a number", str: "text in quotes", bool: "true or false"}
+
+
+# What decides a run beside the model's configuration and the data.
+
+
+PRECISIONS = ("float32", "bfloat16")
+LEARNING_RATE_SCHEDULES = ("cosine", "constant")
+DECAYING = ("matrices", "all but gates")
+# Of no account for the numbers, up to rounding: these may differ in a resumed run.
+FREE = ("checkpointing", "compile")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSettings:
+    """Attributes:
+    batch_size: images a step, over all processes and passes.
+    learning_rate: after ``warmup_steps`` steps of linear growth.
+    learning_rate_schedule: "cosine" falls to zero at the last step, "constant" stays.
+    decaying: what ``weight_decay`` acts on, see :func:`dimr.training.optimizer.parameter_groups`.
+    ema_ramp: whether the average forgets faster at first, see :class:`~dimr.training.ema.ExponentialMovingAverage`.
+    class_dropout: share of the images that train the unconditional class.
+    loss_weights: of the branches, lowest resolution first; None is the paper's ``1 / 4**(levels below the finest)``.
+    max_gradient_norm: longer gradients are shortened to it; 0 leaves them as they are.
+    precision: "bfloat16" runs the model under autocast; weights, statistics, loss and optimizer stay float32.
+    checkpointing: "none", "blocks" or "selective", see :meth:`dimr.DiMR.set_checkpointing`.
+    compile: run the model through torch.compile. This and ``checkpointing`` may differ in a resumed run.
+
+    Raises:
+        ValueError: a value that does not fit, by name.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup_steps: int
+    ema_decay: float
+    weight_decay: float = 0.03
+    betas: tuple[float, float] = (0.9, 0.99)
+    class_dropout: float = 0.1
+    max_gradient_norm: float = 1.0
+    seed: int = 0
+    precision: str = "float32"
+    checkpointing: str = "none"
+    compile: bool = False
+    learning_rate_schedule: str = "cosine"
+    decaying: str = "matrices"
+    ema_ramp: bool = True
+    loss_weights: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("precision", PRECISIONS), ("learning_rate_schedule", LEARNING_RATE_SCHEDULES), ("decaying", DECAYING),
+        ):  # fmt: skip
+            if getattr(self, name) not in choices:
+                wanted = ", ".join(map(repr, choices))
+                raise ValueError(f"{name} must be one of {wanted}; got {getattr(self, name)!r}")
+        check_mode(self.checkpointing)
+        for name, least, most in (
+            ("steps", 1, 2**31), ("batch_size", 1, 2**31), ("warmup_steps", 0, 2**31), ("seed", 0, 2**63 - 1),
+        ):  # fmt: skip
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name} must be from {least} to {most}, got {getattr(self, name)}")
+        for name in ("learning_rate", "weight_decay", "max_gradient_norm"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)}")
+        for name, decay in (("ema_decay", self.ema_decay), *(("betas", beta) for beta in self.betas)):
+            if not 0 <= decay < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, got {decay}")
+        if not 0 <= self.class_dropout <= 1:
+            raise ValueError(f"class_dropout must be from 0 to 1, got {self.class_dropout}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainingSettings:
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**fields)
+
+    def deciding(self) -> dict[str, Any]:
+        """Those that a resumed run must share."""
+        return {k: v for k, v in self.to_dict().items() if k not in FREE}
+
 
 SHIPPED = Path(__file__).parents[1] / "recipes"
 TABLES = ("model", "data", "training", "run")

@@ -5,36 +5,150 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..checkpoints.errors import CheckpointError
 from ..checkpoints.folder import write_model
-from ..class_names import save_class_names
-from ..counting import count_parameters
+from ..checkpoints.reading import CheckpointError
 from ..data.dataset import Dataset
-from ..data.loader import TrainingLoader
+from ..data.loader import Batch, TrainingLoader
 from ..data.opening import open_dataset
-from ..files import write_json
-from ..memory import OutOfMemoryError, is_out_of_memory
-from ..messages import first_line
-from ..network import DiMR
-from ..optional import MissingPackageError
-from ..plots import save_loss_curves
-from .checkpoint import on_first_process
-from .checkpoint_folder import CheckpointFolder
-from .determinism import deterministic_algorithms
-from .loop import DivergedError, Trainer
-from .processes import Processes
-from .progress import train
-from .recipe import Recipe
-from .samples import SampleGrids
-from .scalars import ScalarLog
-from .sources import LoaderSource
-from .tables import RecipeError
+from ..distributed import Processes
+from ..images import save_loss_curves
+from ..model.counting import count_parameters
+from ..model.network import DiMR
+from ..sampling.class_names import save_class_names
+from ..utils import MissingPackageError, OutOfMemoryError, first_line, is_out_of_memory, require, write_json
+from .checkpoint import CheckpointFolder, on_first_process
+from .loop import DivergedError, Trainer, deterministic_algorithms
+from .monitoring import SampleGrids, ScalarLog
+from .recipe import Recipe, RecipeError
+
+# Ctrl-C, or a scheduler's SIGTERM, as a request to stop at the next step.
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """Context manager: inside it the first SIGINT or SIGTERM is kept in :attr:`signal`, a second SIGINT interrupts.
+
+    Only the main thread can catch signals; elsewhere nothing changes.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._previous: dict[int, Any] = {}
+
+    @property
+    def requested(self) -> bool:
+        return self.signal != 0
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = self.signal or number
+
+
+# A run with a progress bar, saved now and then, and stopped on request.
+
+
+# Reading the loss waits for a GPU, so it is not read at every step.
+STEPS_PER_READING = 20
+
+
+def with_progress(trainer: Trainer, description: str = "training") -> Iterator[int]:
+    """``trainer.run()`` under a tqdm bar on the first process's stderr."""
+    tqdm = require("tqdm", "demo", "the progress bar").tqdm
+    steps = trainer.settings.steps
+    hidden = not trainer.processes.first
+    with tqdm(
+        total=steps, initial=trainer.step, desc=description, unit="step", dynamic_ncols=True, disable=hidden
+    ) as bar:
+        for step in trainer.run():
+            bar.update()
+            if not hidden and (step % STEPS_PER_READING == 0 or step == steps):
+                bar.set_postfix(loss=f"{trainer.recent_loss():.4f}", refresh=False)
+            yield step
+
+
+def train(
+    trainer: Trainer, save: Callable[[], None], steps_per_save: int, after_step: Callable[[int], None] | None = None
+) -> int:
+    """Train to the end, or until any process is sent SIGINT or SIGTERM, and save.
+
+    Args:
+        save: keeps the run; called every ``steps_per_save`` steps and at the end.
+        after_step: called with the number of steps done.
+
+    Returns:
+        The signal's number; 0 if the run came to its end.
+
+    Raises:
+        DivergedError: see :meth:`Trainer.check_finite`.
+    """
+    with StopRequest() as stop:
+        signal, saved_at = 0, trainer.step
+        for step in with_progress(trainer):
+            if after_step is not None:
+                after_step(step)
+            signal = trainer.processes.largest(stop.signal)
+            if signal:
+                break
+            if step % steps_per_save == 0:
+                save()
+                saved_at = step
+        if trainer.step > saved_at or trainer.step == trainer.settings.steps:
+            save()
+    return 0 if trainer.step == trainer.settings.steps else signal
+
+
+# Training batches from a data set.
+
+
+class LoaderSource:
+    """What a trainer draws its batches from, with their position. All processes must save and load it together."""
+
+    def __init__(self, loader: TrainingLoader, device: torch.device, processes: Processes) -> None:
+        self.loader = loader
+        self.device = device
+        self.processes = processes
+        self._batches: Iterator[Batch] | None = None
+
+    def __call__(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        if self._batches is None:
+            self._batches = iter(self.loader)
+        return next(self._batches).to(self.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The loader's, with the skips of all processes."""
+        states = self.processes.all(self.loader.state_dict())
+        skips = [state["skips"] for state in states]
+        files = {name: reason for skip in skips for name, reason in skip["files"].items()}
+        return {**states[0], "skips": {"files": files, "count": sum(skip["count"] for skip in skips)}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if not self.processes.first:  # or their sum would count twice
+            state = {**state, "skips": {**state["skips"], "count": 0}}
+        self.loader.load_state_dict(state)
+        self._batches = None
+
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +231,7 @@ class TrainingRun:
             )  # fmt: skip
 
     def train(self, afresh: bool = False) -> int:
-        """Go on from the newest checkpoint, if there is one, to the end; see :func:`dimr.training.progress.train`.
+        """Go on from the newest checkpoint, if there is one, to the end; see :func:`dimr.training.run.train`.
 
         Args:
             afresh: forget the run that the folder holds, once all that this one needs is there.

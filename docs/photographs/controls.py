@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dimr.data.npz import NpzSource
+from dimr.data.sources.npz import NpzSource
 
 BLURRED = 8  # pixels across that blurred pictures are reduced to
 

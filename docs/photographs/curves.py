@@ -13,8 +13,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dimr.config import DiMRConfig
-from dimr.plots import smooth
+from dimr.model.config import DiMRConfig
+from dimr.images import smooth
 
 WINDOW = 200  # steps that the curves are means over
 LAST = 1000  # steps that the stated numbers are means over

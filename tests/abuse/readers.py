@@ -17,23 +17,21 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import dimr
-from dimr.analysis.samples import read_samples
-from dimr.autoencoder import load_autoencoder
+from dimr.analysis.distortion import read_samples
 from dimr.checkpoints import CheckpointError, to_official_state_dict
-from dimr.class_names import ClassNameError, find_class_names
-from dimr.data.errors import DataError, SampleError
+from dimr.data.dataset import DataError, SampleError, decode_picture
 from dimr.data.opening import open_dataset
-from dimr.data.preprocessing import decode_picture
 from dimr.data.spec import DataSpec
-from dimr.evaluation.errors import EvaluationError
 from dimr.evaluation.extractors import load_extractor
 from dimr.evaluation.images import open_images
+from dimr.evaluation.metrics import EvaluationError
 from dimr.evaluation.reference import open_reference
-from dimr.sample_files import OneFile, PictureFolder, SampleFilesError, claim
+from dimr.sampling.autoencoder import load_autoencoder
+from dimr.sampling.class_names import ClassNameError, find_class_names
+from dimr.sampling.files import OneFile, PictureFolder, SampleFilesError, claim
 from dimr.training.checkpoint import load_training_state, save_training_state
 from dimr.training.loop import Trainer, TrainingSettings
-from dimr.training.recipe import load_recipe
-from dimr.training.tables import RecipeError
+from dimr.training.recipe import RecipeError, load_recipe
 from tests.support.pictures import encoded, pixels, shards
 from tests.support.small_models import perturbed_model
 from tests.support.training_runs import RECIPE

@@ -19,13 +19,13 @@ pytest.importorskip("tqdm")
 import dimr
 import dimr_kernels as dk
 from dimr.cli import main
-from dimr.data.errors import DataError
+from dimr.data.dataset import DataError
 from dimr.data.loader import TrainingLoader
 from dimr.data.opening import open_dataset
 from dimr.data.spec import DataSpec
-from dimr.memory import OutOfMemoryError, is_out_of_memory
-from dimr.training.checkpoint_folder import CheckpointFolder
+from dimr.training.checkpoint import CheckpointFolder
 from dimr.training.loop import Trainer, TrainingSettings
+from dimr.utils import OutOfMemoryError, is_out_of_memory
 from dimr_kernels.ops import launch
 from dimr_kernels.ops.launch import cached_by_shape, forget_launches
 from tests.support.pictures import pixels, shards

@@ -163,7 +163,7 @@ def test_an_autoencoder_s_pickle_is_refused(tmp_path, payload):
 
 def test_torchvision_s_weights_are_read_without_pickles(tmp_path, payload):
     pytest.importorskip("torchvision")
-    from dimr.analysis.classifiers import torchvision_classifier
+    from dimr.analysis.distortion import torchvision_classifier
     from dimr.checkpoints import CheckpointError
 
     torch.save({"fc.weight": payload}, tmp_path / "weights.pth")

@@ -17,13 +17,12 @@ from PIL import Image
 
 import dimr
 from dimr.checkpoints import CheckpointError
-from dimr.data.errors import DataError, SampleError
+from dimr.data.dataset import DataError, SampleError
 from dimr.data.opening import open_dataset
+from dimr.data.sources.tar import expand
 from dimr.data.spec import DataSpec
-from dimr.data.tar import expand
 from dimr.training.checkpoint import load_training_state
-from dimr.training.recipe import parse_recipe
-from dimr.training.tables import RecipeError
+from dimr.training.recipe import RecipeError, parse_recipe
 from tests.abuse.readers import CONFIG, READERS, trainer
 from tests.support.pictures import class_folders, encoded, pixels, write_tar
 

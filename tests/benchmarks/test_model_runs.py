@@ -35,7 +35,7 @@ def trained_config():
 @pytest.fixture(autouse=True)
 def _heads_predict_something(monkeypatch):
     """New models predict zero."""
-    from dimr import network
+    from dimr.model import network
 
     initialize = network.initialize
 

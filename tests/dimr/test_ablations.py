@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import dimr
-from dimr.ablations.table import ABLATIONS, uvit_config
 from dimr.cli import main
+from dimr.model.variants import ABLATIONS, uvit_config
 from tests.support.ablations import small_config
 
 

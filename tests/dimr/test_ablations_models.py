@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import dimr
-from dimr.ablations.norms import TimeMLP, TimeToken, sinusoids
-from dimr.ablations.table import ABLATIONS
 from dimr.checkpoints.official import to_official_state_dict
-from dimr.initialization import STD
+from dimr.model.layers import TimeMLP, TimeToken, sinusoids
+from dimr.model.network import STD
+from dimr.model.variants import ABLATIONS
 from dimr.training.loop import Trainer, TrainingSettings
 from tests.support.ablations import small_config
 

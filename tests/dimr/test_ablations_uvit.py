@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import dimr
-from dimr.ablations.table import uvit_config
+from dimr.model.variants import uvit_config
 
 D, DEPTH, HEADS, PATCH, C, SIZE = 8, 5, 2, 2, 3, 8
 CONFIG = uvit_config(D, DEPTH, HEADS, PATCH, in_channels=C, input_size=SIZE, num_classes=4, unconditional_class=False)

@@ -9,14 +9,24 @@ import types
 import pytest
 import torch
 
-from dimr.analysis import classifiers
-from dimr.analysis.classifiers import digit_classifier, module_classifier, torchvision_classifier
-from dimr.analysis.distortion import as_json, picture, score, shown, split
-from dimr.analysis.samples import Samples, from_tensors, read_samples
+from dimr.analysis import distortion
+from dimr.analysis.distortion import (
+    Samples,
+    digit_classifier,
+    distortion_as_json,
+    from_tensors,
+    module_classifier,
+    picture,
+    read_samples,
+    score,
+    shown,
+    split,
+    torchvision_classifier,
+)
 from dimr.cli import main
+from dimr.data.dataset import DataError
 from dimr.data.digits import load_digits
-from dimr.data.errors import DataError
-from dimr.evaluation.errors import EvaluationError
+from dimr.evaluation.metrics import EvaluationError
 
 
 def brightness_logits(images: torch.Tensor) -> torch.Tensor:
@@ -46,7 +56,7 @@ def test_split_shows_the_worst_and_spreads_the_accepted():
     assert parts.accepted.tolist() == [5, 6, 7, 8, 9]
     assert shown(parts, 3) == ([0, 1, 2], [5, 7, 9])
     assert shown(parts, 8) == ([0, 1, 2, 3, 4], [5, 6, 7, 8, 9])
-    report = as_json(scores, parts, 2)
+    report = distortion_as_json(scores, parts, 2)
     assert (report["low"], report["low_share"], report["accuracy"]) == (5, 0.5, 0.5)
     assert report["per_class"] == [{"class": 1, "samples": 10, "low": 5}]
     assert [entry["index"] for entry in report["shown"]["low"]] == [0, 1]
@@ -171,7 +181,7 @@ def test_torchvision_by_name(monkeypatch, tmp_path):
     net = Net(3, 5)
     torch.save(net.state_dict(), tmp_path / "w.pth")
     models = types.SimpleNamespace(get_model=lambda name, weights: Net(3, 5))
-    monkeypatch.setattr(classifiers, "require", lambda *names: models)
+    monkeypatch.setattr(distortion, "require", lambda *names: models)
     classifier = torchvision_classifier("net", tmp_path / "w.pth", torch.device("cpu"))
     levels = grey([-1, 1]).images(range(2))
     with torch.no_grad():

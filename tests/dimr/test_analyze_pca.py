@@ -10,8 +10,7 @@ import torch
 
 import dimr
 import dimr_kernels as dk
-from dimr.analysis.curves import sampling_timesteps, time_curves
-from dimr.analysis.principal import as_json, explain, explained_variance
+from dimr.analysis.time_curves import as_json, explain, explained_variance, sampling_timesteps, time_curves
 from dimr.cli import main
 
 SMALL = dimr.DiMRConfig(

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import dimr
 from dimr.checkpoints import CheckpointError, official, to_official_state_dict
-from dimr.checkpoints.names import entries
+from dimr.checkpoints.official import entries
 from tests.support.official import CONFIGS, official_model, released_shapes, state_dict_path
 from tests.support.small_models import TINY, inputs, perturbed_model
 

@@ -9,7 +9,7 @@ import torch
 
 import dimr
 from dimr.cli import main
-from dimr.optional import MissingPackageError
+from dimr.utils import MissingPackageError
 from tests.support.requirements import needs_demo_extra
 from tests.support.small_models import perturbed_model
 

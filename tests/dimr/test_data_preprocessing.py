@@ -8,8 +8,7 @@ pytest.importorskip("PIL")
 import numpy as np
 from PIL import Image
 
-from dimr.data.errors import SampleError
-from dimr.data.preprocessing import centre_crop, decode_picture, to_model_range
+from dimr.data.dataset import SampleError, centre_crop, decode_picture, to_model_range
 from tests.support.pictures import encoded, pixels
 
 

@@ -10,10 +10,10 @@ pytest.importorskip("PIL")
 
 import numpy as np
 
-from dimr.data.errors import DataError, SampleError
+from dimr.data.dataset import DataError, SampleError
 from dimr.data.opening import open_dataset
+from dimr.data.sources.tar import expand
 from dimr.data.spec import DataSpec, guess_kind
-from dimr.data.tar import expand
 from tests.support.pictures import CLASSES, class_folders, encoded, pixels, shards, write_tar
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

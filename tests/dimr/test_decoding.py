@@ -5,8 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dimr.autoencoder import latent_scale
-from dimr.decoding import decode_latents
+from dimr.sampling.autoencoder import decode_latents, latent_scale
 
 
 class Doubling:

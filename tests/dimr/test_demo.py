@@ -13,7 +13,7 @@ import torch
 import dimr
 import dimr_kernels as dk
 from dimr.cli import main
-from dimr.report import describe_kernels
+from dimr.demo.results import describe_kernels
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")

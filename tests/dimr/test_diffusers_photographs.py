@@ -14,8 +14,8 @@ pytest.importorskip("PIL")
 from PIL import Image
 
 import dimr
-from dimr.autoencoder import encode_moments, latent_scale, load_autoencoder
 from dimr.diffusers_pipeline import DiMRPipeline, make_scheduler
+from dimr.sampling.autoencoder import encode_moments, latent_scale, load_autoencoder
 from tests.support.pipelines import seeded
 
 DATA = Path(__file__).parents[3] / "shared" / "data"

@@ -12,9 +12,8 @@ pytest.importorskip("PIL")
 from diffusers.callbacks import PipelineCallback
 
 import dimr
-from dimr.autoencoder import latent_scale
-from dimr.decoding import decode_latents
 from dimr.images import to_pixels
+from dimr.sampling.autoencoder import decode_latents, latent_scale
 from tests.support.pipelines import NAMES, latent_pipeline, pixel_pipeline, seeded
 from tests.support.small_models import TINY
 

@@ -15,9 +15,9 @@ import diffusers
 
 import dimr
 from dimr.checkpoints import CheckpointError
-from dimr.class_names import save_class_names
 from dimr.cli import main
 from dimr.diffusers_pipeline import DiMRPipeline, DiMRTransformer2DModel, convert_from_pipeline, convert_to_pipeline
+from dimr.sampling.class_names import save_class_names
 from tests.support.autoencoders import tiny_autoencoder
 from tests.support.official import CONFIGS, official_model, state_dict_path
 from tests.support.pipelines import LATENTS, NAMES, latent_pipeline, pixel_pipeline, seeded

@@ -11,8 +11,8 @@ import diffusers
 
 import dimr
 from dimr.diffusers_pipeline import DiMRPipeline, make_scheduler
-from dimr.samplers.dpm_solver import dpm_solver_step
-from dimr.sampling import guided
+from dimr.diffusion.sample import guided
+from dimr.diffusion.samplers import dpm_solver_step
 from tests.support.pipelines import pixel_pipeline, seeded
 from tests.support.small_models import TINY
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from dimr.data.digits import LabelledImages, load_digits, split
-from dimr.evaluation.digit_classifier import DigitClassifier
-from dimr.evaluation.diversity import nearest_distances, within_class_deviation
+from dimr.evaluation.digits import DigitClassifier, nearest_distances, within_class_deviation
 
 pytest.importorskip("sklearn")
 

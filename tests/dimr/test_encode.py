@@ -15,16 +15,14 @@ pytest.importorskip("diffusers")
 
 import numpy as np
 
-from dimr.autoencoder import load_autoencoder
 from dimr.cli import main
+from dimr.data.dataset import DataError, SampleRandom
 from dimr.data.encoding import Encoder, EncodingSettings
-from dimr.data.errors import DataError
 from dimr.data.latents import LatentDataset
 from dimr.data.loader import TrainingLoader
 from dimr.data.opening import open_dataset
-from dimr.data.randomness import SampleRandom
 from dimr.data.spec import DataSpec
-from dimr.decoding import decode_latents
+from dimr.sampling.autoencoder import decode_latents, load_autoencoder
 from tests.support.autoencoders import SIZE
 from tests.support.encoding import encode, encoder, opened, saved_autoencoders, seven_pictures
 

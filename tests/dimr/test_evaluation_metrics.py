@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dimr.evaluation import EvaluationError, FeatureStatistics, Moments, frechet_distance, precision_and_recall
-from dimr.evaluation import manifold as manifold_module
-from dimr.evaluation.classifier_score import ClassifierScore, shuffled_splits
+from dimr.evaluation import metrics as manifold_module
+from dimr.evaluation.metrics import ClassifierScore, shuffled_splits
 
 numpy = pytest.importorskip("numpy")
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dimr.evaluation import EvaluationError, evaluate, load_extractor, wrap_module
-from dimr.evaluation import inception as inception_module
+from dimr.evaluation import extractors as inception_module
 from tests.support.evaluation import Tiny, images
 from tests.support.requirements import needs_demo_extra
 

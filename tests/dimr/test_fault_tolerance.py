@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from dimr import CheckpointError, DiMR, DiMRConfig
+from dimr.distributed import Processes
 from dimr.training import checkpoint
-from dimr.training.checkpoint_folder import CheckpointFolder
+from dimr.training.checkpoint import CheckpointFolder
 from dimr.training.loop import Trainer, TrainingSettings
-from dimr.training.processes import Processes
 from tests.support.training_runs import finished, newest_state, start_run, write_recipe
 
 pytest.importorskip("PIL")

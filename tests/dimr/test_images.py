@@ -5,10 +5,8 @@ import json
 import pytest
 import torch
 
-from dimr.files import replacing, write_json
-from dimr.images import save_image, side_by_side, tile, to_pixels
-from dimr.optional import MissingPackageError, require
-from dimr.plots import save_loss_curves, smooth
+from dimr.images import save_image, save_loss_curves, side_by_side, smooth, tile, to_pixels
+from dimr.utils import MissingPackageError, replacing, require, write_json
 
 
 def test_pixels_clamp_and_round():

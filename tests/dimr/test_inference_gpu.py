@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import dimr
-from dimr.batched_sampling import sample_in_batches
+from dimr.sampling.plan import sample_in_batches
 from tests.support.small_models import TINY, inputs, perturbed_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import dimr
 import dimr_kernels as dk
-from dimr import inputs as checks_of_inputs
+from dimr.model import network as checks_of_inputs
 from tests.support.small_models import TINY, inputs, perturbed_model
 
 READS = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal")

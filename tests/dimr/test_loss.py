@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import dimr
-from dimr.loss import noise_target
+from dimr.diffusion.loss import noise_target
 
 
 def test_targets_keep_unit_variance():

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from dimr.cli import main
-from dimr.occupied import NAME, OccupiedError, occupied
+from dimr.utils import NAME, OccupiedError, occupied
 from tests.support.training_runs import newest_state, write_recipe
 
 pytest.importorskip("fcntl")

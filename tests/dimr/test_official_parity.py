@@ -7,7 +7,7 @@ import torch
 
 import dimr
 import dimr_kernels as dk
-from dimr.loss import noise_target
+from dimr.diffusion.loss import noise_target
 from tests.support.official import (
     CONFIGS,
     official_model,

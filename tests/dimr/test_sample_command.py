@@ -14,10 +14,10 @@ import torch
 
 import dimr
 import dimr_kernels as dk
-from dimr.batched_sampling import draw_batches, numbered_noise
-from dimr.class_names import ClassNameError, class_ids, find_class_names
 from dimr.cli import main
-from dimr.sample_files import SETTINGS
+from dimr.sampling.class_names import ClassNameError, class_ids, find_class_names
+from dimr.sampling.files import SETTINGS
+from dimr.sampling.plan import draw_batches, numbered_noise
 from tests.support.small_models import perturbed_model
 from tests.support.training_runs import finished, free_port, start_process
 

@@ -8,8 +8,13 @@ import pytest
 import torch
 
 from dimr import NoiseSchedule
-from dimr.samplers.diffusers_scheduler import multistep_scheduler, sample_with_scheduler
-from dimr.samplers.dpm_solver import dpm_solver_step, fast_orders, sample_fast
+from dimr.diffusion.samplers import (
+    dpm_solver_step,
+    fast_orders,
+    multistep_scheduler,
+    sample_fast,
+    sample_with_scheduler,
+)
 
 SCHEDULE = NoiseSchedule()
 SPREAD = 0.3

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import dimr
-from dimr.sampling import guided
+from dimr.diffusion.sample import guided
 from tests.support.small_models import TINY, inputs, perturbed_model
 
 LABELS = [0, 3, 4]

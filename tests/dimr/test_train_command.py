@@ -10,13 +10,11 @@ import pytest
 import torch
 
 import dimr
-from dimr.class_names import find_class_names
 from dimr.cli import main
+from dimr.sampling.class_names import find_class_names
 from dimr.training.loop import Trainer
 from dimr.training.optimizer import parameter_groups
-from dimr.training.recipe import Recipe, list_recipes, load_recipe
-from dimr.training.settings import TrainingSettings
-from dimr.training.tables import RecipeError
+from dimr.training.recipe import Recipe, RecipeError, TrainingSettings, list_recipes, load_recipe
 from tests.support.training_runs import STEPS, newest_state, write_recipe
 
 pytest.importorskip("PIL")
@@ -159,7 +157,7 @@ class TestCommand:
 
     def test_goes_on_exactly(self, recipe, tmp_path, monkeypatch):
         train(recipe, tmp_path / "whole")
-        monkeypatch.setattr("dimr.training.processes.Processes.largest", stop_at_call(5))
+        monkeypatch.setattr("dimr.distributed.Processes.largest", stop_at_call(5))
         assert train(recipe, tmp_path / "cut") == 128 + 15
         monkeypatch.undo()
         assert newest_state(tmp_path / "cut")["step"] == 5

@@ -12,10 +12,8 @@ import torch
 import torch.multiprocessing as mp
 
 from dimr.cli import main
+from dimr.distributed import STRATEGIES, Processes, joined_processes, whole
 from dimr.training.loop import Trainer, TrainingSettings
-from dimr.training.parallel import STRATEGIES
-from dimr.training.processes import Processes, joined_processes
-from dimr.training.sharded_state import whole
 from tests.support.processes import end_here
 from tests.support.small_models import TINY, perturbed_model
 from tests.support.training_runs import free_port, newest_state, write_recipe

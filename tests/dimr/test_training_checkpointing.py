@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import dimr
 import dimr_kernels as dk
-from dimr.recomputation import MODES
+from dimr.model.layers import MODES
 from tests.support.dispatch import LiveMemory, operators_called
 from tests.support.small_models import inputs, perturbed_model
 
@@ -78,7 +78,7 @@ def test_memory_held_for_the_backward(autocast, selective, blocks):
 
 def counted_bytes(config, mode, batch, monkeypatch):
     """What the fused operators under bfloat16 autocast hold for the backward, from shapes alone."""
-    monkeypatch.setattr("dimr.network.initialize", lambda model: None)  # looks at values
+    monkeypatch.setattr("dimr.model.network.initialize", lambda model: None)  # looks at values
     with FakeTensorMode():
         model = dimr.DiMR(config).set_checkpointing(mode)
         x = torch.empty(batch, config.in_channels, config.input_size, config.input_size)
@@ -139,7 +139,7 @@ def test_random_numbers_are_left_alone(mode):
 
 def test_no_effect_without_gradients(monkeypatch):
     model = perturbed_model(SMALL).set_checkpointing("blocks")
-    monkeypatch.setattr("dimr.recomputation.checkpoint", None)
+    monkeypatch.setattr("dimr.model.layers.checkpoint", None)
     with torch.no_grad():
         model(**inputs(SMALL))
     with pytest.raises(TypeError):

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dimr_kernels as dk
-from dimr.blocks import ConvNeXtBlock, TransformerBlock
+from dimr.model.layers import ConvNeXtBlock, TransformerBlock
 from tests.support.small_models import TINY, inputs, perturbed_model
 
 COPIES = ("_to_copy", "clone", "copy_")

@@ -16,7 +16,7 @@ from dimr.training.checkpoint import load_training_state, save_training_state
 from dimr.training.ema import ExponentialMovingAverage
 from dimr.training.loop import DivergedError, Trainer, TrainingSettings
 from dimr.training.optimizer import build_optimizer
-from dimr.training.settings import PRECISIONS
+from dimr.training.recipe import PRECISIONS
 from tests.support.dispatch import NoWaiting, operators_called
 from tests.support.requirements import needs_inductor
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import dimr
-from dimr.ablations.table import ABLATIONS
+from dimr.model.variants import ABLATIONS
 
 SMALL = {"in_channels": 1, "input_size": 8, "num_classes": 3, "unconditional_class": True, "kernel_size": 3}
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from dimr.autoencoder import load_autoencoder
 from dimr.data.encoding import Encoder, EncodingSettings
 from dimr.data.opening import open_dataset
 from dimr.data.spec import DataSpec
+from dimr.sampling.autoencoder import load_autoencoder
 from tests.support.autoencoders import SIZE, tiny_autoencoder
 from tests.support.pictures import class_folders, pixels
 

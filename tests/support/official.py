@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dimr import DiMR, DiMRConfig, load_official_checkpoint
-from dimr.checkpoints.names import entries
+from dimr.checkpoints.official import entries
 
 FOLDER = Path(__file__).parents[1] / "data" / "official_dimr"
 CONFIGS = {

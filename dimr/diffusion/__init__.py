@@ -1,0 +1,1 @@
+"""Diffusion: noise schedule, training loss, classifier-free guidance and samplers."""

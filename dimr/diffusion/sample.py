@@ -1,0 +1,142 @@
+"""Images from a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..model.config import DiMRConfig
+from ..utils import require
+from .guidance import Guidance
+from .samplers import Denoise, multistep_scheduler, sample_fast, sample_with_scheduler
+from .schedule import NoiseSchedule
+
+METHODS = ("dpm-solver-fast", "dpm-solver-multistep")
+
+
+class NoisePredictor(Protocol):
+    """What sampling needs of a model."""
+
+    config: DiMRConfig
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def __call__(self, x: Tensor, timestep: Tensor, class_labels: Tensor) -> Sequence[Tensor]: ...
+
+
+def sample(
+    model: NoisePredictor,
+    class_labels: Tensor | Sequence[int],
+    noise: Tensor | None = None,
+    steps: int = 50,
+    method: Any = "dpm-solver-fast",
+    guidance: Guidance | None = None,
+    generator: torch.Generator | None = None,
+    schedule: NoiseSchedule | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """Draw one image or latent per class label.
+
+    Args:
+        model: a :class:`~dimr.DiMR`, what :func:`~dimr.optimize_for_inference` made of one, or anything else
+            with its ``config``, ``device``, ``dtype`` and call.
+        class_labels: ``[B]`` class ids.
+        noise: ``[B, C, S, S]`` to start from; None draws it from ``generator`` (on the generator's own device, so that
+            a CPU generator gives the same images on every machine).
+        steps: model calls per image; with guidance each is one forward of 2B.
+        method: "dpm-solver-fast" (single-step, third order), "dpm-solver-multistep" (diffusers, for few steps), or a
+            diffusers scheduler for noise prediction.
+        guidance: None for plain conditional sampling.
+        generator: source of the noise; None is torch's global one.
+        schedule: what the model was trained with.
+        progress: show a progress bar (needs tqdm).
+
+    The host never waits for a GPU: all coefficients are computed on the host, so it runs ahead of the device.
+
+    Returns:
+        ``[B, C, S, S]`` float32 on the model's device.
+
+    Raises:
+        ValueError, TypeError: an argument that does not fit, by name.
+        ImportError: the method or the progress bar needs a library that is not installed.
+
+    Example:
+        >>> import dimr
+        >>> model = dimr.create_model("dimr-tiny-3r")
+        >>> images = sample(model, [0, 3], steps=2, guidance=dimr.Guidance("constant", 0.4))
+        >>> images.shape
+        torch.Size([2, 3, 16, 16])
+    """
+    schedule = schedule or NoiseSchedule()
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be an integer of at least 1, got {steps!r}")
+    labels = torch.as_tensor(class_labels, device=model.device)
+    if labels.dim() != 1:
+        raise ValueError(f"class_labels must have shape [B], got {list(labels.shape)}")
+    if method == "dpm-solver-multistep":
+        method = multistep_scheduler(schedule)
+    elif method != "dpm-solver-fast" and not hasattr(method, "set_timesteps"):
+        raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))} or a scheduler; got {method!r}")
+    x = _start(model, labels.shape[0], noise, generator)
+    with torch.inference_mode(), _progress_bar(progress, steps) as advance:
+        denoise = guided(model, labels, guidance, advance)
+        if method == "dpm-solver-fast":
+            x = sample_fast(denoise, x, schedule, steps)
+        else:
+            x = sample_with_scheduler(denoise, x, method, steps, generator)
+    return x.clone()  # an ordinary tensor: inference tensors cannot enter autograd
+
+
+def guided(
+    model: NoisePredictor, class_labels: Tensor, guidance: Guidance | None, advance: Any = lambda: None
+) -> Denoise:
+    """``denoise(x, timestep)``: the finest prediction, float32, guided in one batch of 2B where asked for."""
+    if guidance is not None:
+        if not isinstance(guidance, Guidance):
+            raise TypeError(f'guidance must be a Guidance, such as Guidance("constant", 0.4), got {guidance!r}')
+        if not model.config.unconditional_class:
+            raise ValueError("guidance needs a model with an unconditional class; this one has none")
+        both = torch.cat((class_labels, torch.full_like(class_labels, model.config.num_classes)))
+
+    def denoise(x: Tensor, timestep: float) -> Tensor:
+        step = torch.full((1,), timestep, device=model.device)  # a tensor: a compiled model would keep a number
+        if guidance is None:
+            out = model(x.to(model.dtype), step, class_labels)[-1].float()
+        else:
+            twice = torch.empty((2, *x.shape), dtype=model.dtype, device=x.device).copy_(x)  # cast on the way
+            conditional, unconditional = model(twice.flatten(0, 1), step, both)[-1].float().chunk(2)
+            out = guidance.combine(conditional, unconditional, timestep)
+        advance()
+        return out
+
+    return denoise
+
+
+def _start(model: NoisePredictor, batch: int, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    config = model.config
+    shape = (batch, config.in_channels, config.input_size, config.input_size)
+    if noise is None:
+        device = model.device if generator is None else generator.device
+        noise = torch.randn(shape, generator=generator, device=device)
+    elif tuple(noise.shape) != shape or not noise.is_floating_point():
+        raise ValueError(f"noise must be floating-point of shape {list(shape)}, got {noise.dtype} {list(noise.shape)}")
+    to_gpu = model.device.type == "cuda"  # where pinned noise need not be waited for
+    return noise.to(model.device, torch.float32, non_blocking=to_gpu)
+
+
+@contextmanager
+def _progress_bar(show: bool, steps: int) -> Iterator[Any]:
+    if not show:
+        yield lambda: None
+        return
+    tqdm = require("tqdm", "demo", "a progress bar").tqdm
+    with tqdm(total=steps, desc="sampling", unit="step") as bar:
+        yield bar.update

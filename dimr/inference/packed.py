@@ -1,0 +1,320 @@
+"""The buffer that holds everything a branch keeps: the output of its embedding and of every block, side by side.
+
+One row per token, one slot of D channels per feature: ``[B, N, slots * D]``. A block writes its output straight into
+its slot, and a whole row is what the cascade's norm reads, so nothing is ever concatenated. The order of the slots is
+free, since the cascade's parameters can be put in the same order once and for all. It is chosen such that the two
+inputs of every long skip are neighbours: ``[h, skip]`` is a view too, and the skip one ordinary product.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+import dimr_kernels as dk
+
+from ..model.layers import NoiseHead, PatchEmbedding
+
+
+def slot_order(half: int) -> list[int]:
+    """Which feature each slot holds, for ``half`` blocks before and after the middle one.
+
+    Feature 0 is the embedding, feature ``k`` the output of block ``k - 1``. Block ``half + j`` (j = 1 .. half) reads
+    features ``half + j`` and, as its long skip, ``half + 1 - j``.
+    """
+    order = [0, 2 * half + 1]
+    for j in range(1, half + 1):
+        order += [half + j, half + 1 - j]
+    return order
+
+
+def column_order(half: int, dim: int) -> Tensor:
+    """The channels of a cascade ``[(2 * half + 2) * dim]`` in the order of the slots."""
+    slots = torch.tensor(slot_order(half))
+    return (slots[:, None] * dim + torch.arange(dim)).flatten()
+
+
+class FeatureBuffer:
+    """Uninitialised slots for ``tokens`` tokens of each sample."""
+
+    def __init__(self, batch: int, tokens: int, dim: int, half: int, like: Tensor) -> None:
+        order = slot_order(half)
+        self.dim = dim
+        self.half = half
+        self.all = like.new_empty(batch, tokens, len(order) * dim)
+        self._start = {feature: slot * dim for slot, feature in enumerate(order)}
+
+    def tokens(self, feature: int) -> Tensor:
+        """``[B, N, D]``."""
+        return self.all.narrow(2, self._start[feature], self.dim)
+
+    def with_skip(self, block: int) -> Tensor:
+        """The two inputs of a block behind the middle one: ``[B * N, 2D]``."""
+        return as_rows(self.all.narrow(2, self._start[block], 2 * self.dim))
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """``[B, N, D]`` -> ``[B * N, D]``, always a view."""
+    return x.view(x.shape[0] * x.shape[1], x.shape[2])
+
+
+# Weights in the form in which the engine's products and kernels read them, made once.
+
+
+class Packer:
+    """Makes copies that share no memory with the model: weights in ``dtype``, norms' parameters in float32."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.bytes = 0
+
+    def weight(self, tensor: Tensor) -> Tensor:
+        return self._copy(tensor, self.dtype)
+
+    def exact(self, tensor: Tensor) -> Tensor:
+        return self._copy(tensor, torch.float32)
+
+    def _copy(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        copy = tensor.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
+        self.bytes += copy.numel() * copy.element_size()
+        return copy
+
+
+class PackedNorm:
+    """A time-dependent norm. ``columns``: the order in which its input has the channels, where it is another one."""
+
+    def __init__(self, norm: Any, pack: Packer, columns: Tensor | None = None) -> None:
+        def gate(name: str) -> Tensor | None:
+            parameter = getattr(norm, name)
+            if parameter is None:
+                return None
+            reordered = columns is not None and parameter.numel() == columns.numel()
+            return pack.exact(parameter[columns] if reordered else parameter)
+
+        self.gates = tuple(gate(name) for name in dk.inference.GATES)
+        self.eps = norm.eps
+        self.rms = isinstance(norm, dk.TDRMSNorm)
+
+    def __call__(
+        self,
+        x: Tensor,
+        t: Tensor,
+        residual: Tensor | None = None,
+        total: Tensor | None = None,
+        offset: Tensor | None = None,
+    ) -> Tensor:
+        return dk.inference.td_norm(x, t, self.gates, self.eps, self.rms, residual, total, offset)
+
+
+class PackedLinear:
+    """``x [M, K]`` -> ``[M, N]``, the bias in the product's epilogue."""
+
+    def __init__(self, linear: nn.Linear, pack: Packer, columns: Tensor | None = None) -> None:
+        self.weight = pack.weight(linear.weight if columns is None else linear.weight[:, columns])
+        self.bias = pack.weight(linear.bias)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight, self.bias)
+
+
+class PackedMLP:
+    """The second half of a block: ``out += W geglu(h)``, where ``out`` holds the bias of W already.
+
+    The product adds to ``out`` in its epilogue. A bias beside that is more than torch's products take, so whatever
+    writes ``out`` before adds it along with a bias of its own, and the norm in between subtracts it (``offset``):
+    both for nothing. Per element of the stream that is 2 + 2 numbers for this product and the next norm; a product
+    with a bias and a norm with a residual would move 1 + 4.
+    """
+
+    def __init__(self, mlp: Any, pack: Packer) -> None:
+        self.up = pack.weight(mlp.geglu.proj.weight)
+        self.up_bias = pack.weight(mlp.geglu.proj.bias)
+        self.approximate, self.gate = mlp.geglu.approximate, mlp.geglu.gate
+        self.down = pack.weight(mlp.out.weight).t()
+        self.bias = mlp.out.bias.detach().float()
+        self.offset = pack.exact(-self.bias)
+
+    def __call__(self, h: Tensor, out: Tensor) -> None:
+        """``h, out [M, D]``."""
+        gated = dk.functional.geglu_linear(h, self.up, self.up_bias, self.approximate, self.gate)
+        out.addmm_(gated, self.down)
+
+
+# The two kinds of block: seven and four launches, every one writing where its result is needed.
+#
+# ``x`` is the block's input and ``out`` its slot, both ``[B, N, D]`` with any distance between rows. The residual
+# stream moves 9 numbers per element through a transformer block (norm 2, projection 1, norm with sum 4, product onto
+# it 2) and 6 through a ConvNeXt block (convolution 2, norm 2, product 2);
+# what is inside attention and MLP comes on top.
+
+
+class PackedTransformerBlock:
+    """Norm, qkv, attention, projection, norm (which adds the residual into ``out``), GeGLU, product onto ``out``."""
+
+    def __init__(self, block: Any, pack: Packer, resolution: int) -> None:
+        attn = block.attn
+        self.num_heads = attn.num_heads
+        self.scale = attn.head_dim**-0.5
+        self.norm1, self.norm2 = PackedNorm(block.norm1, pack), PackedNorm(block.norm2, pack)
+        qkv, out = attn.qkv.weight, attn.out.weight
+        if pack.dtype != torch.float32 and not attn.is_packed:  # flash kernels, which float32 has not, want it
+            qkv, out = dk.pad_head_dim(qkv, out, self.num_heads)
+        self.mlp = PackedMLP(block.mlp, pack)
+        self.qkv, self.out = pack.weight(qkv), pack.weight(out)
+        self.bias = pack.weight(attn.out.bias.detach().float() + self.mlp.bias)
+
+    def __call__(self, x: Tensor, t: Tensor, out: Tensor) -> None:
+        B, N, D = x.shape
+        qkv = linear(as_rows(self.norm1(x, t)), self.qkv).view(B, N, 3, self.num_heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # views [B, heads, N, head_dim]
+        h = dk.functional.attention(q, k, v, scale=self.scale).transpose(1, 2)  # as dense as q, so rows are a view
+        h = linear(h.reshape(B * N, -1), self.out, self.bias).view(B, N, D)
+        h = self.norm2(h, t, residual=x, total=out, offset=self.mlp.offset)
+        self.mlp(as_rows(h), as_rows(out))
+
+
+class PackedConvNeXtBlock:
+    """Convolution (with its residual, into ``out``), norm, GeGLU, product onto ``out``."""
+
+    def __init__(self, block: Any, pack: Packer, resolution: int) -> None:
+        self.resolution = resolution
+        self.norm = PackedNorm(block.norm, pack)
+        self.mlp = PackedMLP(block.mlp, pack)
+        C, _, K, _ = block.conv.weight.shape
+        taps = pack.weight(block.conv.weight.reshape(C, K * K).t())  # [K * K, C], the order in memory
+        self.weight = taps.t().unflatten(1, (1, K, K))
+        self.bias = pack.weight(block.conv.bias.detach().float() + self.mlp.bias)
+
+    def __call__(self, x: Tensor, t: Tensor, out: Tensor) -> None:
+        image = (self.resolution, self.resolution)
+        dk.inference.depthwise_conv2d(x.unflatten(1, image), self.weight, self.bias, out.unflatten(1, image))
+        self.mlp(as_rows(self.norm(out, t, offset=self.mlp.offset)), as_rows(out))
+
+
+# The branches: embedding, blocks with long skips, prediction, and the cascade between them, all without a copy.
+
+
+class PackedEmbedding:
+    """Patches, projected, plus position and bias, straight into a slot.
+
+    Patches are taken as columns, ``[C * p * p, tokens]``: that is how an image with p = 1 lies in memory, and for
+    p > 1 one small copy makes it so (the input's size, a hundredth of the stream's). Position and bias are written
+    first and the product adds to them: 3 numbers per element, as many as a product and an addition after it.
+    """
+
+    def __init__(self, embed: PatchEmbedding, pack: Packer) -> None:
+        self.patch_size = embed.patch_size
+        self.weight = pack.weight(embed.proj.weight.t())  # [C * p * p, D]
+        position = embed.position.detach().float() + embed.proj.bias.detach().float()
+        self.position = pack.weight(position.flatten(0, 1))  # [tokens, D]
+
+    def __call__(self, x: Tensor, out: Tensor) -> None:
+        """``x [B, C, S, S]``, ``out [B, tokens, D]``."""
+        columns = x if self.patch_size == 1 else F.pixel_unshuffle(x, self.patch_size)
+        patches = columns.flatten(2).transpose(1, 2)  # [B, tokens, C * p * p]
+        weight = self.weight.expand(x.shape[0], -1, -1)
+        torch.baddbmm(self.position, patches, weight, out=out)
+
+
+class PackedHead:
+    """TD layer norm and 3x3 convolution, both channels last, as the result is."""
+
+    def __init__(self, head: NoiseHead, pack: Packer) -> None:
+        self.norm = PackedNorm(head.norm, pack)
+        self.weight = pack.weight(head.conv.weight).contiguous(memory_format=torch.channels_last)
+        self.bias = None if head.conv.bias is None else pack.weight(head.conv.bias)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """``x [B, h, w, D]`` -> ``[B, C, h, w]``."""
+        return F.conv2d(self.norm(x, t).permute(0, 3, 1, 2), self.weight, self.bias, padding=1)
+
+
+class PackedLift:
+    """The cascade's way from one branch into the next: TD layer norm over all features, and a product.
+
+    The parameters are in the order of the buffer's slots. The norm reads the slots where they are and writes the one
+    copy that the product reads.
+    """
+
+    def __init__(self, upsample: dk.PixelShuffleUpsample, pack: Packer, half: int, dim: int) -> None:
+        columns = column_order(half, dim).to(upsample.proj.weight.device)
+        self.norm = PackedNorm(upsample.norm_in, pack, columns)
+        self.proj = PackedLinear(upsample.proj, pack, columns)
+
+    def __call__(self, features: Tensor, t: Tensor) -> Tensor:
+        """``[B, h, w, slots * D]`` -> ``[B, h, w, 4 * D of the next branch]``."""
+        B, h, w, _ = features.shape
+        return self.proj(as_rows(self.norm(features, t).flatten(1, 2))).view(B, h, w, -1)
+
+
+class PackedBranch:
+    """What both kinds of branch share. ``above``: the branch that this one feeds."""
+
+    leading = 0
+    """Tokens before those of the image."""
+    block: Any
+
+    def __init__(self, branch: Any, pack: Packer, resolution: int, above: Any) -> None:
+        self.resolution = resolution
+        self.dim = branch.embed.proj.out_features
+        self.half = len(branch.skips)
+        self.embed = PackedEmbedding(branch.embed, pack)
+        self.blocks = [self.block(block, pack, resolution) for block in branch.blocks]
+        self.skips = [PackedLinear(skip, pack) for skip in branch.skips]
+        self.head = PackedHead(branch.head, pack)
+        self.lift = None if above is None else PackedLift(above.upsample, pack, self.half, self.dim)
+
+    @property
+    def tokens(self) -> int:
+        return self.leading + self.resolution**2
+
+    def __call__(self, x: Tensor, t: Tensor, source: Tensor) -> tuple[Tensor, Tensor | None]:
+        """``x [B, C, S, S]``, class labels or what the branch below gave -> prediction, what the branch above wants."""
+        buffer = FeatureBuffer(x.shape[0], self.tokens, self.dim, self.half, like=x)
+        self.begin(x, t, source, buffer.tokens(0))
+        for i, block in enumerate(self.blocks):
+            h = buffer.tokens(i)
+            if i > self.half:
+                h = self.skips[i - self.half - 1](buffer.with_skip(i)).view(h.shape)
+            block(h, t, buffer.tokens(i + 1))
+        prediction = self.head(self.image(buffer.tokens(len(self.blocks))), t)
+        return prediction, None if self.lift is None else self.lift(self.image(buffer.all), t)
+
+    def begin(self, x: Tensor, t: Tensor, source: Tensor, out: Tensor) -> None:
+        """Write the first feature, ``out [B, tokens, D]``."""
+        raise NotImplementedError
+
+    def image(self, x: Tensor) -> Tensor:
+        """``[B, tokens, channels]`` -> ``[B, h, w, channels]``, a view."""
+        return x[:, self.leading :].unflatten(1, (self.resolution, self.resolution))
+
+
+class PackedTransformerBranch(PackedBranch):
+    leading = 1  # the class
+    block = PackedTransformerBlock
+
+    def __init__(self, branch: Any, pack: Packer, resolution: int, above: Any) -> None:
+        super().__init__(branch, pack, resolution, above)
+        self.classes = pack.weight(branch.class_embedding.weight)
+
+    def begin(self, x: Tensor, t: Tensor, source: Tensor, out: Tensor) -> None:
+        torch.index_select(self.classes, 0, source, out=out[:, 0])
+        self.embed(x, out[:, 1:])
+
+
+class PackedConvNeXtBranch(PackedBranch):
+    block = PackedConvNeXtBlock
+
+    def __init__(self, branch: Any, pack: Packer, resolution: int, above: Any) -> None:
+        super().__init__(branch, pack, resolution, above)
+        self.factor = branch.upsample.upscale_factor
+        self.norm = PackedNorm(branch.upsample.norm_out, pack)
+
+    def begin(self, x: Tensor, t: Tensor, source: Tensor, out: Tensor) -> None:
+        self.embed(x, out)
+        norm = self.norm
+        dk.inference.pixel_shuffle_td_norm_add_(self.image(out), source, t, self.factor, norm.gates, norm.eps)

@@ -1,0 +1,1 @@
+"""The DiMR network: configuration, layers, branches, named variants and their counts."""

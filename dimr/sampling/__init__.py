@@ -1,0 +1,1 @@
+"""Resumable runs that draw many samples: plan, output files, class names, autoencoder."""
