@@ -8,16 +8,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
-import torch
-
-from .launch import forget_launches
+from ..launch import assume_architecture, forget_launches  # noqa: F401
+from ..launch import family_of as family  # noqa: F401
+from ..launch import gpu_family as current_family
 
 C = TypeVar("C")
 FAMILIES = (80, 90)
-_assumed: list[int] = []
 _forced: dict[str, Any] = {}
 
 
@@ -68,39 +66,6 @@ class Table(Generic[C]):
     def candidates(self, size: int) -> list[C]:
         """What is worth trying, the present choice first, none twice."""
         return list(dict.fromkeys((self.row(size).config, *self._candidates(size, current_family()))))
-
-
-def family(architecture: int) -> int:
-    """9.0 and 10.0 share shared memory and matrix instructions, or have better; all others are like 8.0, or smaller."""
-    return 90 if architecture // 10 in (9, 10) else 80
-
-
-def current_family() -> int:
-    """Of the GPU in use, or of the one assumed; without either, 80.
-
-    Launches are worked out once for each shape, so in a process with GPUs of both families those of the first are kept.
-    """
-    return _assumed[-1] if _assumed else _family_of_gpu()
-
-
-@lru_cache(maxsize=1)
-def _family_of_gpu() -> int:
-    if not torch.cuda.is_available():
-        return 80
-    major, minor = torch.cuda.get_device_capability()
-    return family(10 * major + minor)
-
-
-@contextlib.contextmanager
-def assume_architecture(architecture: int) -> Iterator[None]:
-    """Choose as a GPU of this architecture would: to compile for it without one."""
-    _assumed.append(family(architecture))
-    forget_launches()
-    try:
-        yield
-    finally:
-        _assumed.pop()
-        forget_launches()
 
 
 @contextlib.contextmanager
