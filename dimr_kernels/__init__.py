@@ -1,6 +1,7 @@
 """Fused operators for diffusion models: Triton and CUDA on a GPU, plain PyTorch everywhere else."""
 
 from . import functional, inference
+from ._pickle_aliases import register_aliases
 from .adoption import AdoptionReport, adopt
 from .conditioning import time_conditioning
 from .dispatch import BackendError, current_backend, use_backend
@@ -18,6 +19,8 @@ from .packing import pad_head_dim, padded_head_dim, unpad_head_dim
 from .warmup import warmup
 
 __version__ = "0.1.0"
+
+register_aliases()
 
 __all__ = [
     "GEGLU",
