@@ -12,7 +12,7 @@ import torch._functorch.config
 import torch.nn.functional as F
 from torch import Tensor
 
-from dimr_kernels.dispatch import why_unavailable
+from dimr_kernels.dispatch import unavailable_reason
 
 from .workload import Inputs, Rival, Workload, random
 
@@ -45,7 +45,7 @@ def _fused(workload: Workload, device: torch.device, dtype: torch.dtype) -> Riva
 
 def why_not_worth_timing(fused: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why a fused form ("triton" or "cuda") cannot run here, or only in Triton's interpreter; None if it can."""
-    problem = why_unavailable(fused, device, dtype)
+    problem = unavailable_reason(fused, device, dtype)
     if problem is None and fused == "triton" and device.type == "cpu":
         return "Triton's interpreter is not worth timing"
     return problem

@@ -14,7 +14,7 @@ import torch
 
 import dimr_kernels as dk
 from dimr_kernels import conditioning, dispatch
-from dimr_kernels.dispatch import why_unavailable
+from dimr_kernels.dispatch import unavailable_reason
 from dimr_kernels.ops.launch import forget_launches
 from tests.support.operators import EXAMPLES
 from tests.support.parity import results_of
@@ -38,7 +38,7 @@ def at_once(*tasks: Callable[[], object]) -> list[object]:
 def backends(name: str) -> list[str]:
     """Of an example, those that run here. Compiled kernels need a GPU; Triton's interpreter takes turns."""
     fused = EXAMPLES[name].fused
-    usable = fused == "auto" or why_unavailable(fused, DEVICE) is None
+    usable = fused == "auto" or unavailable_reason(fused, DEVICE) is None
     return ["eager", *([fused] if usable else [])]
 
 

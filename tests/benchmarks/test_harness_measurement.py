@@ -50,7 +50,7 @@ def test_a_right_fused_form_is_checked_once_and_timed():
 def test_wrong_cpp_operator_is_not_timed(monkeypatch):
     from dimr_kernels.ops.pixel_shuffle import op
 
-    if dk.dispatch.why_unavailable("cuda", CPU) is not None:
+    if dk.dispatch.unavailable_reason("cuda", CPU) is not None:
         pytest.skip("the compiled extension is not available")
     right = op.pixel_shuffle_add
     monkeypatch.setattr(op, "pixel_shuffle_add", lambda x, y, *rest: right(x, y, *rest) + 1e-3 * y)

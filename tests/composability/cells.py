@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import dimr_kernels as dk
-from dimr_kernels.dispatch import why_unavailable
+from dimr_kernels.dispatch import unavailable_reason
 
 from .matrix import FORMS, MATRIX
 from .subjects import SUBJECTS
@@ -55,7 +55,7 @@ class Cell:
         """Why the form cannot run on this machine."""
         if self.form == "eager" or self.backend == "auto":
             return None
-        return why_unavailable(self.backend, DEVICE)
+        return unavailable_reason(self.backend, DEVICE)
 
 
 def each_cell(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import dimr_kernels as dk
-from dimr_kernels.dispatch import why_unavailable
+from dimr_kernels.dispatch import unavailable_reason
 from tests.support.operators import EXAMPLES, Example
 from tests.support.parity import assert_deterministic, assert_parity, results_of
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.parametrize("name", dk.functional.__all__)
 @pytest.fixture
 def example(name: str, device: torch.device) -> Example:
     found = EXAMPLES[name]
-    problem = None if found.fused == "auto" else why_unavailable(found.fused, device)
+    problem = None if found.fused == "auto" else unavailable_reason(found.fused, device)
     if problem is not None:
         pytest.skip(f"no fused form here: {problem}")
     return found
