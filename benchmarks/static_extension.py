@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dimr_kernels.extension import extension_status
+from dimr_kernels.dispatch import extension_status
 from dimr_kernels.machine_code import BULK_LOADS, BULK_STORES, LOADS, STORES, Listing
 from dimr_kernels.static_analysis import ARCHITECTURES, tool
 

@@ -10,8 +10,8 @@ from unittest import mock
 import torch
 
 from dimr_kernels import use_backend
-from dimr_kernels.ops.launch import Launch, forget_launches
-from dimr_kernels.ops.registration import Operator
+from dimr_kernels.launch import Launch, forget_launches
+from dimr_kernels.registration import Operator
 
 
 class _Compiled:

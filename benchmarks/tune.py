@@ -24,8 +24,8 @@ import torch
 import dimr_kernels as dk
 from dimr.files import replacing
 from dimr_kernels.dispatch import TRITON_INSTALLED, TRITON_INTERPRETS
+from dimr_kernels.launch import KernelCase
 from dimr_kernels.ops.configurations import Table, assume_architecture, forced
-from dimr_kernels.ops.launch import KernelCase
 from dimr_kernels.static_analysis import ARCHITECTURES, OPERATORS, CompiledKernel, compile_case
 
 from . import timing

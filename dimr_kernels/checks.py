@@ -124,6 +124,3 @@ def is_plain_linear(module: nn.Module) -> bool:
     False for adapters (LoRA), hooks and quantised weights.
     """
     return type(module) is nn.Linear and not is_call_modified(module) and is_plain_tensor(module.weight)
-
-
-values_are_at_hand = can_read_values  # for importers not moved yet

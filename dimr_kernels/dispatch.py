@@ -172,7 +172,7 @@ def current_backend() -> str:
     return _backend.get()
 
 
-def choose(operator: str, x: torch.Tensor, _moving: str = "") -> str:
+def choose(operator: str, x: torch.Tensor) -> str:
     """Return the fused form that computes a call with main input ``x``, or "eager"."""
     requested = _backend.get()
     if requested == "eager":

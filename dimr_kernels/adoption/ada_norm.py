@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import checks
+from ..dispatch import ScopedValue
 from ..nn import TDLayerNorm
-from ..scoped import ScopedValue
 from .fit import Gated, fit_gated
 from .rules import check_module, class_problem, tensor_problem
 from .swap import Adopted, AdoptionReport, Change, ClassChange, Replacement

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from ..checks import autocast_dtype
+from ..checks import autocast_dtype, hook_names, is_call_modified, is_plain_linear, is_plain_tensor
 from ..dispatch import current_backend
 from ..functional import depthwise_conv2d, td_layer_norm
-from ..ops.geglu_linear.module import project_and_gate
-from ..plain import hooks_of, is_plain_linear, is_plain_tensor, is_watched
+from ..ops.geglu import project_and_gate
 from .swap import Adopted, AdoptionReport, ClassChange, Hook, library_problem
 
 DIFFUSERS_GEGLU = "diffusers.models.activations.GEGLU"
@@ -150,7 +149,7 @@ def class_problem(module: nn.Module, cls: type[nn.Module]) -> str | None:
 
 def hook_problem(module: nn.Module) -> str | None:
     """Say what besides the class's forward a call of the module runs."""
-    hooks = hooks_of(module)
+    hooks = hook_names(module)
     if hooks:
         return f"it has hooks: {', '.join(hooks)}"
     if "forward" in vars(module):
@@ -196,7 +195,7 @@ class GatedMLP(Adopted):
     def forward(self, x: Tensor) -> Tensor:
         layer: Any = self
         approximate = _gelu_approximation(layer.act)
-        if approximate is None or layer.chunk_dim != -1 or is_watched(layer.act):
+        if approximate is None or layer.chunk_dim != -1 or is_call_modified(layer.act):
             return super().forward(x)
         x = project_and_gate(layer.fc1, x, approximate, "last" if layer.gate_last else "first")
         return layer.drop2(layer.fc2(layer.norm(layer.drop1(x))))

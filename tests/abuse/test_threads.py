@@ -15,7 +15,7 @@ import torch
 import dimr_kernels as dk
 from dimr_kernels import conditioning, dispatch
 from dimr_kernels.dispatch import unavailable_reason
-from dimr_kernels.ops.launch import forget_launches
+from dimr_kernels.launch import forget_launches
 from tests.support.operators import EXAMPLES
 from tests.support.parity import results_of
 

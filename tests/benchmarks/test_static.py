@@ -7,7 +7,7 @@ import pytest
 from benchmarks import static
 from benchmarks.static import COLUMNS, as_json, completed, issue_over_memory, markdown, occupancy, widths
 from benchmarks.static_extension import extension_rows
-from dimr_kernels.extension import extension_status
+from dimr_kernels.dispatch import extension_status
 from dimr_kernels.static_analysis import merged_name
 
 ROW = {

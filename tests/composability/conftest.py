@@ -13,7 +13,7 @@ def remembered_launches() -> Iterator[None]:
     if torch.cuda.is_available():
         yield
         return
-    from dimr_kernels.ops.launch import Launch
+    from dimr_kernels.launch import Launch
 
     remembered = RememberedLaunches()
     original = Launch.by_triton

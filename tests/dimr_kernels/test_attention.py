@@ -8,11 +8,11 @@ from unittest import mock
 
 import pytest
 import torch
+from dimr_kernels.ops.attention.rules import RULES, Call, automatic
 
 import dimr_kernels as dk
 from dimr_kernels.functional import attention
 from dimr_kernels.ops.attention import flash_attn, run
-from dimr_kernels.ops.attention.rules import RULES, Call, automatic
 from tests.support.parity import assert_parity, results_of, strided
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

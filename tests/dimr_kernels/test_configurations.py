@@ -13,8 +13,8 @@ from tests.support.operators import EXAMPLES
 from tests.support.parity import assert_parity
 
 pytest.importorskip("triton")
+from dimr_kernels.launch import Launch
 from dimr_kernels.ops.configurations import Row, Table, assume_architecture, family, forced
-from dimr_kernels.ops.launch import Launch
 from dimr_kernels.static_analysis import OPERATORS
 
 

@@ -13,7 +13,7 @@ import torch
 
 import dimr_kernels as dk
 from dimr_kernels import environment, extension
-from dimr_kernels.extension import ExtensionStatus, extension_status
+from dimr_kernels.dispatch import ExtensionStatus, extension_status
 from dimr_kernels.ops.pixel_shuffle import cuda as compiled
 from dimr_kernels.ops.pixel_shuffle import eager
 from tests.support.operators import EXAMPLES

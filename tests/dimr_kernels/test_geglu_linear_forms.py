@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from dimr_kernels.ops.geglu_linear import op
 
 import dimr_kernels as dk
 from dimr_kernels.functional import geglu_linear
-from dimr_kernels.ops.geglu_linear import op
 from tests.support.geglu_linear import layer, one_kernel, two_kernels
 
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 import dimr_kernels as dk
-from dimr_kernels.ops import registration
-from dimr_kernels.ops.registration import Operator
+from dimr_kernels import registration
+from dimr_kernels.registration import Operator
 from tests.support.dispatch import operators_called
 from tests.support.operators import EXAMPLES
 from tests.support.parity import results_of
@@ -185,7 +185,7 @@ CHOICES = """
 import itertools, json, torch
 from benchmarks.stubs import pretended_gpu, recorded_calls
 from dimr_kernels import functional as F
-from dimr_kernels.ops.launch import Launch
+from dimr_kernels.launch import Launch
 
 def chosen(launch, pointers):
     "What Triton compiles for these pointers, and what Launch calls: (first time, then from its own memory)."

@@ -29,6 +29,12 @@ FORMER = {
     "dimr_kernels.adoption.layer_norm": {"LayerNorm": rules.LayerNorm},
     "dimr_kernels.adoption.pixel_shuffle": {"ShuffleAndAdd": swap.ShuffleAndAdd},
     "dimr_kernels.adoption.swap": {"_new": swap._new},
+    "dimr_kernels.ops.attention.module": {"SelfAttention": dk.SelfAttention},
+    "dimr_kernels.ops.depthwise_conv.module": {"DepthwiseConv2d": dk.DepthwiseConv2d},
+    "dimr_kernels.ops.geglu_linear.module": {"GEGLU": dk.GEGLU, "GEGLUMLP": dk.GEGLUMLP},
+    "dimr_kernels.ops.shuffle_norm_add.module": {"PixelShuffleUpsample": dk.PixelShuffleUpsample},
+    "dimr_kernels.ops.td_group_norm.module": {"TDGroupNorm": dk.TDGroupNorm},
+    "dimr_kernels.ops.td_norm.module": {"TDLayerNorm": dk.TDLayerNorm, "TDRMSNorm": dk.TDRMSNorm},
 }
 
 
@@ -62,6 +68,16 @@ def test_an_adopted_model():
     assert [type(module) for module in read.modules()] == [type(module) for module in model.modules()]
     assert torch.equal(read(x), model(x))
     assert dk.adopt(read, channels_last=True, layer_norm=True).swapped == []
+
+
+def test_time_dependent_norms():
+    model = nn.ModuleList((dk.TDLayerNorm(8), dk.TDRMSNorm(8), dk.TDGroupNorm(2, 8), dk.PixelShuffleUpsample(8, 4)))
+    read = pickle.loads(written_before(model, "TDLayerNorm", "TDRMSNorm", "TDGroupNorm", "PixelShuffleUpsample"))
+    x, y = torch.randn(2, 3, 3, 8), torch.randn(2, 6, 6, 4)
+    for module, same in zip(model[:3], read[:3], strict=True):
+        assert type(same) is type(module)
+        assert torch.equal(same(x, 0.3), module(x, 0.3))
+    assert torch.equal(read[3](x, y, 0.3), model[3](x, y, 0.3))
 
 
 class Upsample(nn.Module):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from dimr_kernels.traced import constant_when_traced
+from dimr_kernels.dispatch import constant_when_traced
 
 ROOT = Path(__file__).parents[2]
 

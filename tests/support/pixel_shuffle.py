@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dimr_kernels.extension import extension_status
+from dimr_kernels.dispatch import extension_status
 
 STATUS = extension_status()
 needs_extension = pytest.mark.skipif(not STATUS.loaded, reason=f"compiled extension: {STATUS.reason}")
