@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import dimr_kernels as dk
-from dimr_kernels.static_analysis import OPERATORS
+from benchmarks.machine_code.compile import OPERATORS
 from tests.support.parity import results_of
 
 from .every_kernel import CALLS

@@ -1,4 +1,4 @@
-"""The CUDA kernels of the built extension, as rows of the static table: what nvcc made of them."""
+"""The CUDA kernels of the built extension, as compiled by nvcc, as rows of the static table."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from dimr_kernels.dispatch import extension_status
-from dimr_kernels.machine_code import BULK_LOADS, BULK_STORES, LOADS, STORES, Listing
-from dimr_kernels.static_analysis import ARCHITECTURES, tool
+
+from .compile import ARCHITECTURES, tool
+from .listing import BULK_LOADS, BULK_STORES, LOADS, STORES, Listing
 
 WARPS = 8
 MODES = ("pixel_shuffle_add", "pixel_shuffle", "pixel_unshuffle")
@@ -41,7 +42,7 @@ class Instance:
 
 
 def extension_rows() -> tuple[list[dict[str, Any]], str | None]:
-    """Rows, one for each kind of kernel, or none and why."""
+    """Return one row for each kind of kernel, or none and the reason."""
     status = extension_status()
     if not status.has_cuda:
         return [], f"The CUDA kernels of the pixel shuffle are not in this table: {status.reason}"
@@ -57,7 +58,7 @@ def extension_rows() -> tuple[list[dict[str, Any]], str | None]:
 
 
 def _dump(library: Path, flag: str) -> dict[int, str]:
-    """Architecture -> what cuobjdump says about the code for it."""
+    """Return cuobjdump's output by architecture."""
     text = subprocess.run([tool("cuobjdump"), flag, library], capture_output=True, text=True, check=True).stdout
     parts = _ARCHITECTURE.split(text)[1:]
     found: dict[int, str] = {}
@@ -79,7 +80,7 @@ def _rows(architecture: int, usage: str, code: str) -> Iterator[dict[str, Any]]:
             instance = Instance(element, int(vector), int(planes), int(mode), function)
             kinds.setdefault(instance.kind, []).append(instance)
     for (mode, element, wide, _), instances in kinds.items():
-        # The one with the most registers stands for all. They differ in the width of the index, some in planes.
+        # The instance with the most registers represents all. They differ in the width of the index, some in planes.
         largest = max(instances, key=lambda instance: int(resources[instance.function]["REG"]))
         use = {name: int(value) for name, value in resources[largest.function].items()}
         listing = Listing(listings[largest.function])

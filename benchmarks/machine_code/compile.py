@@ -1,6 +1,6 @@
-"""Compile Triton kernels for an architecture without a GPU, and read what the machine code costs.
+"""Compile Triton kernels for an architecture without a GPU, and read the cost off the machine code.
 
-``python -m dimr_kernels.static_analysis [operator ...]`` prints one JSON object per configuration. Run it in a
+``python -m benchmarks.machine_code.compile [operator ...]`` prints one JSON object per configuration. Run it in a
 process of its own without TRITON_INTERPRET=1: the interpreter's kernels cannot be compiled.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
 import json
 import re
 import subprocess
@@ -19,18 +18,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .machine_code import BULK_LOADS, BULK_STORES, LOADS, STORES, Listing
-from .ops.configurations import assume_architecture
-from .ops.folders import has_room, operators
-from .ops.launch import KernelCase
+from dimr_kernels.launch import assume_architecture
 
-OPERATORS = tuple(operator for operator in operators() if has_room(operator, "triton"))
+from . import cases_depthwise_conv, cases_geglu, cases_norms
+from .case import KernelCase
+from .listing import BULK_LOADS, BULK_STORES, LOADS, STORES, Listing
+
+CASES = cases_depthwise_conv.CASES | cases_geglu.CASES | cases_norms.CASES
+OPERATORS = tuple(sorted(CASES))
 ARCHITECTURES = (80, 90)
 
 
 @dataclass(frozen=True)
 class CompiledKernel:
-    """What ptxas made of one configuration."""
+    """Cost of one configuration, as compiled by ptxas."""
 
     name: str
     architecture: int
@@ -48,7 +49,7 @@ class CompiledKernel:
     per_output: dict[str, float]
     """Instructions per element, "all" and by the unit that runs them; empty where the figure means nothing."""
     bytes_per_output: float
-    """Moved to and from memory, at the least; 0 where the figure means nothing."""
+    """Fewest bytes moved to and from memory; 0 where the figure means nothing."""
     compile_seconds: float
 
     @property
@@ -57,13 +58,13 @@ class CompiledKernel:
 
 
 def operator_cases(operator: str, architecture: int) -> list[KernelCase]:
-    """What the operator launches on this architecture. One kernel that serves several shapes is one case."""
+    """List what the operator launches on this architecture; a kernel that serves several shapes is one case."""
     with assume_architecture(architecture):
-        return merged(importlib.import_module(f"dimr_kernels.ops.{operator}.triton").cases())
+        return merged(CASES[operator]())
 
 
 def merged(cases: Iterable[KernelCase]) -> list[KernelCase]:
-    """Those that compile to the same machine code become one, named after all."""
+    """Merge cases that compile to the same machine code into one, named after all."""
     same: dict[str, list[KernelCase]] = {}
     for case in cases:
         key = (case.kernel.__name__, case.signature, case.constants, case.num_warps, case.num_stages)
@@ -75,7 +76,7 @@ def merged(cases: Iterable[KernelCase]) -> list[KernelCase]:
 
 
 def merged_name(names: Sequence[str]) -> str:
-    """``f[D=480,bf16]`` and ``f[D=384,bf16]`` -> ``f[D=384|480,bf16]``."""
+    """Merge names: ``f[D=480,bf16]`` and ``f[D=384,bf16]`` -> ``f[D=384|480,bf16]``."""
     kernel, _, rest = names[0].partition("[")
     fields = zip(*(name.partition("[")[2].rstrip("]").split(",") for name in names), strict=True)
     parts = []
@@ -133,7 +134,7 @@ def _per_output(case: KernelCase, listing: Listing) -> dict[str, float]:
 
 
 def tool(name: str) -> str:
-    """NVIDIA's, as Triton's package carries it."""
+    """Return the path of an NVIDIA tool in Triton's package."""
     import triton
 
     return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
@@ -147,7 +148,7 @@ def _run_on_cubin(cubin: bytes, *command: str) -> str:
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
-    """Registers and local-memory bytes per thread. The stack counts: indexed arrays live there too."""
+    """Read registers and local-memory bytes per thread. The stack counts: indexed arrays live there too."""
     text = _run_on_cubin(cubin, tool("cuobjdump"), "-res-usage")
     usage = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text))
     return int(usage["REG"]), int(usage["STACK"]) + int(usage["LOCAL"])

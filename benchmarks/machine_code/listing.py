@@ -1,6 +1,6 @@
-"""What the listing of a kernel's machine code says: widths of accesses, loops, instructions and their units.
+"""Reading the listing of a kernel's machine code: widths of accesses, loops, instructions and their units.
 
-Counts are of the code, not of a run: a path that is seldom taken counts like any other.
+Counts are of the code, not of a run: a rarely taken path counts like any other.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ STORES = ("STG",)
 BULK_LOADS = ("UTMALDG", "UBLKCP")
 BULK_STORES = ("UTMASTG",)
 BULK = "TMA"
-"""Stands for the width of a copy that the tensor memory accelerator makes."""
+"""In place of the width of a copy by the tensor memory accelerator."""
 
 # Unit -> the instructions it runs, the common ones. The rest count for their issue alone.
 UNITS = {
@@ -28,7 +28,7 @@ UNITS = {
 
 
 class Listing:
-    """``nvdisasm -c`` or ``cuobjdump -sass`` of one kernel."""
+    """Output of ``nvdisasm -c`` or ``cuobjdump -sass`` for one kernel."""
 
     def __init__(self, text: str) -> None:
         self.instructions: list[str] = []
@@ -51,11 +51,11 @@ class Listing:
 
     @property
     def opcodes(self) -> dict[str, int]:
-        """First word of each instruction -> how often it occurs."""
+        """Count the instructions by their first word."""
         return dict(Counter(self._opcodes))
 
     def accesses(self, opcodes: tuple[str, ...], bulk: tuple[str, ...]) -> dict[str, int]:
-        """Bytes per access (or ``BULK``) -> how many there are."""
+        """Count accesses by their bytes (or ``BULK``)."""
         found: Counter[str] = Counter()
         for instruction, opcode in zip(self.instructions, self._opcodes, strict=True):
             if opcode in opcodes:
@@ -65,12 +65,12 @@ class Listing:
         return dict(found)
 
     def per_turn(self) -> dict[str, int]:
-        """Instructions, all and by unit, in one turn of the longest innermost loop."""
+        """Count instructions, all and by unit, in one turn of the longest innermost loop."""
         begin, end = max(self.loops, key=lambda loop: loop[1] - loop[0], default=(0, 0))
         return _by_unit(Counter(self._opcodes[begin:end]))
 
     def per_program(self, turns: int) -> dict[str, int]:
-        """Instructions, all and by unit, of a program whose innermost loops take ``turns`` turns each."""
+        """Count instructions, all and by unit, of a program whose innermost loops take ``turns`` turns each."""
         exits = [i for i, opcode in enumerate(self._opcodes) if opcode == "EXIT"]
         end = exits[-1] + 1 if exits else len(self._opcodes)  # slow paths and padding follow
         counted = Counter(self._opcodes[:end])
