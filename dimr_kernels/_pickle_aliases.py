@@ -11,6 +11,12 @@ MOVED = {
     "dimr_kernels.adoption.geglu": "dimr_kernels.adoption.rules",
     "dimr_kernels.adoption.layer_norm": "dimr_kernels.adoption.rules",
     "dimr_kernels.adoption.pixel_shuffle": "dimr_kernels.adoption.swap",
+    "dimr_kernels.ops.attention.module": "dimr_kernels.ops.attention",
+    "dimr_kernels.ops.depthwise_conv.module": "dimr_kernels.ops.depthwise_conv",
+    "dimr_kernels.ops.geglu_linear.module": "dimr_kernels.ops.geglu",
+    "dimr_kernels.ops.shuffle_norm_add.module": "dimr_kernels.ops.upsample",
+    "dimr_kernels.ops.td_group_norm.module": "dimr_kernels.ops.td_group_norm",
+    "dimr_kernels.ops.td_norm.module": "dimr_kernels.ops.td_norm",
 }
 
 
