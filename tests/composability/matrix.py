@@ -14,9 +14,7 @@ FORMS = ("eager", "fused")
 ALL = tuple(SUBJECTS)
 MODULES = tuple(name for name in ALL if name not in ("geglu", "pixel_shuffle_add", "pixel_unshuffle"))
 """Subjects with parameters."""
-IMAGES = tuple(
-    name for name, subject in SUBJECTS.items() if any(x.dim() == 4 for x in subject.inputs())
-)
+IMAGES = tuple(name for name, subject in SUBJECTS.items() if any(x.dim() == 4 for x in subject.inputs()))
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ NO_FORWARD_MODE = {
     **_fused(ALL, Refusal(RuntimeError, r"forward-mode derivative.*use_backend\('eager'\)")),
     **_fused(["SelfAttention"], Refusal(NotImplementedError, "forward AD")),  # torch's own fused attention
 }
-EAGER_ONLY = "the eager form alone; compute that part under `use_backend(\"eager\")`"
+EAGER_ONLY = 'the eager form alone; compute that part under `use_backend("eager")`'
 ONE_LAUNCH_EACH = "a fused operator is launched once for every entry of the batch"
 FUSED = ("fused",)
 OF_MODULES = Mechanism(MODULES, FUSED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ def _depthwise_conv2d(device: torch.device, dtype: torch.dtype) -> Inputs:
 
 
 def _geglu_of_two(device: torch.device, dtype: torch.dtype) -> Inputs:
-    return {"h": _random(device, dtype, 3, 5, 16), "gate": _random(device, dtype, 3, 5, 16)}
+    return {"h": _random(device, dtype, 3, 5, 16), "value": _random(device, dtype, 3, 5, 16)}
 
 
 def _pixel_shuffle_add(device: torch.device, dtype: torch.dtype) -> Inputs:
@@ -116,3 +117,9 @@ VARIANTS = {
     ),
 }
 """Other forms of these calls, which take another way through the operator or use another one."""
+
+HALF_PRECISION_ONLY = {
+    "geglu_linear in one kernel": Example(
+        partial(F.geglu_linear, form="one_kernel"), lambda device, dtype: _geglu_linear(device, torch.float16), "triton"
+    ),
+}
