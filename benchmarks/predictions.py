@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from dimr_kernels.ops import limits
+from dimr_kernels.ops.time_gate import WIDEST_IN_REGISTERS
 
 DTYPE, ITEM_BYTES = "bfloat16", 2
 
@@ -127,7 +127,7 @@ class Prediction:
 
 def predict(operator: str, direction: str, moved_bytes: float, width: int, machine: Machine) -> Prediction | None:
     """``moved_bytes`` as the benchmarks count them, bfloat16. ``None`` where there is no model of the operator."""
-    kernels = WIDE_KERNELS if width > limits.WIDEST_IN_REGISTERS else KERNELS
+    kernels = WIDE_KERNELS if width > WIDEST_IN_REGISTERS else KERNELS
     kernel = kernels.get((operator, direction))
     if kernel is None:
         return None

@@ -185,6 +185,6 @@ def _case(
 CASES: dict[str, Callable[[], Iterator[KernelCase]]] = {
     "td_norm": td_norm_cases,
     "td_group_norm": td_group_norm_cases,
-    "upsample": upsample_cases,
+    "shuffle_norm_add": upsample_cases,
 }
 """Operator -> its configurations."""

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 import dimr_kernels as dk
-from dimr_kernels import conditioning, dispatch
+from dimr_kernels import dispatch
 from dimr_kernels.dispatch import unavailable_reason
 from dimr_kernels.launch import forget_launches
+from dimr_kernels.ops import time_gate
 from tests.support.operators import EXAMPLES
 from tests.support.parity import results_of
 
@@ -100,7 +101,7 @@ def test_different_operators_and_settings_at_once():
         forgetting.join()
 
 
-@pytest.mark.parametrize("scoped", [dispatch._backend, conditioning._timestep], ids=["backend", "timestep"])
+@pytest.mark.parametrize("scoped", [dispatch._backend, time_gate._timestep], ids=["backend", "timestep"])
 def test_blocks_that_overlap_leave_nothing_behind(scoped):
     """Threads leave their blocks in another order than they entered them; torch.compile reads what remains."""
     before = scoped.traced
