@@ -34,7 +34,7 @@ TIME_ARGUMENTS = ("t", "timestep", "timesteps")
 
 @dataclasses.dataclass(frozen=True)
 class NormFit:
-    """How well one vector of a fitted norm follows what the modulation gave, over all timesteps, classes and channels.
+    """The error of one fitted vector against what the modulation gave, over all timesteps, classes and channels.
 
     Attributes:
         path: the norm's.

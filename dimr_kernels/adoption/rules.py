@@ -1,4 +1,4 @@
-"""Which layers ``adopt`` swaps, what computes them afterwards, and the checks before that."""
+"""The layers that ``adopt`` swaps, the operators that compute them afterwards, and the checks before that."""
 
 from __future__ import annotations
 

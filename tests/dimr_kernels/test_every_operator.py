@@ -38,6 +38,12 @@ def example(name: str, device: torch.device) -> Example:
     return found
 
 
+@pytest.fixture
+def fresh_compiler() -> None:
+    """Graphs of an earlier test, which may be broken, would be found for the same function."""
+    torch.compiler.reset()
+
+
 def test_every_function_has_an_example():
     assert sorted(EXAMPLES) == sorted(dk.functional.__all__)
 
@@ -80,6 +86,7 @@ def test_autocast_gives_the_dtype_of_eager(example, device):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
 def test_one_graph_with_gradients(example, device):
     inputs = example.make_inputs(device, torch.float32)
     compiled = torch.compile(example.function, fullgraph=True, backend="aot_eager")
@@ -142,6 +149,7 @@ def test_every_registered_operator_is_called(device):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
 @needs_inductor
 @pytest.mark.parametrize("form", ["eager", "fused"])
 def test_compiled_by_inductor(form, device):
