@@ -17,6 +17,7 @@ from dimr_kernels import dispatch
 from dimr_kernels.dispatch import unavailable_reason
 from dimr_kernels.launch import forget_launches
 from dimr_kernels.ops import time_gate
+from dimr_kernels.ops.time_gate import current_timestep
 from tests.support.operators import EXAMPLES
 from tests.support.parity import results_of
 
@@ -87,7 +88,7 @@ def test_different_operators_and_settings_at_once():
     def compute(name: str, backend: str) -> None:
         with dk.time_conditioning(float(len(name))):
             found = results_of(EXAMPLES[name].function, inputs[name], backend)
-            assert conditioning.current_timestep("test") == float(len(name))
+            assert current_timestep("test") == float(len(name))
         assert dk.current_backend() == "auto"
         for key, value in expected[name, backend].items():
             assert torch.equal(found[key], value), (name, backend, key)
