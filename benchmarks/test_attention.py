@@ -4,10 +4,10 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from dimr_kernels.packing import padded_head_dim
 from torch import Tensor
 
 import dimr_kernels as dk
+from dimr_kernels import padded_head_dim
 
 from .shapes import Shapes, configurations, tokens
 from .workload import Direction, Inputs, Rival, Workload, random

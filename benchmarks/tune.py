@@ -168,21 +168,17 @@ class Problem:
     def __str__(self) -> str:
         return f"{self.kernel} for {self.workload.operator} {self.workload.shape} {self.direction}"
 
-    @property
-    def candidates(self) -> list[LaunchConfig]:
-        return candidates(self.kernel, *self.sizes)
-
 
 def problems(operator: str, device: torch.device) -> Iterator[Problem]:
     """Yield the kernels that the operator launches at every target shape."""
     benchmark = importlib.import_module(f"benchmarks.test_{operator}")
     for shape in benchmark.SHAPES.target:
         workload = benchmark.workload(shape, DTYPE, device)
-        for kernel, direction, sizes in kernels_of(operator, shape):
+        for kernel, direction, sizes in kernels_for(operator, shape):
             yield Problem(operator, kernel, sizes, workload, direction)
 
 
-def kernels_of(operator: str, shape: Any) -> list[tuple[str, str, tuple[int, ...]]]:
+def kernels_for(operator: str, shape: Any) -> list[tuple[str, str, tuple[int, ...]]]:
     """List kernel, the direction in which it runs, and the sizes that its configuration depends on."""
     if operator == "depthwise_conv":
         sizes = shape.kernel_size, shape.side
@@ -272,7 +268,7 @@ def tune(problem: Problem, machine: Machine) -> list[dict[str, Any]]:
             record = {"dropped": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
         description = {
             "kernel": problem.kernel, "operator": problem.workload.operator, "shape": problem.workload.shape,
-            "direction": problem.direction, "size": problem.sizes, "config": asdict(config), "present": i == 0,
+            "direction": problem.direction, "sizes": problem.sizes, "config": asdict(config), "present": i == 0,
         }  # fmt: skip
         records.append(description | record | machine.facts)
     return records
