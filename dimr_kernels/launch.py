@@ -128,11 +128,14 @@ class RowConfig(LaunchConfig):
     max_tiles: int = 1
     """Most tiles that a program loops over."""
 
+    def tile_width(self, D: int) -> int:
+        """Return the width of a tile of rows of width D, a power of two."""
+        whole = next_power_of_2(D)
+        return whole if self.columns is None else min(whole, self.columns)
+
     def tiling(self, samples: Samples) -> Tiling:
         """Divide samples into tiles; it depends on shapes alone, so sums are grouped the same way every time."""
-        columns = next_power_of_2(samples.D)
-        if self.columns is not None:
-            columns = min(columns, self.columns)
+        columns = self.tile_width(samples.D)
         min_programs = ceil_div(self.min_programs, ceil_div(samples.D, columns))  # per block of columns
         rows = min(max(self.elements // columns, 1), next_power_of_2(max(samples.N, 1)))
         tiles = ceil_div(samples.N, rows)
@@ -160,7 +163,10 @@ _overrides: dict[str, Any] = {}
 
 
 def launch_config(kernel: str) -> Callable[[F], F]:
-    """Decorator for the function that chooses a kernel's configuration; :func:`override_config` replaces its result."""
+    """Register the decorated function as the one that chooses a kernel's configuration by size.
+
+    Inside :func:`override_config` it returns the configuration given there.
+    """
 
     def decorate(choose: F) -> F:
         if kernel in launch_configs:

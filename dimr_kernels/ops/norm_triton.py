@@ -160,7 +160,7 @@ def reduce_config(D: int) -> RowConfig:
 def reduce_tiling(R: int, D: int) -> tuple[Tiling, int]:
     """Divide partials ``[R, D]`` into tiles; returns them and the number of groups of rows, summed side by side."""
     config = reduce_config(D)
-    columns = min(next_power_of_2(D), config.columns)
+    columns = config.tile_width(D)
     rows = min(config.elements // columns, next_power_of_2(max(R, 1)))
     tiles = max(ceil_div(R, rows), 1)
     # A power of two, so that a change of the batch seldom compiles another kernel.
