@@ -1,4 +1,4 @@
-"""Which implementation of an operator runs: ``auto``, ``eager``, ``triton`` or ``cuda``.
+"""Choice of the implementation that runs: ``auto``, ``eager``, ``triton`` or ``cuda``.
 
 ``auto`` takes an operator's fused form where it runs and the eager definition elsewhere. Any other choice is binding:
 if it cannot run, :class:`BackendError` says why. ``cuda`` names the compiled extension, which has a C++ form for CPU
@@ -253,7 +253,7 @@ class ExtensionStatus:
     loaded: bool
     has_cuda: bool
     reason: str
-    """Why it did not load, or why it has no CUDA; empty if nothing is missing."""
+    """Reason that it did not load, or has no CUDA; empty if nothing is missing."""
     build: dict[str, str] = field(default_factory=dict, compare=False)
     """Compiler, nvcc, architectures and version of torch's headers; empty if it did not load."""
 

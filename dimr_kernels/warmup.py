@@ -29,7 +29,7 @@ class WarmupReport:
     """Name and seconds of each kernel that Triton compiled, or read from its cache on disk, for this call."""
     seconds: float = 0.0
     skipped: str = ""
-    """Why nothing was done; empty otherwise."""
+    """Reason that nothing was done; empty otherwise."""
 
     def __str__(self) -> str:
         if self.skipped:

@@ -32,7 +32,7 @@ class Listing:
 
     def __init__(self, text: str) -> None:
         self.instructions: list[str] = []
-        """With their suffixes, such as "LDG.E.128", in order."""
+        """Instructions in order, with their suffixes, such as "LDG.E.128"."""
         labels: dict[str, int] = {}
         loops: list[tuple[int, int]] = []
         for line in text.splitlines():

@@ -130,8 +130,8 @@ def _legend(rows: Sequence[Row]) -> str:
     clock = "`wall us`: the whole call" if _on_cpu(rows) else "`us`: the kernels alone"
     return (
         f"{clock}; `of copy`: bytes moved per second over the copy bandwidth, above 100% where a cache holds them; "
-        "`TFLOP/s`: in brackets, of a large product's; `x rival`: its time over ours; a star: see the notes; `error`: largest difference from float64 "
-        "over the largest value. An empty cell was not measured."
+        "`TFLOP/s`: in brackets, of a large product's; `x rival`: its time over ours; a star: see the notes; `error`: "
+        "largest difference from float64 over the largest value. An empty cell was not measured."
     )
 
 

@@ -51,8 +51,8 @@ class Cell:
         stack.enter_context(dk.use_backend(self.backend))
         return stack
 
-    def why_no_form(self) -> str | None:
-        """Why the form cannot run on this machine."""
+    def missing_reason(self) -> str | None:
+        """Explain why the form cannot run on this machine; None if it can."""
         if self.form == "eager" or self.backend == "auto":
             return None
         return unavailable_reason(self.backend, DEVICE)
