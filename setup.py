@@ -24,7 +24,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 PACKAGE = "dimr_kernels"
-MISSING_NOTE = "_extension_missing.txt"  # read by dimr_kernels/extension.py
+MISSING_NOTE = "_extension_missing.txt"  # read by dimr_kernels/dispatch.py
 COST_WITHOUT_EXTENSION = "pixel shuffles run as plain PyTorch; everything else works, Triton kernels included"
 COST_WITHOUT_CUDA = "on a GPU, pixel shuffles run as plain PyTorch; everything else works"
 OLDEST_TORCH = (2, 10)
@@ -47,8 +47,8 @@ def torch_include() -> Path | None:
     return None
 
 
-def why_no_extension() -> str | None:
-    """What this machine lacks to compile C++, or None."""
+def compiler_missing_reason() -> str | None:
+    """Name what this machine lacks to compile C++; None if nothing."""
     if sys.platform != "linux":
         return f"the extension is built on Linux only, this is {sys.platform}"
     named = shlex.split(os.environ.get("CXX", ""))
@@ -81,7 +81,7 @@ class CMakeBuild(build_ext):
         for place in places:
             for stale in (library, MISSING_NOTE):
                 (place / stale).unlink(missing_ok=True)
-        reason = why_no_extension()
+        reason = compiler_missing_reason()
         if reason is None:
             super().run()
             return
@@ -125,7 +125,7 @@ def run(command: list[str]) -> None:
 
 
 # Where torch is installed already, its headers serve; only without them is it worth a download into the build.
-needs_torch = why_no_extension() is None and torch_include() is None
+needs_torch = compiler_missing_reason() is None and torch_include() is None
 
 setup(
     ext_modules=[Extension(f"{PACKAGE}._C", sources=[])],

@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 
 from dimr_kernels import functional as F
-from dimr_kernels.ops.launch import Launch
-from dimr_kernels.ops.registration import Operator
+from dimr_kernels.launch import Launch
+from dimr_kernels.registration import Operator
 
 from .stubs import pretended_gpu, recorded_calls, stubbed_launches
 

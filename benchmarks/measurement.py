@@ -59,7 +59,7 @@ def cases(
 
 
 class Machine:
-    """Where it runs, and the ceilings measured there in the same run, each when it is first needed."""
+    """Device of the measurements, with its ceilings, each measured in the same run when it is first needed."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device = device
@@ -177,7 +177,7 @@ def prepare(
     workload, device = case.workload, machine.device
     make_inputs = rival.make_inputs or workload.make_inputs
     inputs = make_inputs()
-    problem = rival.why_not(case.direction, inputs)
+    problem = rival.unavailable_reason(case.direction, inputs)
     if problem is not None:
         raise Unavailable(problem)
     moved = workload.directions[case.direction].bytes

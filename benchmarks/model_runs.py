@@ -142,7 +142,7 @@ class TrainingRun:
         self.trainer.train_step()
 
     def fits(self, batch: int) -> bool:
-        """Whether a step has memory enough."""
+        """Return True if a step has enough memory."""
         self.set_batch(batch)
         with contextlib.suppress(torch.OutOfMemoryError):
             self.step()

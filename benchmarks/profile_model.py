@@ -1,4 +1,4 @@
-"""Where a forward's time goes: kernel by kernel, beside the floor of its parts.
+"""Profile a forward, kernel by kernel, beside the floor of its parts.
 
 ``python -m benchmarks.profile_model dimr-xl-2r --rows 64`` writes ``profile-<model>-<form>-<rows>``, as ``.json`` and
 ``.md``, into ``benchmarks/results/<device>``. Times are torch.profiler's; on a CPU they are those of its operators.

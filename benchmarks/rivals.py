@@ -12,7 +12,7 @@ import torch._functorch.config
 import torch.nn.functional as F
 from torch import Tensor
 
-from dimr_kernels.dispatch import why_unavailable
+from dimr_kernels.dispatch import unavailable_reason
 
 from .workload import Inputs, Rival, Workload, random
 
@@ -26,7 +26,7 @@ class Unavailable(Exception):
 
 
 def resolve(workload: Workload, implementation: str, device: torch.device, dtype: torch.dtype) -> Rival:
-    """What to call for an implementation, or :class:`Unavailable`."""
+    """Return what to call for an implementation, or raise :class:`Unavailable`."""
     if implementation == "fused":
         return _fused(workload, device, dtype)
     if implementation == "eager":
@@ -37,15 +37,15 @@ def resolve(workload: Workload, implementation: str, device: torch.device, dtype
 
 
 def _fused(workload: Workload, device: torch.device, dtype: torch.dtype) -> Rival:
-    problem = None if workload.fused == "auto" else why_not_worth_timing(workload.fused, device, dtype)
+    problem = None if workload.fused == "auto" else untimed_reason(workload.fused, device, dtype)
     if problem is not None:
         raise Unavailable(f"no fused form here: {problem}")
     return Rival(workload.function, backend=workload.fused)
 
 
-def why_not_worth_timing(fused: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why a fused form ("triton" or "cuda") cannot run here, or only in Triton's interpreter; None if it can."""
-    problem = why_unavailable(fused, device, dtype)
+def untimed_reason(fused: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Explain why a fused form ("triton" or "cuda") cannot run here but for Triton's interpreter; None if it can."""
+    problem = unavailable_reason(fused, device, dtype)
     if problem is None and fused == "triton" and device.type == "cpu":
         return "Triton's interpreter is not worth timing"
     return problem
@@ -59,15 +59,15 @@ def compiled(function: Callable[..., Any], mode: str) -> Callable[..., Any]:
     return torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
 
 
-def why_not_installed(module: str, package: str, device: torch.device) -> str | None:
+def missing_reason(module: str, package: str, device: torch.device) -> str | None:
     if find_spec(module) is None:
         return f"{package} is not installed (pip install {package})"
     return None if device.type == "cuda" else f"{package} needs a GPU"
 
 
 def _installed_rival(module: str, package: str, device: torch.device, **fields: Any) -> Rival:
-    problem = why_not_installed(module, package, device)
-    return Rival(why_not=lambda direction, inputs: problem, **fields)
+    problem = missing_reason(module, package, device)
+    return Rival(unavailable_reason=lambda direction, inputs: problem, **fields)
 
 
 def liger_geglu(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Rival:
@@ -178,7 +178,7 @@ def _convolution(
         definition=convolve,
         # cuDNN tries its algorithms and keeps the fastest.
         around=functools.partial(torch.backends.cudnn.flags, enabled=library == "cudnn", benchmark=True),
-        why_not=_why_not_cudnn if library == "cudnn" else lambda direction, inputs: None,
+        unavailable_reason=_cudnn_problem if library == "cudnn" else lambda direction, inputs: None,
     )
 
 
@@ -197,7 +197,7 @@ def cudnn_convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return out.add_(bias[:, None, None])
 
 
-def _why_not_cudnn(direction: str, inputs: Inputs) -> str | None:
+def _cudnn_problem(direction: str, inputs: Inputs) -> str | None:
     x, weight, bias = inputs["x"], inputs["weight"], inputs["bias"]
     if x.device.type != "cuda":
         return "cuDNN needs CUDA tensors"

@@ -1,4 +1,4 @@
-"""Which shapes are measured: read off the configurations of the paper's models."""
+"""Shapes to measure, read off the configurations of the paper's models."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Shapes:
     def of_layers(
         cls, layers: Callable[[tuple[str, ...], int], list[Any]], large: tuple[Any, ...], cpu: tuple[Any, ...]
     ) -> Shapes:
-        """Of ``layers(models, batch)``."""
+        """Make the shapes of ``layers(models, batch)``."""
         target = tuple(dict.fromkeys(layers(TARGET, TARGET_BATCH)))
         return cls(target, tuple(layer for batch in BATCHES for layer in layers(PAPER, batch)), large, cpu)
 

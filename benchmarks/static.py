@@ -1,4 +1,4 @@
-"""What every kernel configuration costs, read off the machine code without a GPU.
+"""Table of every kernel configuration's cost, read off the machine code without a GPU.
 
 ``python -m benchmarks.static [operator ...]`` compiles for sm_80 and sm_90 and writes ``static.json`` and ``static.md``
 into ``benchmarks/results``. Nothing in it is a measurement of speed.
@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from dimr.utils import replacing
-from dimr_kernels.machine_code import BULK
-from dimr_kernels.static_analysis import ARCHITECTURES, OPERATORS, compile_case, operator_cases
 
+from .machine_code.compile import ARCHITECTURES, OPERATORS, compile_case, operator_cases
+from .machine_code.extension import extension_rows
+from .machine_code.listing import BULK
 from .report import RESULTS
-from .static_extension import extension_rows
 
 REGISTERS_PER_SM = 65536
 WARPS_PER_SM = 64
@@ -34,14 +34,14 @@ EXTENSION = "pixel_shuffle"
 
 @dataclass(frozen=True)
 class Machine:
-    """What a share of issue is worked out for."""
+    """GPU that the share of issue is estimated for."""
 
     name: str
     multiprocessors: int
     hertz: float
     """Assumed under load."""
     bytes_per_second: float
-    """Of a large copy, assumed."""
+    """Assumed for a large copy."""
     lanes: dict[str, int]
     """Results per clock and multiprocessor, by unit (CUDA programming guide, throughput of native instructions)."""
 
@@ -75,7 +75,7 @@ Read off machine code by `python -m benchmarks.static` (Triton {triton}); no GPU
 
 
 def occupancy(registers: int, shared: int, warps: int, architecture: int) -> float:
-    """Share of a multiprocessor's warps that can be resident at once (CUDA programming guide, compute capabilities)."""
+    """Return the share of a multiprocessor's warps that can be resident at once (CUDA programming guide)."""
     per_warp = -(-max(registers, 1) * 32 // 256) * 256  # registers are given out in units of 256 per warp
     by_registers = REGISTERS_PER_SM // (per_warp * warps)
     by_shared = SHARED_PER_SM[architecture] // (shared + SHARED_RESERVED)
@@ -84,7 +84,7 @@ def occupancy(registers: int, shared: int, warps: int, architecture: int) -> flo
 
 
 def issue_over_memory(per_output: dict[str, float], bytes_per_output: float, architecture: int) -> float | None:
-    """Time for the busiest unit over time for memory, per output; None where either is unknown."""
+    """Divide the time of the busiest unit by the time for memory, per output; None if either is unknown."""
     if not per_output or not bytes_per_output:
         return None
     machine = MACHINES[architecture]
@@ -110,7 +110,7 @@ def completed(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def widths(accesses: dict[str, int]) -> str:
-    """``{"16": 8, "4": 2}`` -> ``16 B x8, 4 B x2``, widest first."""
+    """Format ``{"16": 8, "4": 2}`` as ``16 B x8, 4 B x2``, widest first."""
     by_width = sorted(accesses.items(), key=lambda item: -1e9 if item[0] == BULK else -int(item[0]))
     return ", ".join(f"{width if width == BULK else width + ' B'} x{n}" for width, n in by_width)
 
@@ -142,12 +142,12 @@ def markdown(rows: list[dict[str, Any]], notes: list[str]) -> str:
 
 
 def as_json(rows: list[dict[str, Any]]) -> str:
-    """One line per row."""
+    """Format rows as JSON, one line each."""
     return "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
 
 
 def collect(operators: list[str]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows, and notes about what could not be had."""
+    """Return rows, and notes about what is missing."""
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
     for operator in operators:

@@ -10,8 +10,8 @@ from unittest import mock
 import torch
 
 from dimr_kernels import use_backend
-from dimr_kernels.ops.launch import Launch, forget_launches
-from dimr_kernels.ops.registration import Operator
+from dimr_kernels.launch import Launch, forget_launches
+from dimr_kernels.registration import Operator
 
 
 class _Compiled:
@@ -30,7 +30,7 @@ def _triton_forms_on_cpu() -> Iterator[None]:
     """CPU tensors take the Triton forms. Their timesteps are not searched for NaN, as a GPU's are not."""
     with (
         mock.patch("dimr_kernels.dispatch.TRITON_INTERPRETS", True),
-        mock.patch("dimr_kernels.time_checks.refuse_nan", new=_nothing),
+        mock.patch("dimr_kernels.ops.time_gate.refuse_nan", new=_nothing),
         use_backend("triton"),
     ):
         forget_launches()

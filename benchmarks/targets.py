@@ -1,4 +1,4 @@
-"""What the operators are to reach, as data, and whether measurements reach it.
+"""Targets of the operators, as data, and their comparison with measurements.
 
 In bfloat16, at the shapes of XL/2R, XL/3R and M/3R at batch 64 (scope "target"), on an H100; one target is for a CPU.
 Where a target names no direction, both are held to it.
@@ -36,7 +36,7 @@ class Target:
     each_width: bool = False
     """Every width is held to it by itself: where it is missed, another path is to be taken."""
     reason: str = ""
-    """Where the figure comes from."""
+    """Source of the figure."""
 
     def __str__(self) -> str:
         if self.metric == "fraction_of_copy":
@@ -103,7 +103,7 @@ class Outcome:
     operator: str
     direction: str
     values: tuple[tuple[float, Row], ...]
-    """What was measured, the worst first."""
+    """Measured values, the worst first."""
     missing: int
     """Rows that the target speaks of and that lack ours or a rival."""
 

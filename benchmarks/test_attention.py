@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import dimr_kernels as dk
-from dimr_kernels.packing import padded_head_dim
+from dimr_kernels import padded_head_dim
 
 from .shapes import Shapes, configurations, tokens
 from .workload import Direction, Inputs, Rival, Workload, random
@@ -43,7 +43,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, backend: str) -> Tensor:
     return dk.functional.attention(q, k, v, backend=backend)
 
 
-def why_refused(backend: str, direction: str, inputs: Inputs) -> str | None:
+def refusal_reason(backend: str, direction: str, inputs: Inputs) -> str | None:
     try:
         attend(**inputs, backend=backend)
     except dk.BackendError as error:
@@ -70,7 +70,7 @@ def workload(shape: Heads, dtype: torch.dtype, device: torch.device) -> Workload
             "backward": Direction(8 * size, ("q", "k", "v"), 5 * product),
         },
         rivals={
-            name: Rival(partial(attend, backend=name), backend="auto", why_not=partial(why_refused, name))
+            name: Rival(partial(attend, backend=name), backend="auto", unavailable_reason=partial(refusal_reason, name))
             for name in BACKENDS
         },
         matmul=True,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import dimr_kernels as dk
 
-from .rivals import why_not_worth_timing
+from .rivals import untimed_reason
 from .shapes import Shapes, configurations, tokens
 from .workload import Direction, Rival, Workload, random
 
@@ -69,7 +69,7 @@ def workload(shape: Layer, dtype: torch.dtype, device: torch.device) -> Workload
             "two kernels": Rival(
                 partial(apply, form="two_kernels"),
                 backend="auto",
-                why_not=lambda direction, inputs: why_not_worth_timing("triton", device, dtype),
+                unavailable_reason=lambda direction, inputs: untimed_reason("triton", device, dtype),
                 note="torch's product, then the fused GeGLU",
             )
         },

@@ -1,4 +1,4 @@
-"""How a call is timed: rotating random inputs on a cold cache, synchronised, and on a GPU also the kernels alone.
+"""Timing of a call: rotating random inputs on a cold cache, synchronised, and on a GPU also the kernels alone.
 
 Everything on a GPU runs on one side stream (:func:`stream`): a backward's kernels go to the stream of their forward,
 so a CUDA graph can record a backward only on the stream that the forward ran on.
@@ -54,7 +54,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """What can still be allocated, torch's own cache included; None on a CPU, which is not asked."""
+    """Return the memory that can still be allocated, torch's own cache included; None on a CPU."""
     if device.type != "cuda":
         return None
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -1,10 +1,11 @@
-"""Time the launch configurations that each kernel's table offers, so that a person can choose its rows.
+"""Time candidate launch configurations of each kernel, so that a person can choose the one it runs with.
 
 ``python -m benchmarks.tune [operator ...]`` on a GPU: at the target shapes, every candidate is compiled (what spills
-drops out), held to the eager definition in float64, and timed under a CUDA graph on a cold cache. The times go into
-``benchmarks/results/<gpu>/tuning.json``; the best is printed beside the present choice. Tables are edited by hand.
+drops out), tested against the eager definition in float64, and timed under a CUDA graph on a cold cache. The times go
+into ``benchmarks/results/<gpu>/tuning.json``; the best is printed beside the present choice. The functions beside the
+kernels that choose a configuration are edited by hand.
 
-``--dry-run`` needs no GPU: it lists the candidates with what their machine code costs, for both architectures.
+``--dry-run`` needs no GPU: it lists the candidates with the cost of their machine code, for both architectures.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 import importlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,11 +25,22 @@ import torch
 import dimr_kernels as dk
 from dimr.utils import replacing
 from dimr_kernels.dispatch import TRITON_INSTALLED, TRITON_INTERPRETS
-from dimr_kernels.ops.configurations import Table, assume_architecture, forced
-from dimr_kernels.ops.launch import KernelCase
-from dimr_kernels.static_analysis import ARCHITECTURES, OPERATORS, CompiledKernel, compile_case
+from dimr_kernels.launch import (
+    LaunchConfig,
+    RowConfig,
+    assume_architecture,
+    gpu_family,
+    launch_configs,
+    next_power_of_2,
+    override_config,
+)
+from dimr_kernels.ops.depthwise_conv_triton import ConvConfig
+from dimr_kernels.ops.geglu_triton import MatmulConfig
+from dimr_kernels.ops.time_gate import WIDEST_IN_REGISTERS
 
 from . import timing
+from .machine_code.case import KernelCase
+from .machine_code.compile import ARCHITECTURES, CASES, OPERATORS, CompiledKernel, compile_case
 from .measurement import Case, Machine, prepare, prove
 from .report import RESULTS, slug
 from .rivals import Unavailable
@@ -39,54 +51,160 @@ logger = logging.getLogger(__name__)
 DTYPE = torch.bfloat16
 
 
+def _whole_rows(max_tiles: int) -> Callable[[int], list[LaunchConfig]]:
+    """Candidates for tiles of whole rows: 8 to 64 elements per thread, few programs and many."""
+
+    def candidates(D: int) -> list[LaunchConfig]:
+        return [
+            RowConfig(elements=elements, min_programs=programs, max_tiles=max_tiles, num_warps=warps)
+            for elements in (1024, 2048, 4096, 8192)
+            for warps in (2, 4, 8, 16)
+            for programs in (1024, 4096)
+            if elements >= next_power_of_2(D) and 8 <= elements // (32 * warps) <= 64
+        ]
+
+    return candidates
+
+
+def _column_blocks(max_tiles: int) -> Callable[[int], list[LaunchConfig]]:
+    """Candidates for blocks of columns: 8 to 64 elements per thread and many programs."""
+
+    def candidates(D: int) -> list[LaunchConfig]:
+        return [
+            RowConfig(elements=elements, columns=columns, min_programs=4096, max_tiles=max_tiles, num_warps=warps)
+            for columns in (1024, 2048)
+            for elements in (1024, 2048, 4096, 8192)
+            for warps in (2, 4, 8, 16)
+            if elements >= columns and 8 <= elements // (32 * warps) <= 64
+        ]
+
+    return candidates
+
+
+def _wide_rows(*choices: tuple[int, int, int]) -> Callable[[int], list[LaunchConfig]]:
+    """Candidates for rows that are read in blocks of columns: columns, rows, warps."""
+    return lambda D: [
+        RowConfig(elements=columns * rows, columns=columns, num_warps=warps) for columns, rows, warps in choices
+    ]
+
+
+def _gate_sums(D: int) -> list[LaunchConfig]:
+    return [
+        RowConfig(elements=elements, columns=columns, max_tiles=tiles, num_warps=4)
+        for columns in (32, 64, 128)
+        for elements in (1024, 2048)
+        for tiles in (2, 8, 32)
+    ]
+
+
+def _geglu(D: int) -> list[LaunchConfig]:
+    return [
+        RowConfig(elements=elements, columns=columns, num_warps=warps)
+        for elements, warps in ((1024, 4), (2048, 4), (4096, 8), (8192, 8))
+        for columns in (256, 1024)
+    ]
+
+
+def _geglu_linear(N: int) -> list[LaunchConfig]:
+    choices = {  # block_m, block_n, block_k, num_warps, num_stages
+        80: ((128, 64, 32, 4, 4), (128, 64, 32, 8, 4), (128, 64, 64, 8, 3), (128, 128, 32, 8, 3), (64, 64, 64, 4, 3)),
+        90: ((128, 128, 64, 8, 3), (128, 128, 64, 8, 4), (128, 64, 64, 4, 3), (128, 64, 64, 8, 3), (64, 128, 64, 4, 3)),
+    }
+    return [
+        MatmulConfig(block_m=m, block_n=n, block_k=k, group_m=8, num_warps=warps, num_stages=stages)
+        for m, n, k, warps, stages in choices[gpu_family()]
+    ]
+
+
+def _convolution(K: int, W: int) -> list[LaunchConfig]:
+    """Candidates of columns, groups, warps; at K = 7 many do not fit the registers and drop out when compiled."""
+    choices = ((4, 2, 1), (4, 4, 1), (4, 4, 2), (4, 8, 4), (2, 4, 1), (2, 8, 2), (8, 2, 1), (2, 4, 2))
+    return [
+        ConvConfig(cols=cols, groups=groups, num_warps=warps, resident_warps=resident)
+        for cols, groups, warps in choices
+        if cols <= W
+        for resident in (512, 1024, 2048)
+    ]
+
+
+CANDIDATES: dict[str, Callable[..., list[LaunchConfig]]] = {
+    "depthwise_conv_fwd": _convolution,
+    "depthwise_conv_weight": _convolution,
+    "geglu_bwd": _geglu,
+    "geglu_fwd": _geglu,
+    "geglu_linear": _geglu_linear,
+    "shuffle_norm_add_bwd": _whole_rows(max_tiles=32),
+    "shuffle_norm_add_fwd": _whole_rows(max_tiles=16),
+    "td_group_norm_bwd": _column_blocks(max_tiles=16),
+    "td_group_norm_fwd": _column_blocks(max_tiles=16),
+    "td_group_norm_moments_fwd": _column_blocks(max_tiles=32),
+    "td_group_norm_sums_bwd": _column_blocks(max_tiles=32),
+    "td_norm_bwd": _whole_rows(max_tiles=32),
+    "td_norm_bwd_wide": _column_blocks(max_tiles=32),
+    "td_norm_bwd_wide_sums": _wide_rows((2048, 1, 4), (2048, 1, 8), (4096, 1, 8), (4096, 2, 16), (4096, 4, 16)),
+    "td_norm_fwd": _whole_rows(max_tiles=16),
+    "td_norm_fwd_wide": _wide_rows((4096, 4, 16), (4096, 2, 16), (2048, 4, 16), (4096, 1, 8), (8192, 1, 16)),
+    "time_gate_reduce": _gate_sums,
+}
+"""Kernel -> configurations worth timing at the sizes that its function is called with."""
+
+
+def candidates(kernel: str, *sizes: int) -> list[LaunchConfig]:
+    """List what is worth timing, the present choice first, nothing twice."""
+    return list(dict.fromkeys((launch_configs[kernel](*sizes), *CANDIDATES[kernel](*sizes))))
+
+
 @dataclass(frozen=True)
 class Problem:
-    """One table at one shape: what is timed is the direction in which its kernel runs."""
+    """One kernel at one shape, timed in the direction in which it runs."""
 
     operator: str
-    table: Table[Any]
-    size: int
-    """That the table is read by."""
+    kernel: str
+    sizes: tuple[int, ...]
+    """Arguments of the function that chooses the kernel's configuration."""
     workload: Workload
     direction: str
 
     def __str__(self) -> str:
-        return f"{self.table.kernel} for {self.workload.operator} {self.workload.shape} {self.direction}"
+        return f"{self.kernel} for {self.workload.operator} {self.workload.shape} {self.direction}"
 
 
 def problems(operator: str, device: torch.device) -> Iterator[Problem]:
-    """At every target shape, the tables that its kernels read."""
+    """Yield the kernels that the operator launches at every target shape."""
     benchmark = importlib.import_module(f"benchmarks.test_{operator}")
     for shape in benchmark.SHAPES.target:
         workload = benchmark.workload(shape, DTYPE, device)
-        for table, direction, size in tables_for(operator, shape):
-            yield Problem(operator, table, size, workload, direction)
+        for kernel, direction, sizes in kernels_for(operator, shape):
+            yield Problem(operator, kernel, sizes, workload, direction)
 
 
-def tables_for(operator: str, shape: Any) -> list[tuple[Table[Any], str, int]]:
-    """Table, the direction in which its kernel runs, and the size it is read by."""
-    kernels = importlib.import_module(f"dimr_kernels.ops.{operator}.triton")
+def kernels_for(operator: str, shape: Any) -> list[tuple[str, str, tuple[int, ...]]]:
+    """List kernel, the direction in which it runs, and the sizes that its configuration depends on."""
     if operator == "depthwise_conv":
-        K = shape.kernel_size
-        return [(kernels.FORWARD[K], "forward", shape.side), (kernels.WEIGHT[K], "weight_gradient", shape.side)]
+        sizes = shape.kernel_size, shape.side
+        return [("depthwise_conv_fwd", "forward", sizes), ("depthwise_conv_weight", "weight_gradient", sizes)]
     if operator == "geglu_linear":
-        return [(kernels.FORWARD, "forward", shape.hidden)]
-    tables = kernels.TABLES
+        return [("geglu_linear", "forward", (shape.hidden,))]
+    kernels = [kernel for kernel in CANDIDATES if kernel.startswith(operator) and kernel != "geglu_linear"]
     if operator == "td_norm":
-        tables = [table for table in tables if kernels.reads(table, shape.width)]
-    return [(table, "forward" if "_fwd" in table.kernel else "backward", shape.width) for table in tables]
+        kernels = [kernel for kernel in kernels if ("_wide" in kernel) == (shape.width > WIDEST_IN_REGISTERS)]
+        kernels.append("time_gate_reduce")
+    return [(kernel, "forward" if "_fwd" in kernel else "backward", (shape.width,)) for kernel in kernels]
 
 
-def case_of(problem: Problem, config: Any) -> KernelCase | None:
-    """The kernel with this configuration, at the problem's size where the size is part of its name."""
-    with forced(problem.table.kernel, config):
-        cases = list(importlib.import_module(f"dimr_kernels.ops.{problem.operator}.triton").cases())
-    mine = [case for case in cases if case.name.startswith(problem.table.kernel.rstrip("]"))]
+def case_of(problem: Problem, config: LaunchConfig) -> KernelCase | None:
+    """Describe the kernel with this configuration, at the problem's size if the size is part of its name."""
+    with override_config(problem.kernel, config):
+        cases = list(CASES[problem.operator]())
+    beginning = problem.kernel
+    if problem.operator == "depthwise_conv":
+        beginning += f"[K={problem.sizes[0]}"
+    mine = [case for case in cases if case.name.startswith(beginning)]
     return next((case for case in mine if f"={problem.workload.width}," in case.name), mine[0] if mine else None)
 
 
-def compiled(problem: Problem, config: Any, architecture: int) -> CompiledKernel | str:
-    """What its machine code costs, or why it cannot run."""
+def compiled(problem: Problem, config: LaunchConfig, architecture: int) -> CompiledKernel | str:
+    """Return the cost in machine code, or the reason it cannot run."""
     with assume_architecture(architecture):
         case = case_of(problem, config)
     if case is None:
@@ -100,18 +218,18 @@ def compiled(problem: Problem, config: Any, architecture: int) -> CompiledKernel
 
 def dry_run(operators: list[str]) -> None:
     for operator in operators:
-        seen: set[tuple[str, int]] = set()
+        seen: set[tuple[str, tuple[int, ...]]] = set()
         for problem in problems(operator, torch.device("meta")):
-            if (problem.table.kernel, problem.size) in seen:
+            if (problem.kernel, problem.sizes) in seen:
                 continue
-            seen.add((problem.table.kernel, problem.size))
+            seen.add((problem.kernel, problem.sizes))
             for architecture in ARCHITECTURES:
                 with assume_architecture(architecture):
-                    candidates = problem.table.candidates(problem.size)
-                logger.info("%s, size %d, sm_%d:", problem.table.kernel, problem.size, architecture)
-                for config in candidates:
+                    configs = candidates(problem.kernel, *problem.sizes)
+                logger.info("%s, size %s, sm_%d:", problem.kernel, problem.sizes, architecture)
+                for config in configs:
                     found = compiled(problem, config, architecture)
-                    present = " (present)" if config == candidates[0] else ""
+                    present = " (present)" if config == configs[0] else ""
                     logger.info("  %s%s: %s", config, present, found if isinstance(found, str) else cost(found))
 
 
@@ -121,8 +239,8 @@ def cost(kernel: CompiledKernel) -> str:
     return f"{kernel.registers} registers, {kernel.shared_bytes} bytes shared{instructions}"
 
 
-def measured(problem: Problem, config: Any, machine: Machine) -> dict[str, Any]:
-    """The record of one candidate: its time, or why there is none."""
+def measured(problem: Problem, config: LaunchConfig, machine: Machine) -> dict[str, Any]:
+    """Return the record of one candidate: its time, or the reason there is none."""
     major, minor = torch.cuda.get_device_capability()
     architecture = 10 * major + minor
     found = compiled(problem, config, architecture) if architecture in ARCHITECTURES else None
@@ -130,7 +248,7 @@ def measured(problem: Problem, config: Any, machine: Machine) -> dict[str, Any]:
         return {"dropped": found}
     workload, direction = problem.workload, problem.workload.directions[problem.direction]
     machine.proven.clear()
-    with forced(problem.table.kernel, config), dk.use_backend("triton"):
+    with override_config(problem.kernel, config), dk.use_backend("triton"):
         prove(workload, machine)
         no_gradient = torch.no_grad() if not direction.gradients else nullcontext()
         with timing.stream(machine.device), no_gradient:
@@ -141,23 +259,23 @@ def measured(problem: Problem, config: Any, machine: Machine) -> dict[str, Any]:
 
 
 def tune(problem: Problem, machine: Machine) -> list[dict[str, Any]]:
-    """A record for each candidate, the present choice first."""
+    """Record each candidate, the present choice first."""
     records = []
-    for i, config in enumerate(problem.table.candidates(problem.size)):
+    for i, config in enumerate(candidates(problem.kernel, *problem.sizes)):
         try:
             record = measured(problem, config, machine)
         except (AssertionError, Unavailable, torch.OutOfMemoryError, RuntimeError) as error:
             record = {"dropped": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
         description = {
-            "kernel": problem.table.kernel, "operator": problem.workload.operator, "shape": problem.workload.shape,
-            "direction": problem.direction, "size": problem.size, "config": asdict(config), "present": i == 0,
+            "kernel": problem.kernel, "operator": problem.workload.operator, "shape": problem.workload.shape,
+            "direction": problem.direction, "sizes": problem.sizes, "config": asdict(config), "present": i == 0,
         }  # fmt: skip
         records.append(description | record | machine.facts)
     return records
 
 
 def verdict(records: list[dict[str, Any]]) -> str:
-    """The best of one problem's records beside the present choice."""
+    """Name the best of one problem's records beside the present choice."""
     timed = [record for record in records if "kernel_us" in record]
     if not timed:
         return "nothing could be timed: " + "; ".join(sorted({record["dropped"] for record in records}))
@@ -170,7 +288,7 @@ def verdict(records: list[dict[str, Any]]) -> str:
 
 
 def save(records: list[dict[str, Any]], output: Path) -> Path:
-    """Into the folder of the GPU, beside what is there about other kernels."""
+    """Write records into the GPU's folder, beside those of other kernels."""
     path = output / slug(records[0]["device"]) / "tuning.json"
     before = json.loads(path.read_text()) if path.exists() else []
     renewed = {(record["kernel"], record["operator"], record["shape"]) for record in records}
@@ -181,7 +299,7 @@ def save(records: list[dict[str, Any]], output: Path) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Time the launch configurations that each kernel's table offers.")
+    parser = argparse.ArgumentParser(description="Time candidates for each kernel's launch configuration.")
     parser.add_argument("operators", nargs="*", metavar="operator", help=f"of {', '.join(OPERATORS)}; default: all")
     parser.add_argument("--dry-run", action="store_true", help="compile the candidates for sm_80 and sm_90, no GPU")
     parser.add_argument("--output", type=Path, default=RESULTS, help="the GPU's folder is made in it")

@@ -1,4 +1,4 @@
-"""What is timed: one operator at one shape, the bytes it has to move, and what it is compared with."""
+"""Workloads: one operator at one shape, the bytes it has to move, and its rivals."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ class Rival:
     gradients: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Direction -> which of its own inputs are differentiated."""
     batched: tuple[str, ...] = ()
-    """Which of its own inputs begin with the batch."""
+    """Its own inputs whose first dimension is the batch."""
     definition: Callable[..., Any] | None = None
     """Plain PyTorch for what it computes, where that is not the workload's operator."""
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
-    why_not: Callable[[str, Inputs], str | None] = lambda direction, inputs: None
-    """Why it cannot run a direction on these inputs, or None."""
+    unavailable_reason: Callable[[str, Inputs], str | None] = lambda direction, inputs: None
+    """Function that explains why it cannot run a direction on these inputs, or returns None."""
     note: str = ""
-    """What a reader of its figures must know."""
+    """Caveat for readers of its figures."""
 
 
 @dataclass(frozen=True)

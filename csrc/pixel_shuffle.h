@@ -25,7 +25,7 @@
 
 namespace dimr {
 
-// The numbers are part of the Python interface (ops/pixel_shuffle/cuda.py).
+// The numbers are part of the Python interface (ops/pixel_shuffle.py, tests/support/pixel_shuffle.py).
 enum class Layout : int { nhwc = 0, nchw = 1, channels_last = 2 };
 enum class Mode : int { add = 0, shuffle = 1, unshuffle = 2 };
 enum class Element : int { float32 = 0, float16 = 1, bfloat16 = 2 };

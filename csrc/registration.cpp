@@ -1,4 +1,4 @@
-// The operators' CPU and CUDA implementations, for the schemas that dimr_kernels/ops/pixel_shuffle/op.py defines.
+// The operators' CPU and CUDA implementations, for the schemas that dimr_kernels/ops/pixel_shuffle.py defines.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>

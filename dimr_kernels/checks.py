@@ -1,16 +1,16 @@
-"""Checks of arguments. Each message names the operator and argument, what was found and what is wanted."""
+"""Argument checks, whose messages name operator, argument, expected and given; and modules that may be bypassed."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-# Not those of eight bits, which are for storage: torch itself computes nothing in them.
+# Without the 8-bit dtypes, which are for storage: torch itself computes nothing in them.
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def check_floating(operator: str, **tensors: Tensor | None) -> None:
-    """The first is required, the others may be None."""
+    """Check that the first tensor, and each of the others that is not None, has a floating-point dtype."""
     required = True
     for name, tensor in tensors.items():
         if required or tensor is not None:
@@ -30,17 +30,21 @@ def check_number(operator: str, name: str, value: object) -> None:
         raise TypeError(f"{operator}: {name} must be a number, got {type(value).__name__}")
 
 
-def values_are_at_hand(tensor: Tensor) -> bool:
-    """Whether looking costs no wait for a GPU.
+def can_read_values(tensor: Tensor) -> bool:
+    """Return True if reading the values does not synchronise with a GPU.
 
-    Subclasses (fake tensors) and what ``torch.func`` wraps (a batch of vmap) may have no values to look at.
+    False for subclasses (fake tensors) and under ``torch.func`` (a batch of vmap), where there may be no values. If a
+    future torch lacks the private function that tells of ``torch.func``, values are never read.
     """
     return (
         tensor.device.type == "cpu"
-        and type(tensor) in (Tensor, torch.nn.Parameter)
+        and type(tensor) in (Tensor, nn.Parameter)
         and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
+        and not _transforms_active()
     )
+
+
+_transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
 
 
 def check_shape(operator: str, name: str, tensor: Tensor, wanted: tuple[int, ...]) -> None:
@@ -56,7 +60,7 @@ def check_rank(operator: str, name: str, tensor: Tensor, rank: int, layout: str)
 
 
 def check_same_device(operator: str, **tensors: Tensor | None) -> None:
-    """All on the first tensor's device."""
+    """Check that all tensors that are not None are on one device."""
     first_name, first = "", None
     for name, tensor in tensors.items():
         if tensor is None:
@@ -68,7 +72,7 @@ def check_same_device(operator: str, **tensors: Tensor | None) -> None:
 
 
 def check_same_dtype(operator: str, **tensors: Tensor | None) -> None:
-    """All of the first tensor's dtype."""
+    """Check that all tensors that are not None have one dtype."""
     first_name, dtype = "", None
     for name, tensor in tensors.items():
         if tensor is None:
@@ -85,8 +89,38 @@ def check_choice(operator: str, name: str, value: object, choices: tuple[object,
 
 
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
-    """The dtype that autocast would give this tensor's matrix products, or None outside autocast."""
+    """Return the dtype that autocast gives matrix products of this tensor; None outside autocast."""
     device_type = tensor.device.type
     if device_type == "meta" or tensor.dtype == torch.float64 or not torch.is_autocast_enabled(device_type):
         return None
     return torch.get_autocast_dtype(device_type)
+
+
+def is_plain_tensor(tensor: object) -> bool:
+    """Return True unless it is a subclass, as quantised and sharded weights are."""
+    return type(tensor) in (nn.Parameter, Tensor)
+
+
+def hook_names(module: nn.Module) -> list[str]:
+    """Return the names of the hooks that a call of the module runs."""
+    kinds = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return [getattr(hook, "__name__", type(hook).__name__) for kind in kinds for hook in kind.values()]
+
+
+def is_call_modified(module: nn.Module) -> bool:
+    """Return True if a call runs hooks, or a ``forward`` that was set on the instance."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
+
+
+def is_plain_linear(module: nn.Module) -> bool:
+    """Return True if a call is ``F.linear`` and nothing else, so that weight and bias may be used without calling it.
+
+    False for adapters (LoRA), hooks and quantised weights.
+    """
+    return type(module) is nn.Linear and not is_call_modified(module) and is_plain_tensor(module.weight)

@@ -1,4 +1,4 @@
-"""What is installed here, what was built, and which implementation each operator takes: ``python -m dimr_kernels``."""
+"""Report of what is installed, what was built and what each operator runs as: ``python -m dimr_kernels``."""
 
 from __future__ import annotations
 
@@ -10,15 +10,21 @@ from collections.abc import Iterator
 
 import torch
 
-from .dispatch import BACKEND_VARIABLE, BACKENDS, TRITON_INSTALLED, BackendError, choose, current_backend
-from .dispatch import why_unavailable as why_fused_unavailable
-from .extension import extension_status
-from .ops.attention import rules
-from .ops.attention.flash_attn import why_not_installed
-from .ops.folders import rooms
+from .dispatch import (
+    BACKEND_VARIABLE,
+    BACKENDS,
+    FUSED_FORMS,
+    TRITON_INSTALLED,
+    BackendError,
+    choose,
+    current_backend,
+    extension_status,
+    unavailable_reason,
+)
+from .ops import attention_backends
 
-# Operator -> the backend of its fused form. Attention has its own rules.
-FUSED_FORMS: dict[str, str] = {name: form for room in rooms("functional") for name, form in room.FUSED_FORMS.items()}
+# Public operators; those of ``inference`` run as these do.
+OPERATORS = (*(name for name in FUSED_FORMS if "." not in name), "attention")
 COST_WITHOUT_EXTENSION = "pixel_shuffle_add and pixel_unshuffle run as plain PyTorch; everything else works"
 COST_WITHOUT_CUDA = "on a GPU, pixel_shuffle_add and pixel_unshuffle run as plain PyTorch; everything else works"
 COST_WITHOUT_TRITON = "the operators whose fused form is Triton's run as plain PyTorch, on a GPU too"
@@ -45,7 +51,7 @@ def _triton_line() -> str:
 
 
 def _flash_attn_line() -> str:
-    problem = why_not_installed()
+    problem = attention_backends.flash_attn_missing_reason()
     return _version("flash-attn", "installed") if problem is None else f"{problem}; torch's kernels serve. Optional"
 
 
@@ -88,49 +94,49 @@ def _versions() -> Iterator[tuple[str, str]]:
 
 
 def implementation_of(operator: str, device: torch.device) -> tuple[str, str]:
-    """What the operator takes for float32 tensors on ``device``, and why that is not its fused form (or "")."""
+    """Return what the operator runs as for float32 tensors on ``device``, and why not as its fused form (or "")."""
     if operator == "attention":
         return _attention_on(device), ""
-    fused = FUSED_FORMS[operator]
     try:
-        chosen = choose(operator, torch.empty(0, device=device), fused)
+        chosen = choose(operator, torch.empty(0, device=device))
     except BackendError as error:
         return "error", str(error).removeprefix(f"{operator}: ")
-    if chosen == fused:
-        return ("C++" if fused == "cuda" and device.type == "cpu" else fused), ""
+    if chosen != "eager":
+        return ("C++" if chosen == "cuda" and device.type == "cpu" else chosen), ""
     if current_backend() == "eager":
         return chosen, "it was asked for"
-    return chosen, why_fused_unavailable(fused, device) or "Triton's interpreter is for tests"
+    forms = FUSED_FORMS[operator].cpu if device.type == "cpu" else FUSED_FORMS[operator].gpu
+    return chosen, unavailable_reason(forms[0], device) or "Triton's interpreter is for tests"
 
 
 def _attention_on(device: torch.device) -> str:
-    """For bfloat16 and a head dim of 64."""
+    """Return attention's backend for bfloat16 and a head dim of 64."""
     if current_backend() == "eager":
         return "eager"
     if device.type != "cuda":
         return "torch SDPA"
-    call = rules.Call(
+    call = attention_backends.Call(
         device="cuda", dtype=torch.bfloat16, head_dim=64, value_dim=64, batch=1, queries=257, keys=257,
         capability=torch.cuda.get_device_capability(device), cudnn=torch.backends.cudnn.version() or 0,
     )  # fmt: skip
-    return rules.automatic(call)[0]
+    return attention_backends.automatic(call)[0]
 
 
 def _on_a_gpu_elsewhere(operator: str) -> str:
-    """What this installation would take on a GPU of compute capability 8.0 or newer."""
+    """Return what this installation would run on a GPU of compute capability 8.0 or newer."""
     if current_backend() == "eager":
         return "eager"
     if operator == "attention":
         return "by GPU"
-    ready = TRITON_INSTALLED if FUSED_FORMS[operator] == "triton" else extension_status().has_cuda
-    return FUSED_FORMS[operator] if ready else "eager"
+    ready = {"triton": TRITON_INSTALLED, "cuda": extension_status().has_cuda}
+    return next((form for form in FUSED_FORMS[operator].gpu if ready[form]), "eager")
 
 
 def _implementations() -> Iterator[str]:
     devices = [torch.device("cpu"), *_gpus()]
     rows = [["operator", *map(str, devices)]]
     reasons: dict[tuple[str, str, str], list[str]] = defaultdict(list)
-    for operator in [*FUSED_FORMS, "attention"]:
+    for operator in OPERATORS:
         rows.append([operator])
         for device in devices:
             chosen, why = implementation_of(operator, device)
@@ -149,6 +155,6 @@ def _implementations() -> Iterator[str]:
 
 
 def report() -> str:
-    """Several lines of plain text."""
+    """Return the report as several lines of plain text."""
     lines = [f"{name:<13}{value}" for name, value in _versions()]
     return "\n".join([*lines, "", *_implementations()]).rstrip()

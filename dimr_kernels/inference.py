@@ -1,7 +1,7 @@
-"""Operators without a gradient that write where they are told: into slots of a larger buffer, or in place.
+"""Operators without a gradient that write into given tensors: slots of a larger buffer, or in place.
 
 Each is the fused form of a few functions of :mod:`dimr_kernels.functional` and spares the copy that would bring their
-result to its place. ``t`` is a float32 tensor ``[B]`` or ``[1]``; its values are not looked at.
+result to its place. ``t`` is a float32 tensor ``[B]`` or ``[1]``; its values are not checked.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from . import checks, shuffle_checks, time_checks
+from . import checks
 from .dispatch import choose
-from .ops import limits
-from .ops.depthwise_conv import into as depthwise_conv
-from .ops.shuffle_norm_add import into as shuffle_norm_add
-from .ops.td_norm import into as td_norm_op
-from .time_checks import GATES
+from .ops import time_gate
+from .ops.depthwise_conv import depthwise_conv2d_into_definition, depthwise_conv2d_into_op
+from .ops.pixel_shuffle import check_shuffle, check_shuffled
+from .ops.td_norm import td_norm_into_definition, td_norm_into_op
+from .ops.time_gate import GATES, GateParameters
+from .ops.upsample import shuffle_norm_add_definition, shuffle_norm_add_in_place_op
 
 Gates = Sequence[Tensor | None]
 """The parameters of a time-dependent norm in the order of ``GATES``; the shift's four are None where there is none."""
@@ -71,12 +72,12 @@ def td_norm(
     checks.check_same_dtype(operator, x=x, residual=residual, total=total)
     _check_pixels(operator, "total", total)
     _check_timestep(operator, t, x.shape[0])
-    _check_gates(operator, gates, D, x.device)
+    gates = _check_gates(operator, gates, D, x.device)
     _refuse_gradients(operator, x, residual, total, offset, t, *gates)
-    fits = D <= limits.WIDEST_IN_REGISTERS or (residual is None and offset is None)
-    fused = choose(operator, x, "triton") == "triton" and fits
-    run = td_norm_op.td_norm_into if fused else td_norm_op.definition
-    return run(x, residual, total, offset, t, *gates, eps, rms)
+    fits = D <= time_gate.WIDEST_IN_REGISTERS or (residual is None and offset is None)
+    if choose(operator, x) == "eager" or not fits:
+        return td_norm_into_definition(x, residual, total, offset, t, gates, eps, rms)
+    return td_norm_into_op(x, residual, total, offset, t, *gates.in_schema_order(), eps, rms)
 
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
@@ -103,8 +104,8 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor
     checks.check_same_dtype(operator, x=x, out=out)
     _check_pixels(operator, "out", out, across_samples=True)
     _refuse_gradients(operator, x, weight, bias, out)
-    fused = choose(operator, x, "triton") == "triton"
-    (depthwise_conv.depthwise_conv2d_into if fused else depthwise_conv.definition)(x, weight, bias, out)
+    eager = choose(operator, x) == "eager"
+    (depthwise_conv2d_into_definition if eager else depthwise_conv2d_into_op)(x, weight, bias, out)
 
 
 def pixel_shuffle_td_norm_add_(
@@ -120,22 +121,24 @@ def pixel_shuffle_td_norm_add_(
     Raises as :func:`td_norm`.
     """
     operator = "inference.pixel_shuffle_td_norm_add_"
-    r = shuffle_checks.check_shuffle(operator, x, "upscale_factor", upscale_factor, "nhwc")
-    C = shuffle_checks.check_shuffled(operator, x, y, r, "nhwc")
+    r = check_shuffle(operator, x, "upscale_factor", upscale_factor, "nhwc")
+    C = check_shuffled(operator, x, y, r, "nhwc")
     checks.check_same_dtype(operator, y=y, x=x)
     checks.check_same_device(operator, y=y, x=x, t=t)
     _check_pixels(operator, "y", y)
     _check_timestep(operator, t, y.shape[0])
-    _check_gates(operator, gates, C, y.device)
-    if gates[2] is None:
+    gates = _check_gates(operator, gates, C, y.device)
+    if gates.p3 is None:
         raise ValueError(f"{operator}: gates must have a shift, got none")
     _refuse_gradients(operator, y, x, t, *gates)
-    fused = choose(operator, y, "triton") == "triton" and C <= limits.WIDEST_IN_REGISTERS
-    (shuffle_norm_add.shuffle_norm_add_ if fused else shuffle_norm_add.definition)(x, y, t, r, *gates, eps)
+    if choose(operator, y) == "eager" or C > time_gate.WIDEST_IN_REGISTERS:
+        y.copy_(shuffle_norm_add_definition(x, y, t, r, gates, eps))
+    else:
+        shuffle_norm_add_in_place_op(x, y, t, r, *gates.in_schema_order(), eps)
 
 
 def _check_pixels(operator: str, name: str, tensor: Tensor | None, across_samples: bool = False) -> None:
-    """Dense rows at equal distances within a sample, so that a view ``[B, N, D]`` exists; or in the whole batch."""
+    """Check for dense rows at equal distances within a sample, so a view ``[B, N, D]`` exists; or in the batch."""
     if tensor is None or tensor.numel() == 0:
         return
     dense = tensor.shape[-1] == 1 or tensor.stride(-1) == 1
@@ -156,10 +159,13 @@ def _check_timestep(operator: str, t: Tensor, batch: int) -> None:
         raise ValueError(f"{operator}: t must have shape [{batch}] or [1], got {list(t.shape)}")
 
 
-def _check_gates(operator: str, gates: Gates, D: int, device: torch.device) -> None:
+def _check_gates(operator: str, gates: Gates, D: int, device: torch.device) -> GateParameters:
     if len(gates) != len(GATES):
         raise ValueError(f"{operator}: gates must be {', '.join(GATES)}; got {len(gates)} values")
-    time_checks.check_gates(operator, D, device, gates)
+    if not isinstance(gates, GateParameters):
+        gates = GateParameters.from_schema(gates)
+    time_gate.check_gates(operator, D, device, gates)
+    return gates
 
 
 def _refuse_gradients(operator: str, *tensors: Tensor | None) -> None:

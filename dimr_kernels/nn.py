@@ -1,11 +1,11 @@
 """The operators as modules."""
 
-from .ops.attention.module import SelfAttention
-from .ops.depthwise_conv.module import DepthwiseConv2d
-from .ops.geglu_linear.module import GEGLU, GEGLUMLP
-from .ops.shuffle_norm_add.module import PixelShuffleUpsample
-from .ops.td_group_norm.module import TDGroupNorm
-from .ops.td_norm.module import TDLayerNorm, TDRMSNorm
+from .ops.attention import SelfAttention
+from .ops.depthwise_conv import DepthwiseConv2d
+from .ops.geglu import GEGLU, GEGLUMLP
+from .ops.td_group_norm import TDGroupNorm
+from .ops.td_norm import TDLayerNorm, TDRMSNorm
+from .ops.upsample import PixelShuffleUpsample
 
 __all__ = [
     "GEGLU",

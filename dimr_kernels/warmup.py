@@ -1,4 +1,4 @@
-"""Compile ahead: every Triton kernel that a model needs, before the first real call or the capture of a CUDA graph."""
+"""Compile every Triton kernel that a model needs before the first real call or the capture of a CUDA graph."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .dispatch import current_backend, why_unavailable
-from .ops.folders import rooms
+from .dispatch import current_backend, unavailable_reason
+from .nn import GEGLU, DepthwiseConv2d, PixelShuffleUpsample, TDGroupNorm, TDLayerNorm, TDRMSNorm
 
-FUSED_MODULES = tuple(module for room in rooms("module") for module in room.TRITON_MODULES)
+# Modules that launch Triton kernels themselves.
+FUSED_MODULES = (DepthwiseConv2d, GEGLU, PixelShuffleUpsample, TDGroupNorm, TDLayerNorm, TDRMSNorm)
 
 
 @dataclass(frozen=True)
 class WarmupReport:
-    """What :func:`warmup` did. ``str(report)`` is a few lines for a log."""
+    """Result of :func:`warmup`; ``str(report)`` is a few lines for a log."""
 
     modules: dict[str, int] = field(default_factory=dict)
     """Class of a fused module -> how many of them the model called."""
@@ -28,7 +29,7 @@ class WarmupReport:
     """Name and seconds of each kernel that Triton compiled, or read from its cache on disk, for this call."""
     seconds: float = 0.0
     skipped: str = ""
-    """Why nothing was done; empty otherwise."""
+    """Reason that nothing was done; empty otherwise."""
 
     def __str__(self) -> str:
         if self.skipped:
@@ -78,7 +79,7 @@ def warmup(
     device = tensors[0].device
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError("warmup: a CUDA graph is being captured; warm up before that")
-    if skipped := _why_nothing_compiles(device):
+    if skipped := _skip_reason(device):
         return WarmupReport(skipped=skipped)
     training = model.training if training is None else training
     start = time.perf_counter()
@@ -96,16 +97,16 @@ def warmup(
     return WarmupReport(modules, tuple(kernels), time.perf_counter() - start)
 
 
-def _why_nothing_compiles(device: torch.device) -> str | None:
+def _skip_reason(device: torch.device) -> str | None:
     if current_backend() == "eager":
         return "the backend 'eager' is in force, which compiles nothing"
     if device.type == "cpu" and current_backend() == "auto":
         return "the inputs are on a CPU, where plain PyTorch runs; kernels are compiled for a GPU"
-    return why_unavailable("triton", device)
+    return unavailable_reason("triton", device)
 
 
 def _run(module: nn.Module, inputs: Sequence[Any], named_inputs: dict[str, Any], training: bool) -> None:
-    """Gradients are computed and dropped: ``.grad`` stays as it is."""
+    """Call the module, compute gradients if ``training``, and drop both: ``.grad`` stays as it is."""
     if not training:
         with torch.no_grad():
             module(*inputs, **named_inputs)
@@ -126,9 +127,9 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """A value of tuples, lists and dictionaries with ``function`` of every tensor; one that is there twice stays one.
+    """Apply ``function`` to every tensor in tuples, lists and dictionaries, once to a tensor that occurs twice.
 
-    That a residual is the input itself decides which kernel runs.
+    A residual that is the input itself runs another kernel, so identity has to stay.
     """
     done: dict[int, Tensor] = {}
 
@@ -146,13 +147,13 @@ def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     return walk(value)
 
 
-_hooks_are_ours = threading.RLock()
+_triton_hooks = threading.RLock()
 Call = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
 
 
 @contextlib.contextmanager
 def _recorded_calls(model: nn.Module) -> Iterator[list[Call]]:
-    """Fused modules and what they were called with, tensors without their memory."""
+    """Record calls of fused modules inside the block, with meta tensors for their tensors."""
     calls: list[Call] = []
 
     def abstract(x: Tensor) -> Tensor:
@@ -172,7 +173,7 @@ def _recorded_calls(model: nn.Module) -> Iterator[list[Call]]:
 
 
 def _distinct(calls: Sequence[Call]) -> list[Call]:
-    """One call of each kind: the same class, options, parameters and inputs lead to the same kernels."""
+    """Keep one call of each kind: equal class, options, parameters and inputs lead to the same kernels."""
 
     def describe(x: Tensor) -> Any:
         return x.dtype, tuple(x.shape), x.stride(), x.requires_grad
@@ -188,7 +189,7 @@ def _distinct(calls: Sequence[Call]) -> list[Call]:
 
 
 def _resized(call: tuple[Any, Any], batch: int, size: int, device: torch.device) -> tuple[Any, Any]:
-    """Zeros for the recorded tensors, with another batch and otherwise the same strides."""
+    """Make zeros for the recorded tensors, with another batch size and otherwise the same strides."""
 
     def zeros(x: Tensor) -> Tensor:
         shape = (size, *x.shape[1:]) if x.dim() and x.shape[0] == batch else x.shape
@@ -200,7 +201,7 @@ def _resized(call: tuple[Any, Any], batch: int, size: int, device: torch.device)
 
 @contextlib.contextmanager
 def _unchanged(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Buffers (a batch norm's averages, say) and random number generators as they were, after the block."""
+    """Restore buffers (a batch norm's averages, say) and random number generators after the block."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -214,7 +215,7 @@ def _unchanged(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _compilations() -> Iterator[list[tuple[str, float]]]:
-    """Name and seconds of what Triton compiles inside the block, which one thread enters at a time."""
+    """List name and seconds of each kernel that Triton compiles inside the block; one thread enters at a time."""
     from triton import knobs
 
     found: list[tuple[str, float]] = []
@@ -229,7 +230,7 @@ def _compilations() -> Iterator[list[tuple[str, float]]]:
         found.append((details["fn"].name, seconds))
         return after(**details) if after is not None else None
 
-    with _hooks_are_ours:
+    with _triton_hooks:
         before, after = knobs.runtime.jit_cache_hook, knobs.runtime.jit_post_compile_hook
         knobs.runtime.jit_cache_hook, knobs.runtime.jit_post_compile_hook = begin, end
         try:

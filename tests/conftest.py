@@ -55,7 +55,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def fresh_launches() -> Iterator[None]:
     """A test that changes launch configurations sees its own, and leaves none behind."""
-    from dimr_kernels.ops.launch import forget_launches
+    from dimr_kernels.launch import forget_launches
 
     forget_launches()
     yield

@@ -59,13 +59,13 @@ class Record:
     cuda: str | None = None
     kernel_us: float | None = None
     kernel_timing: str | None = None
-    """How ``kernel_us`` was taken: "cuda graph", or why not from one."""
+    """Source of ``kernel_us``: "cuda graph", or the reason that it is another."""
     matmul_teraflops_ceiling: float | None = None
     """TFLOP/s of a large product in the same run, where products are what takes the time."""
     peak_memory_bytes: int | None = None
     relative_error_float64: float | None = None
     note: str | None = None
-    """What a reader of the figures must know."""
+    """Caveat for readers of the figures."""
 
     @property
     def on_cpu(self) -> bool:
@@ -78,14 +78,14 @@ class Record:
 
     @property
     def fraction_of_roofline(self) -> float:
-        """Of the copy bandwidth, or of a large product's speed where that is the nearer ceiling."""
+        """Return the fraction of the copy bandwidth, or of a large product's speed if that is the nearer ceiling."""
         if not (self.matmul_teraflops_ceiling and self.microseconds):
             return self.fraction_of_copy
         return max(self.fraction_of_copy, self.flops / self.microseconds / 1e6 / self.matmul_teraflops_ceiling)
 
     @property
     def measurement(self) -> tuple[str, ...]:
-        """What was measured; two records that agree in it are the same measurement, done twice."""
+        """Return the identity of the measurement: records with equal keys measure the same thing twice."""
         return self.operator, self.direction, self.shape, self.dtype, self.implementation
 
 
@@ -103,7 +103,7 @@ def read(path: Path) -> list[Record]:
 
 
 def _entries(path: Path, content: Any) -> list[tuple[str, dict[str, Any]]]:
-    """Where each record stands, in words, and its values."""
+    """Return the position of each record, in words, and its values."""
     if not isinstance(content, dict) or not ("benchmarks" in content or "records" in content):
         raise RecordError(f"{path}: key 'benchmarks' is missing: want the file that --benchmark-json=FILE writes")
     from_pytest = "benchmarks" in content

@@ -5,19 +5,17 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 
-from ..predictions import DTYPE as PREDICTED_DTYPE
-from ..predictions import predict_for
 from ..targets import TARGET_SCOPE, Outcome, evaluate
 from .records import OURS, Record
 from .rows import RIVALS, Row, rival_order
 
 SUMMARY_MARKERS = ("<!-- summary -->", "<!-- end of summary -->")
 FULL_COLUMNS = (
-    "operator", "direction", "shape", "us", "GB/s", "of copy", "predicted", "TFLOP/s",
+    "operator", "direction", "shape", "us", "GB/s", "of copy", "TFLOP/s",
     *(f"x {rival}" for rival in RIVALS), "x others", "fastest rival", "host us", "peak MB", "error",
 )  # fmt: skip
 # Columns that are dropped where no line has anything in them, as on a CPU.
-MAY_BE_LEFT_OUT = ("predicted", "TFLOP/s", "x others", "host us", "peak MB")
+MAY_BE_LEFT_OUT = ("TFLOP/s", "x others", "host us", "peak MB")
 VERSIONS = {"torch": "torch", "triton": "Triton", "cuda": "CUDA", "python": "Python"}
 
 
@@ -69,7 +67,7 @@ def _range(values: Sequence[float], format_: str) -> str:
 
 
 def summary(rows: Sequence[Row]) -> tuple[Sequence[str], Iterator[Sequence[str]]]:
-    """One line to an operator and direction, over the target shapes, or over all where none of them is there."""
+    """Summarise each operator and direction in a line, over the target shapes, or over all if none of them is there."""
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row.operator, row.direction), []).append(row)
@@ -132,14 +130,13 @@ def _legend(rows: Sequence[Row]) -> str:
     clock = "`wall us`: the whole call" if _on_cpu(rows) else "`us`: the kernels alone"
     return (
         f"{clock}; `of copy`: bytes moved per second over the copy bandwidth, above 100% where a cache holds them; "
-        "`predicted`: of copy, worked out before measuring (`benchmarks/NOTES.md`); `TFLOP/s`: in brackets, of a large "
-        "product's; `x rival`: its time over ours; a star: see the notes; `error`: largest difference from float64 "
-        "over the largest value. An empty cell was not measured."
+        "`TFLOP/s`: in brackets, of a large product's; `x rival`: its time over ours; a star: see the notes; `error`: "
+        "largest difference from float64 over the largest value. An empty cell was not measured."
     )
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:
-    """What some records say about themselves, once each, as a list of its own."""
+    """List the notes of all records, each once."""
     found: dict[str, None] = {}
     for row in rows:
         for name, record in row.records.items():
@@ -170,7 +167,7 @@ def full_line(row: Row, shape: str) -> Sequence[str]:
 
 
 def _own_costs(ours: Record | None) -> Sequence[str]:
-    """host us, peak MB, error. On a CPU the host's time is that of the whole call."""
+    """Format host us, peak MB, error. On a CPU the host's time is that of the whole call."""
     if ours is None:
         return [""] * 3
     peak = ours.peak_memory_bytes
@@ -182,18 +179,14 @@ def _own_costs(ours: Record | None) -> Sequence[str]:
 
 
 def _own_cells(ours: Record | None) -> Sequence[str]:
-    """us, GB/s, of copy, predicted, TFLOP/s."""
+    """Format us, GB/s, of copy, TFLOP/s."""
     if ours is None:
-        return [""] * 5
+        return [""] * 4
     us = ours.microseconds
-    predicted = None
-    if ours.dtype == PREDICTED_DTYPE:
-        predicted = predict_for(ours.device, ours.operator, ours.direction, ours.bytes, ours.width)
     return (
         _cell(us, ".1f"),
         _cell(ours.gigabytes_per_second, ".0f"),
         _cell(ours.fraction_of_copy, ".0%"),
-        _cell(None if predicted is None else predicted.fraction_of_copy, ".0%"),
         _teraflops(ours),
     )
 

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dimr_kernels.checks import values_are_at_hand
+from dimr_kernels.checks import can_read_values
 
 from .config import DiMRConfig
 from .layers import ConvNeXtBranch, Modulation, NoiseHead, PatchEmbedding, PatchHead, check_mode, make_first_branch
@@ -41,7 +41,7 @@ def check_class_labels(config: DiMRConfig, class_labels: Tensor, batch: int, dev
         raise ValueError(f"class_labels must have shape [{batch}], one per sample, got {list(class_labels.shape)}")
     if class_labels.device != device:
         raise ValueError(f"class_labels is on {class_labels.device}, the model is on {device}")
-    if batch == 0 or not values_are_at_hand(class_labels):
+    if batch == 0 or not can_read_values(class_labels):
         return
     low, high = int(class_labels.min()), int(class_labels.max())
     if low < 0 or high >= config.num_embeddings:
@@ -60,7 +60,7 @@ def as_timestep(timestep: Tensor | float, batch: int, device: torch.device) -> T
         raise ValueError(f"timestep must be a scalar or have shape [1] or [{batch}], got {list(timestep.shape)}")
     if timestep.device != device and timestep.device.type != "cpu":
         raise ValueError(f"timestep is on {timestep.device}, the model is on {device}")
-    if values_are_at_hand(timestep):
+    if can_read_values(timestep):
         for value in timestep.reshape(-1).tolist():
             if math.isnan(value) or not 0 < value <= LAST_TIMESTEP:
                 raise ValueError(f"timestep must be in (0, {LAST_TIMESTEP}], got {value}")

@@ -1,4 +1,4 @@
-"""Least squares of TD-LN's form, ``q + sigmoid(w t + o) (p - q)`` (DiMR eq. (5)), to values over timesteps.
+"""Least-squares fit of TD-LN's form, ``q + sigmoid(w t + o) (p - q)`` (DiMR eq. (5)), to values over timesteps.
 
 Given its gate the form is linear: ``p`` and ``q`` have a closed solution, and what remains is a search over two numbers
 a gate, slope and centre. A grid finds the best basin, and Gauss-Newton steps on the projected residual (Golub and
@@ -40,7 +40,7 @@ class Gated:
 
 
 def fit_gated(t: Tensor, values: Tensor, gate: str = "channel") -> Gated:
-    """Least squares over the rows of ``values``.
+    """Fit the form to the columns of ``values`` by least squares.
 
     Args:
         t: ``[T]``, at least four different numbers.
@@ -77,7 +77,7 @@ def _check(t: Tensor, values: Tensor, gate: str) -> None:
 
 
 def _ends(t: Tensor, mean: Tensor, moving: Tensor, weight: Tensor, offset: Tensor) -> Gated:
-    """The best ``p`` and ``q`` of these gates ``[G]`` for ``mean + moving``, ``[G, T, K]``."""
+    """Solve for ``p`` and ``q`` of these gates ``[G]``, given ``mean + moving``, ``[G, T, K]``."""
     s = torch.sigmoid(weight[:, None] * t + offset[:, None])  # [G, T]
     z, middle = _centred(s)
     rise = _slopes(z, moving)  # [G, K], of p - q
@@ -86,18 +86,18 @@ def _ends(t: Tensor, mean: Tensor, moving: Tensor, weight: Tensor, offset: Tenso
 
 
 def _centred(s: Tensor) -> tuple[Tensor, Tensor]:
-    """``[G, T]`` without its mean over T, and the mean ``[G, 1]``."""
+    """Split ``[G, T]`` into what is left without its mean over T, and the mean ``[G, 1]``."""
     mean = s.mean(dim=1, keepdim=True)
     return s - mean, mean
 
 
 def _slopes(z: Tensor, moving: Tensor) -> Tensor:
-    """``z [G, T]``, ``moving [G, T, K]`` -> ``[G, K]``."""
+    """Regress ``moving [G, T, K]`` on ``z [G, T]``: ``[G, K]``."""
     return torch.einsum("gt,gtk->gk", z, moving) / z.square().sum(dim=1, keepdim=True)
 
 
 def _gates(t: Tensor, moving: Tensor) -> tuple[Tensor, Tensor]:
-    """The weight and the offset ``[G]`` whose sigmoid explains most of ``moving [G, T, K]``."""
+    """Find the weight and the offset ``[G]`` whose sigmoid explains most of ``moving [G, T, K]``."""
     low, width = t.min(), t.max() - t.min()
     u = 2 * (t - low) / width - 1  # the search sees times in [-1, 1]
     slope, centre = _refined(u, moving, *_best_of_grid(u, moving))
@@ -120,7 +120,7 @@ def _spread(z: Tensor) -> Tensor:
 
 
 def _best_of_grid(u: Tensor, moving: Tensor) -> tuple[Tensor, Tensor]:
-    """Logarithm of the slope and centre, ``[G]`` each."""
+    """Find the grid point that explains most: logarithm of the slope, and centre, ``[G]`` each."""
     slopes = torch.linspace(math.log(0.1), math.log(_steepest(u)), SLOPES, dtype=u.dtype, device=u.device)
     centres = torch.linspace(-2.5, 2.5, CENTRES, dtype=u.dtype, device=u.device)
     pairs = torch.cartesian_prod(slopes, centres)  # [N, 2]
@@ -135,7 +135,7 @@ def _best_of_grid(u: Tensor, moving: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _refined(u: Tensor, moving: Tensor, log_slope: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:
-    """Slope and centre ``[G]`` after damped Gauss-Newton steps; one to a flat gate or a worse fit is not taken."""
+    """Take damped Gauss-Newton steps to slope and centre ``[G]``, none to a flat gate or a worse fit."""
     gate = torch.stack((log_slope, centre), dim=1)  # [G, 2]
     limit = torch.tensor((math.log(_steepest(u)), math.inf), dtype=u.dtype, device=u.device)
     damping = torch.full_like(log_slope, 1e-3)
@@ -157,7 +157,7 @@ def _refined(u: Tensor, moving: Tensor, log_slope: Tensor, centre: Tensor) -> tu
 
 
 def _explained(u: Tensor, moving: Tensor, gate: Tensor) -> Tensor:
-    """``[G]``: the sum of squares that the gate takes away; nothing where it is too flat to be used."""
+    """Compute the sum of squares ``[G]`` that the gate explains; -1 where it is too flat to be used."""
     z, _ = _centred(_sigmoids(u, gate[:, 0], gate[:, 1]))
     products = torch.einsum("gt,gtk->gk", z, moving).square().sum(dim=1)
     flat = _spread(z) < LEAST_SPREAD
@@ -165,7 +165,7 @@ def _explained(u: Tensor, moving: Tensor, gate: Tensor) -> Tensor:
 
 
 def _normal_equations(u: Tensor, moving: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
-    """``J^T J [G, 2, 2]`` and ``J^T residual [G, 2]`` of the residual after ``p`` and ``q`` were solved for."""
+    """Compute ``J^T J [G, 2, 2]`` and ``J^T residual [G, 2]`` of the residual after solving for ``p`` and ``q``."""
     s = _sigmoids(u, gate[:, 0], gate[:, 1])
     z, _ = _centred(s)
     rise = _slopes(z, moving)  # [G, K]

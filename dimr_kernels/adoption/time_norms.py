@@ -1,4 +1,4 @@
-"""Plain norms become time-dependent ones that compute the same until they are trained."""
+"""Plain norms turned into time-dependent ones that compute the same until they are trained."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from .. import checks
-from ..ops.td_norm.module import TDLayerNorm, TDRMSNorm
-from .report import AdoptionReport
-from .sites import check_module, why_not_plain_tensors, why_watched
-from .swap import Replacement
+from ..nn import TDLayerNorm, TDRMSNorm
+from .rules import check_module, hook_problem, tensor_problem
+from .swap import AdoptionReport, Replacement
 
 Norm = nn.LayerNorm | nn.RMSNorm
 Select = str | Iterable[str] | Callable[[str, nn.Module], bool]
@@ -32,12 +31,12 @@ def adopt_time_norms(model: nn.Module, select: Select | None = None, gate: str =
 
     Args:
         model: changed in place.
-        select: which norms: a regular expression or several, one of which must match the whole name; or a function of
-            name and module. None is all of them.
+        select: a regular expression or several, one of which must match a norm's whole name; or a function of name and
+            module. None is all norms.
         gate: "channel" has one gate per channel, "scalar" one for all.
 
     Returns:
-        What was swapped; ``undo()`` puts the former norms back, with the values they had.
+        The norms that were swapped or left; ``undo()`` puts the former ones back, with the values they had.
 
     Raises:
         TypeError: ``model`` is not an ``nn.Module``, or ``select`` nothing that selects.
@@ -77,23 +76,23 @@ def _selector(select: Select | None) -> Callable[[str, nn.Module], bool]:
 
 def _swap(report: AdoptionReport, model: nn.Module, path: str, norm: Norm, gate: str) -> None:
     what = f"{'nn.' if type(norm) in (nn.LayerNorm, nn.RMSNorm) else ''}{type(norm).__name__}"
-    why = _why_not(model, norm)
-    if why is not None:
-        report.add_left(path, what, why)
+    problem = _problem(model, norm)
+    if problem is not None:
+        report.add_left(path, what, problem)
         return
-    new = _like(norm, gate, _device(model, path))
+    new = _time_norm_from(norm, gate, _device_near(model, path))
     report.add_swapped(path, what, type(new).__name__, Replacement(model, norm, new))
 
 
-def _why_not(model: nn.Module, norm: Norm) -> str | None:
-    """Why there is no time-dependent norm that does the same."""
+def _problem(model: nn.Module, norm: Norm) -> str | None:
+    """Say why there is no time-dependent norm that computes the same."""
     plain: Any = nn.LayerNorm if isinstance(norm, nn.LayerNorm) else nn.RMSNorm
     shape = norm.normalized_shape
     if norm is model:
         return "is the model itself, nothing holds it"
     if len(shape) != 1:
         return f"normalises over {list(shape)}, more than one dimension"
-    if type(norm).forward is not plain.forward and not _computes(norm, plain):
+    if type(norm).forward is not plain.forward and not _computes_as(norm, plain):
         return "has a forward of its own"
     if any(isinstance(parent, nn.TransformerEncoderLayer) and norm in parent.children() for parent in model.modules()):
         return "torch's encoder layer reads its weights, without calling it"
@@ -101,11 +100,11 @@ def _why_not(model: nn.Module, norm: Norm) -> str | None:
         return f"eps {norm.eps} is inside the root, TDRMSNorm's outside"
     if is_parametrized(norm):
         return "its weights are parametrized"
-    return why_watched(norm) or why_not_plain_tensors(norm)
+    return hook_problem(norm) or tensor_problem(norm)
 
 
-def _computes(norm: Norm, plain: Any) -> bool:
-    """Whether a subclass gives what torch's norm gives, as timm's does: two inputs tell."""
+def _computes_as(norm: Norm, plain: Any) -> bool:
+    """Compare a subclass with torch's norm on two inputs: timm's, for one, computes the same."""
     generator = torch.Generator().manual_seed(0)
     try:
         probe = copy.deepcopy(norm).to("cpu", torch.float32).eval()
@@ -118,8 +117,8 @@ def _computes(norm: Norm, plain: Any) -> bool:
     return True
 
 
-def _device(model: nn.Module, path: str) -> torch.device | None:
-    """A norm without weights is where the layers around it are."""
+def _device_near(model: nn.Module, path: str) -> torch.device | None:
+    """Find the device of a norm, or of the layers around one without weights."""
     while True:
         parameter = next(model.get_submodule(path).parameters(), None)
         if parameter is not None or not path:
@@ -127,7 +126,7 @@ def _device(model: nn.Module, path: str) -> torch.device | None:
         path = path.rpartition(".")[0]
 
 
-def _like(norm: Norm, gate: str, device: torch.device | None) -> nn.Module:
+def _time_norm_from(norm: Norm, gate: str, device: torch.device | None) -> nn.Module:
     new = (
         TDLayerNorm.from_layer_norm(norm, gate)
         if isinstance(norm, nn.LayerNorm)

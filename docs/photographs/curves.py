@@ -13,8 +13,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dimr.model.config import DiMRConfig
 from dimr.images import smooth
+from dimr.model.config import DiMRConfig
 
 WINDOW = 200  # steps that the curves are means over
 LAST = 1000  # steps that the stated numbers are means over

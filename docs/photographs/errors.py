@@ -15,8 +15,8 @@ from torch import Tensor
 from dimr.checkpoints.folder import load_model
 from dimr.data.opening import open_dataset
 from dimr.data.spec import DataSpec
-from dimr.model.network import DiMR
 from dimr.diffusion.schedule import NoiseSchedule
+from dimr.model.network import DiMR
 
 TIMESTEPS = (5, 50, 200, 500, 800, 990)  # of 1000; the higher, the more noise
 EVERY = 25  # of the pictures, one in so many

@@ -26,8 +26,8 @@ from dimr.data.spec import DataSpec
 from dimr.training.checkpoint import CheckpointFolder
 from dimr.training.loop import Trainer, TrainingSettings
 from dimr.utils import OutOfMemoryError, is_out_of_memory
-from dimr_kernels.ops import launch
-from dimr_kernels.ops.launch import cached_by_shape, forget_launches
+from dimr_kernels import launch
+from dimr_kernels.launch import cached_by_shape, forget_launches
 from tests.support.pictures import pixels, shards
 from tests.support.small_models import perturbed_model
 from tests.support.training_runs import newest_state, write_recipe

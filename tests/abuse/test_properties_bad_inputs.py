@@ -11,7 +11,7 @@ from torch import Tensor
 
 import dimr_kernels as dk
 from dimr_kernels import functional as F
-from dimr_kernels.dispatch import why_unavailable
+from dimr_kernels.dispatch import unavailable_reason
 from tests.support.operators import EXAMPLES
 
 CPU = torch.device("cpu")
@@ -73,7 +73,7 @@ def whole_call(name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
 def assert_refused(name: str, argument: str, value: Any, what: str) -> None:
     function, inputs = whole_call(name)
     fused = EXAMPLES[name].fused
-    for backend in ("eager", fused if fused == "auto" or why_unavailable(fused, CPU) is None else "auto"):
+    for backend in ("eager", fused if fused == "auto" or unavailable_reason(fused, CPU) is None else "auto"):
         found = "taken"
         with dk.use_backend(backend):
             try:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dimr_kernels import functional as F
-from dimr_kernels.extension import extension_status
+from dimr_kernels.dispatch import extension_status
 
 from .agreement import assert_agrees
 from .tensors import CONTENTS, DTYPES, GPU, LAYOUTS, PARAMETER_DTYPES, draw_tensor

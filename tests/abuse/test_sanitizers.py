@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import dimr_kernels as dk
-from dimr_kernels.static_analysis import OPERATORS
+from benchmarks.machine_code.compile import CASES
 from tests.support.parity import results_of
 
 from .every_kernel import CALLS
@@ -74,10 +74,7 @@ def test_an_access_one_too_far_is_found(file, right, wrong, tmp_path):
 
 
 def kernels_of_the_library() -> set[str]:
-    from importlib import import_module
-
-    modules = [import_module(f"dimr_kernels.ops.{operator}.triton") for operator in OPERATORS]
-    return {case.kernel.__name__ for module in modules for case in module.cases()}
+    return {case.kernel.__name__ for cases in CASES.values() for case in cases()}
 
 
 def run_every_call() -> None:
@@ -94,7 +91,7 @@ def test_triton_kernels_stay_inside_their_tensors(monkeypatch):
 
 @pytest.mark.skipif(not NO_GPU, reason="the interpreter does this where there is no GPU")
 def test_the_guard_sees_a_missing_mask(monkeypatch):
-    from dimr_kernels.ops.geglu import triton as kernels
+    from dimr_kernels.ops import geglu_triton as kernels
 
     h = torch.randn(3, 10)
     launch = kernels._launch(torch.Size((9, 5)), ((10, 1), (10, 1)), "none")  # for 9 rows, where 3 come

@@ -13,9 +13,11 @@ import pytest
 import torch
 
 import dimr_kernels as dk
-from dimr_kernels import conditioning, dispatch
-from dimr_kernels.dispatch import why_unavailable
-from dimr_kernels.ops.launch import forget_launches
+from dimr_kernels import dispatch
+from dimr_kernels.dispatch import unavailable_reason
+from dimr_kernels.launch import forget_launches
+from dimr_kernels.ops import time_gate
+from dimr_kernels.ops.time_gate import current_timestep
 from tests.support.operators import EXAMPLES
 from tests.support.parity import results_of
 
@@ -38,7 +40,7 @@ def at_once(*tasks: Callable[[], object]) -> list[object]:
 def backends(name: str) -> list[str]:
     """Of an example, those that run here. Compiled kernels need a GPU; Triton's interpreter takes turns."""
     fused = EXAMPLES[name].fused
-    usable = fused == "auto" or why_unavailable(fused, DEVICE) is None
+    usable = fused == "auto" or unavailable_reason(fused, DEVICE) is None
     return ["eager", *([fused] if usable else [])]
 
 
@@ -86,7 +88,7 @@ def test_different_operators_and_settings_at_once():
     def compute(name: str, backend: str) -> None:
         with dk.time_conditioning(float(len(name))):
             found = results_of(EXAMPLES[name].function, inputs[name], backend)
-            assert conditioning.current_timestep("test") == float(len(name))
+            assert current_timestep("test") == float(len(name))
         assert dk.current_backend() == "auto"
         for key, value in expected[name, backend].items():
             assert torch.equal(found[key], value), (name, backend, key)
@@ -100,7 +102,7 @@ def test_different_operators_and_settings_at_once():
         forgetting.join()
 
 
-@pytest.mark.parametrize("scoped", [dispatch._backend, conditioning._timestep], ids=["backend", "timestep"])
+@pytest.mark.parametrize("scoped", [dispatch._backend, time_gate._timestep], ids=["backend", "timestep"])
 def test_blocks_that_overlap_leave_nothing_behind(scoped):
     """Threads leave their blocks in another order than they entered them; torch.compile reads what remains."""
     before = scoped.traced

@@ -48,12 +48,12 @@ def test_a_right_fused_form_is_checked_once_and_timed():
 
 
 def test_wrong_cpp_operator_is_not_timed(monkeypatch):
-    from dimr_kernels.ops.pixel_shuffle import op
+    from dimr_kernels.ops import pixel_shuffle as op
 
-    if dk.dispatch.why_unavailable("cuda", CPU) is not None:
+    if dk.dispatch.unavailable_reason("cuda", CPU) is not None:
         pytest.skip("the compiled extension is not available")
-    right = op.pixel_shuffle_add
-    monkeypatch.setattr(op, "pixel_shuffle_add", lambda x, y, *rest: right(x, y, *rest) + 1e-3 * y)
+    right = op.pixel_shuffle_add_op
+    monkeypatch.setattr(op, "pixel_shuffle_add_op", lambda x, y, *rest: right(x, y, *rest) + 1e-3 * y)
     case = Case("target", pixel_shuffle(Shuffle("nhwc", 2, 2, 8), torch.float32, CPU), "fused", "forward")
     with pytest.raises(AssertionError, match=r"out\.0"):
         measure(Benchmark(), case, machine())

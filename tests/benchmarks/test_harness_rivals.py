@@ -70,10 +70,10 @@ def test_gradients_of_convolutions_equal_ours():
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_cudnn_says_why_not():
+def test_cudnn_gives_the_reason():
     rival = depthwise_rivals(*SHAPE[1:], SHAPE.kernel_size, torch.float32, CPU)["cudnn nchw"]
     inputs = rival.make_inputs()
-    assert rival.why_not("forward", inputs) == "cuDNN needs CUDA tensors"
+    assert rival.unavailable_reason("forward", inputs) == "cuDNN needs CUDA tensors"
     with rival.around():
         assert torch.backends.cudnn.enabled is True
         assert torch.backends.cudnn.benchmark is True
@@ -97,8 +97,8 @@ def test_no_gradient_of_another_library_passes_for_cudnns(monkeypatch, taken, re
 
     monkeypatch.setattr(torch._C, "_select_conv_backend", select)
     inputs = rival.make_inputs() | {"x": OnGpu()}
-    assert rival.why_not("forward", inputs) is None
-    assert (rival.why_not("input_gradient", inputs) is not None) == refused
+    assert rival.unavailable_reason("forward", inputs) is None
+    assert (rival.unavailable_reason("input_gradient", inputs) is not None) == refused
     assert seen == [([1, 1], [3, 3], [1, 1], False, [0, 0], 8)]
 
 
@@ -111,10 +111,10 @@ def test_torchs_selection_takes_these_arguments():
 def test_what_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr(rivals, "find_spec", lambda module: None)
     rival = liger_geglu((2, 3, 8), torch.float32, torch.device("cuda"))
-    assert rival.why_not("forward", {}) == "liger-kernel is not installed (pip install liger-kernel)"
+    assert rival.unavailable_reason("forward", {}) == "liger-kernel is not installed (pip install liger-kernel)"
     monkeypatch.setattr(rivals, "find_spec", lambda module: "found")
-    assert liger_geglu((2, 3, 8), torch.float32, torch.device("cuda")).why_not("forward", {}) is None
-    assert liger_geglu((2, 3, 8), torch.float32, CPU).why_not("forward", {}) == "liger-kernel needs a GPU"
+    assert liger_geglu((2, 3, 8), torch.float32, torch.device("cuda")).unavailable_reason("forward", {}) is None
+    assert liger_geglu((2, 3, 8), torch.float32, CPU).unavailable_reason("forward", {}) == "liger-kernel needs a GPU"
 
 
 def test_fused_form_that_cannot_run():
@@ -171,6 +171,6 @@ def test_liger_computes_what_is_said_of_it(device):
 def test_attention_backends():
     workload = attention(Heads(1, 2, 5, 8), torch.float32, CPU)
     inputs = workload.make_inputs()
-    assert workload.rivals["math"].why_not("forward", inputs) is None
-    assert "CUDA" in workload.rivals["cudnn"].why_not("forward", inputs)
+    assert workload.rivals["math"].unavailable_reason("forward", inputs) is None
+    assert "CUDA" in workload.rivals["cudnn"].unavailable_reason("forward", inputs)
     torch.testing.assert_close(workload.rivals["math"].function(**inputs), workload.function(**inputs))

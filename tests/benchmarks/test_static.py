@@ -5,10 +5,10 @@ import json
 import pytest
 
 from benchmarks import static
+from benchmarks.machine_code.compile import merged_name
+from benchmarks.machine_code.extension import extension_rows
 from benchmarks.static import COLUMNS, as_json, completed, issue_over_memory, markdown, occupancy, widths
-from benchmarks.static_extension import extension_rows
-from dimr_kernels.extension import extension_status
-from dimr_kernels.static_analysis import merged_name
+from dimr_kernels.dispatch import extension_status
 
 ROW = {
     "name": "kernel[D=8|16]", "architecture": 90, "num_warps": 4, "registers": 40, "spill_bytes": 0, "shared_bytes": 16,
@@ -91,7 +91,7 @@ def test_unknown_operator_is_named(capsys):
 
 def test_extension_without_cuda_says_so(monkeypatch):
     missing = type("Status", (), {"has_cuda": False, "reason": "nvcc was not found"})
-    monkeypatch.setattr("benchmarks.static_extension.extension_status", lambda: missing)
+    monkeypatch.setattr("benchmarks.machine_code.extension.extension_status", lambda: missing)
     rows, note = extension_rows()
     assert rows == []
     assert "nvcc was not found" in note

@@ -16,24 +16,20 @@ def test_every_problem_has_candidates_and_a_case_to_compile(operator):
     found = list(tune.problems(operator, torch.device("meta")))
     assert found
     for problem in found:
-        candidates = problem.table.candidates(problem.size)
+        candidates = tune.candidates(problem.kernel, *problem.sizes)
         assert len(candidates) > 1
         assert problem.direction in problem.workload.directions
         case = tune.case_of(problem, candidates[-1])
-        assert case.num_warps == _warps(candidates[-1])
-    kernels = {problem.table.kernel for problem in found}
+        assert case.num_warps == candidates[-1].num_warps
+    kernels = {problem.kernel for problem in found}
     assert all(kernel.startswith(("time_gate", operator)) for kernel in kernels)
 
 
-def _warps(config) -> int:
-    return config.num_warps if hasattr(config, "num_warps") else config.walk.num_warps
-
-
-def test_norm_tables_by_width():
+def test_norm_kernels_by_width():
     class Shape:
         width = 38400
 
-    wide = {table.kernel for table, *_ in tune.tables_for("td_norm", Shape)}
+    wide = {kernel for kernel, *_ in tune.kernels_for("td_norm", Shape)}
     assert wide == {"td_norm_fwd_wide", "td_norm_bwd_wide", "td_norm_bwd_wide_sums", "time_gate_reduce"}
 
 
@@ -75,7 +71,7 @@ def test_says_what_it_needs(arguments, message, capsys, monkeypatch):
 
 def test_what_spills_is_dropped(monkeypatch):
     problem = next(tune.problems("geglu", torch.device("meta")))
-    config = problem.table.candidates(problem.size)[0]
+    config = tune.candidates(problem.kernel, *problem.sizes)[0]
 
     class Spilled:
         spill_bytes = 88

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 import dimr_kernels as dk
-from dimr_kernels.dispatch import why_unavailable
+from dimr_kernels.dispatch import unavailable_reason
 
-from .matrix import FORMS, MATRIX
+from .matrix import MATRIX
 from .subjects import SUBJECTS
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 Results = dict[str, Tensor]
-TESTED: set[tuple[str, str, str]] = set()
-"""Mechanism, subject and form of every cell that a test asked for."""
+TESTED: set[str] = set()
+"""Mechanisms that a test asked for."""
 
 
 @dataclass(frozen=True)
@@ -51,29 +51,24 @@ class Cell:
         stack.enter_context(dk.use_backend(self.backend))
         return stack
 
-    def why_no_form(self) -> str | None:
-        """Why the form cannot run on this machine."""
+    def missing_reason(self) -> str | None:
+        """Explain why the form cannot run on this machine; None if it can."""
         if self.form == "eager" or self.backend == "auto":
             return None
-        return why_unavailable(self.backend, DEVICE)
+        return unavailable_reason(self.backend, DEVICE)
 
 
-def each_cell(
-    mechanism: str, subjects: Iterable[str] = tuple(SUBJECTS), slow_where_fused: Iterable[str] = ("DiMR",)
-) -> Callable[..., Any]:
-    """Parametrizes a test with ``cell``; every subject of a mechanism is in one of its tests.
-
-    ``slow_where_fused``: what Triton's interpreter computes for seconds.
-    """
-    TESTED.update((mechanism, subject, form) for subject in subjects for form in FORMS)
+def each_cell(mechanism: str) -> Callable[..., Any]:
+    """Parametrize a test with ``cell``, one for each subject and form of the mechanism."""
+    TESTED.add(mechanism)
     cells = [
         pytest.param(
             Cell(mechanism, subject, form),
             id=f"{subject}-{form}".replace(" ", ""),
-            marks=[pytest.mark.slow] if form == "fused" and subject in slow_where_fused else [],
+            # Triton's interpreter takes seconds for a whole model.
+            marks=[pytest.mark.slow] if (subject, form) == ("DiMR", "fused") else [],
         )
-        for subject in subjects
-        for form in FORMS
+        for subject, form in MATRIX[mechanism].places()
     ]
     return pytest.mark.parametrize("cell", cells)
 

@@ -13,7 +13,7 @@ def remembered_launches() -> Iterator[None]:
     if torch.cuda.is_available():
         yield
         return
-    from dimr_kernels.ops.launch import Launch
+    from dimr_kernels.launch import Launch
 
     remembered = RememberedLaunches()
     original = Launch.by_triton
@@ -25,6 +25,6 @@ def remembered_launches() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def form_that_runs(request: pytest.FixtureRequest) -> None:
     if "cell" in request.fixturenames:
-        problem = request.getfixturevalue("cell").why_no_form()
+        problem = request.getfixturevalue("cell").missing_reason()
         if problem is not None:
             pytest.skip(f"no fused form here: {problem}")

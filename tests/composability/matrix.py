@@ -1,18 +1,20 @@
-"""The matrix's facts: which mechanism works with which subject.
+"""The mechanisms of torch, each with the subjects and forms that it is tested with, and where it is refused.
 
 The tests read them, and so does the page ``docs/composability.md``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from .subjects import SUBJECTS
 
 FORMS = ("eager", "fused")
-Place = tuple[str, str]
-"""A subject and a form of it."""
+ALL = tuple(SUBJECTS)
+MODULES = tuple(name for name in ALL if name not in ("geglu", "pixel_shuffle_add", "pixel_unshuffle"))
+"""Subjects with parameters."""
+IMAGES = tuple(name for name, subject in SUBJECTS.items() if any(x.dim() == 4 for x in subject.inputs()))
 
 
 @dataclass(frozen=True)
@@ -25,76 +27,80 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Mechanism:
-    refused: dict[Place, Refusal] = field(default_factory=dict)
-    """Where it is not listed it works."""
-    absent: tuple[str, ...] = ()
-    """Subjects that it means nothing to."""
+    """A mechanism that works with its subjects in its forms, except where it is refused.
+
+    ``forms``: the fused one alone where the mechanism acts on parameters or gradients and does not see operators.
+    """
+
+    subjects: tuple[str, ...] = ALL
+    forms: tuple[str, ...] = FORMS
+    refused: dict[tuple[str, str], Refusal] = field(default_factory=dict)
     needs_gpu: bool = False
-    """Whether only a GPU can show it."""
     note: str = ""
 
+    def places(self) -> Iterator[tuple[str, str]]:
+        """Yield every subject and form that is tested."""
+        return ((subject, form) for subject in self.subjects for form in self.forms)
 
-def refusing(subjects: Iterable[str], refusal: Refusal, forms: Iterable[str] = FORMS) -> dict[Place, Refusal]:
-    return {(subject, form): refusal for subject in subjects for form in forms}
 
+def _fused(subjects: Iterable[str], refusal: Refusal) -> dict[tuple[str, str], Refusal]:
+    return {(subject, "fused"): refusal for subject in subjects}
 
-WITHOUT_PARAMETERS = ("geglu", "geglu, two tensors", "pixel_shuffle_add", "pixel_unshuffle")
-OWN_FUSED_FORM = tuple(name for name in SUBJECTS if name != "SelfAttention")
 
 NO_FORWARD_MODE = {
-    **refusing(OWN_FUSED_FORM, Refusal(RuntimeError, r"forward-mode derivative.*use_backend\('eager'\)"), ["fused"]),
-    # torch's own fused attention
-    **refusing(["SelfAttention"], Refusal(NotImplementedError, "forward AD"), ["fused"]),
+    **_fused(ALL, Refusal(RuntimeError, r"forward-mode derivative.*use_backend\('eager'\)")),
+    **_fused(["SelfAttention"], Refusal(NotImplementedError, "forward AD")),  # torch's own fused attention
 }
-
-ONE_LAUNCH_EACH = "A fused operator is launched once for every entry of the batch."
+EAGER_ONLY = 'the eager form alone; compute that part under `use_backend("eager")`'
+ONE_LAUNCH_EACH = "a fused operator is launched once for every entry of the batch"
+FUSED = ("fused",)
+OF_MODULES = Mechanism(MODULES, FUSED)
 ON_GPU = Mechanism(needs_gpu=True)
-ON_GLOO = Mechanism(absent=WITHOUT_PARAMETERS, note="Tested on CPUs over gloo, in one process and in two.")
+ON_GLOO = Mechanism(MODULES, FUSED, note="tested on CPUs over gloo, in one process and in two")
 
 MATRIX: dict[str, Mechanism] = {
-    "torch.autocast": Mechanism(note="float16 and bfloat16."),
-    "GradScaler": Mechanism(),
-    "torch.compile": Mechanism(note="In one graph (`fullgraph=True`), with gradients."),
-    "torch.compile, dynamic=True": Mechanism(note="One graph for every batch size."),
+    "torch.autocast": Mechanism(note="float16 and bfloat16"),
+    "GradScaler": Mechanism(forms=FUSED),
+    "torch.compile, dynamic=True": Mechanism(note="one graph for every batch size"),
     "torch.compile, mode='reduce-overhead'": ON_GPU,
     "CUDA graphs": ON_GPU,
     "streams": ON_GPU,
     "several GPUs": ON_GPU,
-    "torch.export": Mechanism(note="With any batch size; a NaN in `t` is not looked for in an exported program."),
+    "torch.export": Mechanism(note="with any batch size; a NaN in `t` is not looked for in an exported program"),
     "torch.export, strict=True": Mechanism(),
     "torch.export, saved and loaded": Mechanism(
-        note="A program that holds fused operators needs `import dimr_kernels` before it is loaded."
+        forms=FUSED, note="a program that holds fused operators needs `import dimr_kernels` before it is loaded"
     ),
     "torch.jit.trace": Mechanism(),
     "checkpointing, reentrant": Mechanism(),
     "checkpointing, non-reentrant": Mechanism(
-        note="The forward is computed again where the backward runs, on a GPU in a thread of torch's own: "
-        "`use_backend` and `time_conditioning` belong inside the checkpointed function."
+        note="the forward is computed again where the backward runs, on a GPU in a thread of torch's own: "
+        "`use_backend` and `time_conditioning` belong inside the checkpointed function"
     ),
-    "checkpointing, selective": Mechanism(note="Policies see the operators as `dimr_kernels::...`."),
+    "checkpointing, selective": Mechanism(forms=FUSED, note="policies see the operators as `dimr_kernels::...`"),
     "DistributedDataParallel": ON_GLOO,
     "FSDP2 (fully_shard)": ON_GLOO,
-    "torch.func.functional_call": Mechanism(),
-    "torch.func.grad": Mechanism(note="Under `torch.compile` fused operators leave the graph for it."),
+    "torch.func.functional_call": OF_MODULES,
+    "torch.func.grad": Mechanism(note="under `torch.compile` fused operators leave the graph for it"),
     "torch.func.vjp, jacrev": Mechanism(),
     "torch.func.vmap": Mechanism(note=ONE_LAUNCH_EACH),
     "torch.func, per-sample gradients": Mechanism(note=ONE_LAUNCH_EACH),
-    "torch.func.jvp": Mechanism(NO_FORWARD_MODE),
-    "forward-mode AD": Mechanism(NO_FORWARD_MODE, note="With and without `torch.no_grad`, which keeps tangents."),
-    "gradients of a subset": Mechanism(),
-    "threads": Mechanism(),
-    "backward in another thread": Mechanism(),
+    "torch.func.jvp": Mechanism(refused=NO_FORWARD_MODE, note=EAGER_ONLY),
+    "forward-mode AD": Mechanism(
+        refused=NO_FORWARD_MODE, note=f"{EAGER_ONLY}; also under `torch.no_grad`, which keeps tangents"
+    ),
+    "threads": Mechanism(forms=FUSED),
+    "backward in another thread": Mechanism(forms=FUSED),
     "torch.inference_mode": Mechanism(),
     "tensors made in inference mode, used after it": Mechanism(),
-    "use_deterministic_algorithms": Mechanism(note="The same bits twice."),
     "set_default_dtype": Mechanism(),
     "set_default_device": Mechanism(),
-    "FakeTensorMode": Mechanism(note="Shapes, dtypes and strides of outputs and gradients."),
-    "meta device, to_empty": Mechanism(),
-    "channels_last": Mechanism(),
-    "copy.deepcopy": Mechanism(),
-    "pickle": Mechanism(),
-    "torch.save of a module": Mechanism(note="Read with `weights_only=False`."),
-    "state_dict hooks": Mechanism(),
-    "parametrize": Mechanism(),
+    "FakeTensorMode": Mechanism(note="shapes, dtypes and strides of outputs and gradients"),
+    "meta device, to_empty": OF_MODULES,
+    "channels_last": Mechanism(IMAGES),
+    "copy.deepcopy": OF_MODULES,
+    "pickle": OF_MODULES,
+    "torch.save of a module": Mechanism(MODULES, FUSED, note="read with `weights_only=False`"),
+    "state_dict hooks": OF_MODULES,
+    "parametrize": OF_MODULES,
 }

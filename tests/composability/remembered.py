@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dimr_kernels.ops.launch import Launch
+from dimr_kernels.launch import Launch
 
 
 def _bytes(pointer: Tensor | None) -> bytes:

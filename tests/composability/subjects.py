@@ -1,4 +1,4 @@
-"""What the matrix is about: every public operator and module, small, and a whole DiMR, each as a module with inputs."""
+"""One small module for each public operator, and a whole DiMR, with inputs."""
 
 from __future__ import annotations
 
@@ -21,22 +21,14 @@ MODEL = dimr.DiMRConfig(
 
 
 class Call(nn.Module):
-    """A stateless operator over inputs and ``sizes`` of parameters; a class of its own, so that pickle finds it."""
+    """An operator without parameters."""
 
-    def __init__(self, name: str, *sizes: tuple[int, ...], **options: object) -> None:
+    def __init__(self, name: str, **options: object) -> None:
         super().__init__()
         self.name, self.options = name, options
-        self.weights = nn.ParameterList([nn.Parameter(torch.randn(size)) for size in sizes])
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        return getattr(F, self.name)(*inputs, *self.weights, **self.options)
-
-
-class ShuffleNormAdd(Call):
-    """The upscale factor stands between ``t`` and the parameters."""
-
-    def forward(self, x: Tensor, y: Tensor, t: Tensor) -> Tensor:
-        return F.pixel_shuffle_td_norm_add(x, y, t, 2, *self.weights)
+        return getattr(F, self.name)(*inputs, **self.options)
 
 
 def _moved(module: nn.Module) -> nn.Module:
@@ -58,6 +50,8 @@ def _model_inputs(batch: int) -> tuple[Tensor, ...]:
 
 @dataclass(frozen=True)
 class Subject:
+    operator: str | None
+    """Its name in ``dimr_kernels.functional``."""
     make: Callable[[], nn.Module]
     make_inputs: Callable[[int], tuple[Tensor, ...]]
     fused: str = "triton"
@@ -76,27 +70,25 @@ class Subject:
 
 ROWS, IMAGE, TIME = (3, D), (4, 4, 8), ()
 LOW, HIGH = (2, 2, 32), (4, 4, 8)
-GATES = [(8,)] * 8
 
 SUBJECTS = {
-    "TDLayerNorm": Subject(lambda: dk.TDLayerNorm(D), _random(ROWS, TIME)),
-    "TDLayerNorm + residual": Subject(lambda: dk.TDLayerNorm(D), _random(ROWS, TIME, ROWS)),
-    "TDRMSNorm": Subject(lambda: dk.TDRMSNorm(D), _random(ROWS, TIME)),
-    "TDRMSNorm + residual": Subject(lambda: dk.TDRMSNorm(D), _random(ROWS, TIME, ROWS)),
-    "TDGroupNorm": Subject(lambda: dk.TDGroupNorm(2, 8), _random(IMAGE, TIME)),
-    "GEGLU": Subject(lambda: dk.GEGLU(D, 8), _random(ROWS)),
-    "GEGLUMLP": Subject(lambda: dk.GEGLUMLP(D, 8), _random(ROWS)),
-    "geglu": Subject(lambda: Call("geglu"), _random(ROWS)),
-    "geglu, two tensors": Subject(lambda: Call("geglu"), _random(ROWS, ROWS)),
-    "geglu_linear": Subject(lambda: Call("geglu_linear", (16, D), (16,)), _random(ROWS)),
-    "DepthwiseConv2d": Subject(lambda: dk.DepthwiseConv2d(8, kernel_size=3), _random(IMAGE)),
-    "DepthwiseConv2d + residual": Subject(lambda: dk.DepthwiseConv2d(8, kernel_size=3), _random(IMAGE, IMAGE)),
-    "PixelShuffleUpsample": Subject(lambda: dk.PixelShuffleUpsample(8, 8), _random((2, 2, 8), HIGH, TIME)),
-    "pixel_shuffle_add": Subject(lambda: Call("pixel_shuffle_add", upscale_factor=2), _random(LOW, HIGH), "cuda"),
-    "pixel_unshuffle": Subject(lambda: Call("pixel_unshuffle", downscale_factor=2), _random(HIGH), "cuda"),
-    "pixel_shuffle_td_norm_add": Subject(
-        lambda: ShuffleNormAdd("pixel_shuffle_td_norm_add", *GATES), _random(LOW, HIGH, TIME)
+    "TDLayerNorm + residual": Subject("td_layer_norm", lambda: dk.TDLayerNorm(D), _random(ROWS, TIME, ROWS)),
+    "TDRMSNorm": Subject("td_rms_norm", lambda: dk.TDRMSNorm(D), _random(ROWS, TIME)),
+    "TDGroupNorm": Subject("td_group_norm", lambda: dk.TDGroupNorm(2, 8), _random(IMAGE, TIME)),
+    "geglu": Subject("geglu", lambda: Call("geglu"), _random(ROWS)),
+    "GEGLUMLP": Subject("geglu_linear", lambda: dk.GEGLUMLP(D, 8), _random(ROWS)),
+    "DepthwiseConv2d + residual": Subject(
+        "depthwise_conv2d", lambda: dk.DepthwiseConv2d(8, kernel_size=3), _random(IMAGE, IMAGE)
     ),
-    "SelfAttention": Subject(lambda: dk.SelfAttention(D, num_heads=2), _random(ROWS), "auto"),
-    "DiMR": Subject(lambda: perturbed_model(MODEL), _model_inputs),
+    "pixel_shuffle_add": Subject(
+        "pixel_shuffle_add", lambda: Call("pixel_shuffle_add", upscale_factor=2), _random(LOW, HIGH), "cuda"
+    ),
+    "pixel_unshuffle": Subject(
+        "pixel_unshuffle", lambda: Call("pixel_unshuffle", downscale_factor=2), _random(HIGH), "cuda"
+    ),
+    "PixelShuffleUpsample": Subject(
+        "pixel_shuffle_td_norm_add", lambda: dk.PixelShuffleUpsample(8, 8), _random((2, 2, 8), HIGH, TIME)
+    ),
+    "SelfAttention": Subject("attention", lambda: dk.SelfAttention(D, num_heads=2), _random(ROWS), "auto"),
+    "DiMR": Subject(None, lambda: perturbed_model(MODEL), _model_inputs),
 }

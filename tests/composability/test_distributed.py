@@ -16,14 +16,11 @@ import dimr_kernels as dk
 from tests.support.processes import end_here
 
 from .cells import DEVICE, Cell, assert_same, each_cell, loss_of, outputs_of, plain_results
-from .matrix import WITHOUT_PARAMETERS
-from .subjects import SUBJECTS
 
 pytestmark = pytest.mark.skipif(
     DEVICE.type != "cpu" or not distributed.is_gloo_available(), reason="runs on a CPU over gloo"
 )
-MODULES = tuple(name for name in SUBJECTS if name not in WITHOUT_PARAMETERS)
-IN_TWO_PROCESSES = ("TDLayerNorm + residual", "GEGLUMLP", "pixel_shuffle_td_norm_add", "SelfAttention")
+IN_TWO_PROCESSES = ("TDLayerNorm + residual", "GEGLUMLP", "PixelShuffleUpsample", "SelfAttention")
 
 
 def _join(folder: Path, rank: int, size: int) -> None:
@@ -54,13 +51,13 @@ def _sharded(module):
     return fully_shard(module, mesh=init_device_mesh("cpu", (distributed.get_world_size(),)))
 
 
-@each_cell("DistributedDataParallel", subjects=MODULES)
+@each_cell("DistributedDataParallel")
 def test_ddp(cell, group):
     with cell.running():
         assert_same(_gradients(DistributedDataParallel(cell.module()), cell), _expected(cell))
 
 
-@each_cell("FSDP2 (fully_shard)", subjects=MODULES)
+@each_cell("FSDP2 (fully_shard)")
 def test_fsdp(cell, group):
     with cell.running():
         assert_same(_gradients(_sharded(cell.module()), cell), _expected(cell))

@@ -14,7 +14,7 @@ from .cells import Cell, assert_same, each_cell, outputs_of, plain_results
 def _export(cell: Cell, strict: bool) -> torch.export.ExportedProgram:
     inputs = tuple(x.detach() for x in cell.inputs())
     shapes = tuple({0: Dim.DYNAMIC} for _ in inputs)
-    signature = (shapes,) if type(cell.module()).__name__ in ("Call",) else shapes
+    signature = (shapes,) if type(cell.module()).__name__ == "Call" else shapes
     return torch.export.export(cell.module(), inputs, dynamic_shapes=signature, strict=strict)
 
 

@@ -1,4 +1,4 @@
-"""What only a GPU shows: CUDA graphs, streams, modules on several GPUs."""
+"""Mechanisms that only a GPU shows: CUDA graphs, streams, modules on several GPUs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import torch
 
 import dimr_kernels as dk
 
-from .cells import DEVICE, assert_same, each_cell, outputs_of, plain_results, results_of
+from .cells import DEVICE, Cell, assert_same, each_cell, outputs_of, plain_results, results_of
+from .matrix import FORMS
 
 pytestmark = pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a GPU")
 
@@ -72,8 +73,10 @@ def test_second_gpu(cell):
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-@each_cell("several GPUs", subjects=("TDLayerNorm + residual", "DepthwiseConv2d + residual", "pixel_shuffle_add"))
-def test_mixed_gpus_are_refused(cell):
+@pytest.mark.parametrize("subject", ["TDLayerNorm + residual", "DepthwiseConv2d + residual", "pixel_shuffle_add"])
+@pytest.mark.parametrize("form", FORMS)
+def test_mixed_gpus_are_refused(subject, form):
+    cell = Cell("several GPUs", subject, form)
     module, inputs = cell.module(), cell.inputs()
     with dk.use_backend(cell.backend), pytest.raises(ValueError, match="is on cuda"):
         outputs_of(module, (*inputs[:-1], inputs[-1].to("cuda:1")))

@@ -1,4 +1,4 @@
-"""Inference mode, deterministic mode, default dtype and device, fake tensors, the meta device."""
+"""Inference mode, default dtype and device, fake tensors, the meta device."""
 
 from __future__ import annotations
 
@@ -31,19 +31,6 @@ def test_tensors_of_inference_mode(cell):
     with cell.running():
         found = outputs_of(module, inputs)
     assert_same({f"output {i}": out for i, out in enumerate(found)}, _outputs(cell))
-
-
-@each_cell("use_deterministic_algorithms")
-def test_deterministic(cell):
-    module, inputs = cell.module(), cell.inputs()
-    torch.use_deterministic_algorithms(True)
-    try:
-        with cell.running():
-            first, second = (results_of(module, module, inputs) for _ in range(2))
-    finally:
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    for name, value in first.items():
-        assert torch.equal(value, second[name]), name
 
 
 @each_cell("FakeTensorMode")

@@ -38,7 +38,7 @@ class Launches(TorchDispatchMode):
 @pytest.fixture(autouse=True)
 def values_are_out_of_reach(monkeypatch):
     """As on a GPU, where arguments' values are not checked."""
-    monkeypatch.setattr(checks_of_inputs, "values_are_at_hand", lambda tensor: False)
+    monkeypatch.setattr(checks_of_inputs, "can_read_values", lambda tensor: False)
 
 
 def expected(config: dimr.DiMRConfig, geglu: Counter[str]) -> Counter[str]:

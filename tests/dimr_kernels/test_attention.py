@@ -11,8 +11,8 @@ import torch
 
 import dimr_kernels as dk
 from dimr_kernels.functional import attention
-from dimr_kernels.ops.attention import flash_attn, run
-from dimr_kernels.ops.attention.rules import RULES, Call, automatic
+from dimr_kernels.ops import attention_backends as backends
+from dimr_kernels.ops.attention_backends import RULES, Call, automatic
 from tests.support.parity import assert_parity, results_of, strided
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -125,7 +125,7 @@ def test_ordered_choice_compiles_whole(device):
     q, k, v = (x.detach() for x in qkv((2, 2, 9, 16), torch.float32, device).values())
 
     def function(q, k, v):
-        return run._sdpa(q, k, v, 0.3, ["cudnn", "flash", "efficient", "math"])
+        return backends._sdpa(q, k, v, 0.3, ["cudnn", "flash", "efficient", "math"])
 
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(q, k, v), attention(q, k, v, "eager", scale=0.3))
@@ -136,7 +136,7 @@ def test_described_calls_compile_whole(device):
     q, k, v = (x.detach() for x in qkv((2, 2, 9, 16), torch.float32, device).values())
 
     def function(q, k, v):
-        names = automatic(replace_device(run.describe(q, k, v)))
+        names = automatic(replace_device(backends.describe(q, k, v)))
         return q + len(names)
 
     def replace_device(call):
@@ -209,9 +209,11 @@ AMPERE = replace(HOPPER, capability=(8, 0))
     ],
 )
 def test_order_of_automatic_choice(call, expected):
-    with mock.patch("dimr_kernels.ops.attention.rules.why_not_installed", return_value="flash-attn is not installed"):
+    with mock.patch(
+        "dimr_kernels.ops.attention_backends.flash_attn_missing_reason", return_value="flash-attn is not installed"
+    ):
         assert automatic(call) == expected
-    with mock.patch("dimr_kernels.ops.attention.rules.why_not_installed", return_value=None):
+    with mock.patch.object(backends, "flash_attn_missing_reason", return_value=None):
         takes_it = "flash" in expected and call.head_dim % 8 == 0
         assert automatic(call) == (["flash_attn"] if takes_it else []) + expected
 
@@ -255,22 +257,22 @@ def stand_in(*, broken: bool = False) -> types.ModuleType:
 
 @pytest.fixture
 def forget_import():
-    flash_attn._import_error.cache_clear()
+    backends._flash_attn_import_error.cache_clear()
     yield
-    flash_attn._import_error.cache_clear()
+    backends._flash_attn_import_error.cache_clear()
 
 
 def test_flash_attn_is_called_in_its_own_layout(forget_import):
     inputs = {name: x.detach() for name, x in qkv((2, 3, 5, 8), torch.float32, "cpu").items()}
     with mock.patch.dict(sys.modules, flash_attn=stand_in()):
-        assert flash_attn.why_not_installed() is None
-        out = flash_attn.attention(**inputs, scale=0.3)
+        assert backends.flash_attn_missing_reason() is None
+        out = backends._flash_attn(**inputs, scale=0.3)
     torch.testing.assert_close(out, attention(**inputs, backend="eager", scale=0.3))
 
 
 def test_flash_attn_that_does_not_load_is_reported(forget_import):
     with mock.patch.dict(sys.modules, flash_attn=stand_in(broken=True)):
-        assert "does not load" in flash_attn.why_not_installed()
+        assert "does not load" in backends.flash_attn_missing_reason()
 
 
 def test_flash_attn_absent_is_reported(forget_import):

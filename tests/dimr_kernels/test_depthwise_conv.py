@@ -66,11 +66,11 @@ def test_dtypes(K, dtypes, device):
 def test_one_program_walks_whole_images(device):
     """On a large batch a program takes an image whole, and several images for the weight's gradient."""
     pytest.importorskip("triton")
-    from dimr_kernels.ops.configurations import forced
-    from dimr_kernels.ops.depthwise_conv.triton import LaunchConfig
+    from dimr_kernels.launch import override_config
+    from dimr_kernels.ops.depthwise_conv_triton import ConvConfig
 
-    few = LaunchConfig(2, 4, num_warps=1, resident_warps=1)
-    with forced("depthwise_conv_fwd[K=3]", few), forced("depthwise_conv_weight[K=3]", few):
+    few = ConvConfig(cols=2, groups=4, num_warps=1, resident_warps=1)
+    with override_config("depthwise_conv_fwd", few), override_config("depthwise_conv_weight", few):
         assert_parity(depthwise_conv2d, make_inputs((3, 9, 2, 5), 3, device))
 
 

@@ -4,12 +4,15 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 
 import dimr_kernels as dk
-from dimr_kernels.dispatch import TRITON_INTERPRETS
+from dimr_kernels.dispatch import TRITON_INTERPRETS, constant_when_traced
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_default_is_auto():
@@ -60,7 +63,7 @@ def test_float64_is_never_computed_in_float32():
 def test_auto_never_takes_the_interpreter():
     from unittest import mock
 
-    with mock.patch("dimr_kernels.ops.geglu.triton.forward", side_effect=AssertionError("interpreted")):
+    with mock.patch("dimr_kernels.ops.geglu_triton.forward", side_effect=AssertionError("interpreted")):
         dk.functional.geglu(torch.zeros(2, 4))
 
 
@@ -101,3 +104,15 @@ def test_import_needs_torch_alone():
 def test_poison_is_in_force():
     assert torch.isnan(torch.empty(16)).all()
     assert torch.isnan(torch.randn(3).new_empty(5)).all()
+
+
+def test_the_mark_is_torchs_own():
+    ours, torchs = (mark(lambda: 0) for mark in (constant_when_traced, torch.compiler.assume_constant_result))
+    assert vars(ours) == vars(torchs) != {}
+
+
+def test_importing_the_package_imports_no_compiler_and_no_network_library():
+    unwanted = ("torch._dynamo", "timm", "diffusers", "torchvision")
+    code = f"import sys, dimr_kernels; print([name for name in {unwanted} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

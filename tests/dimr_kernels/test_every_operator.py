@@ -1,25 +1,51 @@
-"""What holds of every operator: gradients for any subset, float16 inputs, empty batches, autocast, one graph."""
+"""Rules for every operator: gradients for any subset, half precision, empty batches, autocast, one graph, opcheck."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 import dimr_kernels as dk
-from dimr_kernels.dispatch import why_unavailable
-from tests.support.operators import EXAMPLES, Example
+from dimr_kernels.dispatch import unavailable_reason
+from tests.support.operators import EXAMPLES, HALF_PRECISION_ONLY, VARIANTS, Example
 from tests.support.parity import assert_deterministic, assert_parity, results_of
+from tests.support.requirements import needs_inductor
 
-pytestmark = pytest.mark.parametrize("name", dk.functional.__all__)
+CALLS = EXAMPLES | VARIANTS
+ALL_CALLS = CALLS | HALF_PRECISION_ONLY
+
+
+def _problem(example: Example, device: torch.device) -> str | None:
+    return None if example.fused == "auto" else unavailable_reason(example.fused, device)
+
+
+@pytest.fixture(params=CALLS)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 @pytest.fixture
 def example(name: str, device: torch.device) -> Example:
-    found = EXAMPLES[name]
-    problem = None if found.fused == "auto" else why_unavailable(found.fused, device)
+    found = ALL_CALLS[name]
+    problem = _problem(found, device)
     if problem is not None:
         pytest.skip(f"no fused form here: {problem}")
     return found
+
+
+@pytest.fixture
+def fresh_compiler() -> None:
+    """Graphs of an earlier test, which may be broken, would be found for the same function."""
+    torch.compiler.reset()
+
+
+def test_every_function_has_an_example():
+    assert sorted(EXAMPLES) == sorted(dk.functional.__all__)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -45,7 +71,7 @@ def test_each_gradient_alone_equals_that_of_all(example, device):
 
 def test_empty_batch(name, example, device):
     inputs = example.make_inputs(device, torch.float32)
-    batched = {"x", "y", "t", "h", "q", "k", "v", "residual"}
+    batched = {"x", "y", "t", "h", "q", "k", "v", "value", "residual"}
     empty = {key: x.detach()[:0].requires_grad_() if key in batched else x for key, x in inputs.items()}
     for key, value in results_of(example.function, empty, example.fused).items():
         assert torch.equal(value, torch.zeros_like(value)), f"{key}: not zero, or not empty"
@@ -60,6 +86,7 @@ def test_autocast_gives_the_dtype_of_eager(example, device):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
 def test_one_graph_with_gradients(example, device):
     inputs = example.make_inputs(device, torch.float32)
     compiled = torch.compile(example.function, fullgraph=True, backend="aot_eager")
@@ -78,3 +105,72 @@ def test_meta_tensors_have_the_right_shape(name, example, device):
         abstract = example.function(**meta)
     for a, b in zip(*(x if isinstance(x, tuple) else (x,) for x in (real, abstract)), strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
+
+
+class _OperatorCalls(TorchDispatchMode):
+    """Keep the arguments of each call of this package's operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, operator: Any, types: Any, arguments: Any = (), kwargs: Any = None) -> Any:
+        if operator.namespace == "dimr_kernels":
+            self.calls.append((operator, *tree_map(_copy, (arguments, kwargs or {}))))
+        return operator(*arguments, **(kwargs or {}))
+
+
+def _copy(value: Any) -> Any:
+    return value.detach().clone().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
+
+
+def _operator_calls(example: Example, device: torch.device) -> list[tuple[Any, Any, Any]]:
+    """Run the fused form forward and backward."""
+    with _OperatorCalls() as seen:
+        results_of(example.function, example.make_inputs(device, torch.float32), example.fused)
+    return seen.calls
+
+
+@pytest.mark.parametrize("name", ALL_CALLS)
+def test_opcheck(example, device):
+    """Check schema, fake tensors, autograd and dynamic shapes of each operator that runs, forward and backward."""
+    for operator, arguments, kwargs in _operator_calls(example, device):
+        with torch.set_grad_enabled(not operator._opname.endswith(("_backward", "_gradient"))):
+            torch.library.opcheck(operator, arguments, kwargs)
+
+
+def test_every_registered_operator_is_called(device):
+    """Those that write into their arguments are in ``test_inference.py``."""
+    if any(_problem(example, device) for example in ALL_CALLS.values()):
+        pytest.skip("a fused form is missing here")
+    called = {operator.name() for example in ALL_CALLS.values() for operator, *_ in _operator_calls(example, device)}
+    registered = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("dimr_kernels::")}
+    assert called == {name for name in registered if not name.endswith(("_into", "_"))}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
+@needs_inductor
+@pytest.mark.parametrize("form", ["eager", "fused"])
+def test_compiled_by_inductor(form, device):
+    """All calls in one graph: one compilation for each would take several times as long."""
+    backends = {name: "eager" if form == "eager" else example.fused for name, example in CALLS.items()}
+    names = [name for name in CALLS if form == "eager" or _problem(CALLS[name], device) is None]
+    inputs = {
+        f"{name}: {key}": x for name in names for key, x in CALLS[name].make_inputs(device, torch.float32).items()
+    }
+
+    def together(**inputs: Tensor) -> tuple[Tensor, ...]:
+        outputs: list[Tensor] = []
+        for name in names:
+            own = {key.removeprefix(f"{name}: "): x for key, x in inputs.items() if key.startswith(f"{name}: ")}
+            with dk.use_backend(backends[name]):
+                output = CALLS[name].function(**own)
+            outputs.extend(output if isinstance(output, tuple) else (output,))
+        return tuple(outputs)
+
+    expected = results_of(together, inputs, "auto")
+    found = results_of(torch.compile(together, fullgraph=True), inputs, "auto")
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5)

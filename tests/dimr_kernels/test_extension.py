@@ -12,16 +12,15 @@ import pytest
 import torch
 
 import dimr_kernels as dk
-from dimr_kernels import environment, extension
-from dimr_kernels.extension import ExtensionStatus, extension_status
-from dimr_kernels.ops.pixel_shuffle import cuda as compiled
-from dimr_kernels.ops.pixel_shuffle import eager
+from dimr_kernels import dispatch, environment
+from dimr_kernels.dispatch import FUSED_FORMS, ExtensionStatus, extension_status
+from dimr_kernels.ops.pixel_shuffle import shuffle_add_definition, shuffle_definition, unshuffle_definition
+from tests.support import pixel_shuffle as compiled
 from tests.support.operators import EXAMPLES
 
 STATUS = extension_status()
 needs_extension = pytest.mark.skipif(not STATUS.loaded, reason=f"compiled extension: {STATUS.reason}")
 needs_cuda_code = pytest.mark.skipif(not STATUS.has_cuda, reason=f"no CUDA code: {STATUS.reason}")
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # (B, C, H, W): whole 16-byte runs on every side; then odd ones, for which only single elements are left.
 ROUND, ODD = [(2, 8, 3, 8), (1, 24, 5, 16)], [(2, 3, 5, 7), (3, 1, 1, 5)]
 FACTORS = (1, 2, 3, 4, 5)
@@ -41,13 +40,13 @@ def images(shape, r, layout, dtype):
 @needs_extension
 @pytest.mark.parametrize("shape", ROUND + ODD, ids=str)
 @pytest.mark.parametrize("layout", compiled.LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", compiled.DTYPES, ids=str)
 def test_cuda_threads_compute_what_eager_does(shape, layout, dtype):
     for r in FACTORS:
         x, y = images(shape, r, layout, dtype)
-        assert torch.equal(compiled.run_on_host(x, y, r, layout), eager.pixel_shuffle_add(x, y, r, layout))
-        assert torch.equal(compiled.run_on_host(x, None, r, layout), eager.pixel_shuffle(x, r, layout))
-        assert torch.equal(compiled.run_on_host(y, None, r, layout, inverse=True), eager.pixel_unshuffle(y, r, layout))
+        assert torch.equal(compiled.run_on_host(x, y, r, layout), shuffle_add_definition(x, y, r, layout))
+        assert torch.equal(compiled.run_on_host(x, None, r, layout), shuffle_definition(x, r, layout))
+        assert torch.equal(compiled.run_on_host(y, None, r, layout, inverse=True), unshuffle_definition(y, r, layout))
 
 
 @needs_extension
@@ -55,7 +54,7 @@ def test_cuda_threads_compute_what_eager_does(shape, layout, dtype):
 def test_cuda_threads_on_misaligned_tensors(layout):
     x, y = images((2, 8, 3, 8), 2, layout, torch.float32)
     shifted = torch.empty(x.numel() + 1)[1:].as_strided(x.shape, x.stride(), 1).copy_(x)
-    assert torch.equal(compiled.run_on_host(shifted, y, 2, layout), eager.pixel_shuffle_add(x, y, 2, layout))
+    assert torch.equal(compiled.run_on_host(shifted, y, 2, layout), shuffle_add_definition(x, y, 2, layout))
 
 
 @needs_extension
@@ -164,21 +163,23 @@ def test_needs_torch_by_name_and_no_other_version_of_it():
     assert "RPATH" not in dynamic
 
 
-def test_why_it_did_not_load(tmp_path, monkeypatch):
-    monkeypatch.setattr(extension, "MISSING_NOTE", tmp_path / "note.txt")
-    monkeypatch.setattr(extension.importlib.util, "find_spec", lambda name: None)
-    assert "not built" in extension._why_not_loaded(ImportError("x"))
+def test_the_reason_it_did_not_load(tmp_path, monkeypatch):
+    monkeypatch.setattr(dispatch, "MISSING_NOTE", tmp_path / "note.txt")
+    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
+    assert "not built" in dispatch._load_failure_reason(ImportError("x"))
     (tmp_path / "note.txt").write_text("no C++ compiler was found\n")
-    assert extension._why_not_loaded(ImportError("x")) == "no C++ compiler was found"
-    monkeypatch.setattr(extension.importlib.util, "find_spec", lambda name: "found")
-    assert "does not load here (undefined symbol: y)" in extension._why_not_loaded(ImportError("undefined symbol: y"))
+    assert dispatch._load_failure_reason(ImportError("x")) == "no C++ compiler was found"
+    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: "found")
+    assert "does not load here (undefined symbol: y)" in dispatch._load_failure_reason(
+        ImportError("undefined symbol: y")
+    )
 
 
 def test_the_package_works_without_it(monkeypatch):
     missing = ExtensionStatus(loaded=False, has_cuda=False, reason="no C++ compiler was found")
-    monkeypatch.setattr(extension, "_load", lambda: missing)
+    monkeypatch.setattr(dispatch, "_load_extension", lambda: missing)
     x, y = torch.randn(1, 2, 2, 8), torch.randn(1, 4, 4, 2)
-    assert torch.equal(dk.functional.pixel_shuffle_add(x, y, 2), eager.pixel_shuffle_add(x, y, 2, "nhwc"))
+    assert torch.equal(dk.functional.pixel_shuffle_add(x, y, 2), shuffle_add_definition(x, y, 2, "nhwc"))
     with dk.use_backend("cuda"), pytest.raises(dk.BackendError, match="not available: no C\\+\\+ compiler was found"):
         dk.functional.pixel_shuffle_add(x, y, 2)
     text = environment.report()
@@ -191,7 +192,7 @@ def test_the_report_says_what_each_operator_takes():
     for operator, example in EXAMPLES.items():
         assert re.search(rf"^{operator} +\S+", text, flags=re.MULTILINE), operator
         if operator != "attention":
-            assert environment.FUSED_FORMS[operator] == example.fused
+            assert FUSED_FORMS[operator].gpu == FUSED_FORMS[operator].cpu == (example.fused,)
     assert torch.__version__ in text
     with dk.use_backend("eager"):
         assert environment.implementation_of("geglu", torch.device("cpu")) == ("eager", "it was asked for")

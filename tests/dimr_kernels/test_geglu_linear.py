@@ -225,3 +225,41 @@ def test_machine_code_uses_tensor_cores_and_wide_copies():
         assert row["shared_bytes"] <= {80: 99, 90: 227}[row["architecture"]] << 10
         widths[row["architecture"]] |= set(row["name"].split("K=")[1].split(",")[0].split("|"))
     assert widths[80] == widths[90] == {"192", "240", "384", "480", "576", "768", "960", "1152"}
+
+
+def kernels_run(monkeypatch, form, inputs):
+    """Count the calls of the one-kernel operator in a call of ``geglu_linear``."""
+    from dimr_kernels.ops import geglu as module
+
+    calls = []
+    real = module.geglu_linear_op
+    monkeypatch.setattr(module, "geglu_linear_op", lambda *a: calls.append(1) or real(*a))
+    with dk.use_backend("triton"):
+        geglu_linear(**inputs, form=form)
+    return len(calls)
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_auto_takes_two_kernels(device, monkeypatch, recorded):
+    inputs = {name: x.detach().requires_grad_(recorded) for name, x in layer(5, 24, 20, torch.float16, device).items()}
+    assert kernels_run(monkeypatch, "auto", inputs) == 0
+    assert kernels_run(monkeypatch, "two_kernels", inputs) == 0
+    assert kernels_run(monkeypatch, "one_kernel", inputs) == 1
+
+
+def test_one_kernel_that_cannot_run_says_why(device):
+    half = {name: x.detach() for name, x in layer(2, 8, 6, torch.float16, device).items()}
+    wide = {name: x.float() for name, x in half.items()}
+    with pytest.raises(dk.BackendError, match=r"'one_kernel'.*float16 or bfloat16, not torch.float32.*'two_kernels'"):
+        one_kernel(**wide)
+    with dk.use_backend("cuda"), pytest.raises(dk.BackendError, match=r"'one_kernel'.*'cuda'"):
+        one_kernel(**half)
+    meta = {name: x.to("meta") for name, x in half.items()}
+    with pytest.raises(dk.BackendError, match=r"'one_kernel'.*needs a CUDA device.*'meta'"):
+        one_kernel(**meta)
+
+
+def test_eager_backend_is_the_definition_whatever_the_form(device):
+    inputs = layer(2, 8, 6, torch.float32, device)
+    with dk.use_backend("eager"):
+        assert torch.equal(one_kernel(**inputs), two_kernels(**inputs))

@@ -1,4 +1,4 @@
-"""What an eager call costs the host, counted in Python calls; and when torch's dispatcher is left out."""
+"""Cost of an eager call on the host, counted in Python calls; and the calls that leave out torch's dispatcher."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 import dimr_kernels as dk
-from dimr_kernels.ops import registration
-from dimr_kernels.ops.registration import Operator
+from dimr_kernels import registration
+from dimr_kernels.registration import Operator
 from tests.support.dispatch import operators_called
 from tests.support.operators import EXAMPLES
 from tests.support.parity import results_of
@@ -163,7 +163,7 @@ def test_the_same_bits_as_through_the_dispatcher(name, recorded, device, monkeyp
     inputs = {k: v.requires_grad_(recorded) for k, v in example.make_inputs(device, torch.bfloat16).items()}
     with torch.set_grad_enabled(recorded):
         direct = results_of(example.function, inputs, example.fused)
-        monkeypatch.setattr(registration, "is_watched", lambda arguments: True)
+        monkeypatch.setattr(registration, "is_plain_call", lambda arguments: False)
         dispatched = results_of(example.function, inputs, example.fused)
     assert direct.keys() == dispatched.keys()
     for key, value in dispatched.items():
@@ -185,7 +185,7 @@ CHOICES = """
 import itertools, json, torch
 from benchmarks.stubs import pretended_gpu, recorded_calls
 from dimr_kernels import functional as F
-from dimr_kernels.ops.launch import Launch
+from dimr_kernels.launch import Launch
 
 def chosen(launch, pointers):
     "What Triton compiles for these pointers, and what Launch calls: (first time, then from its own memory)."
@@ -232,7 +232,7 @@ def test_what_is_kept_is_what_triton_would_choose():
 
 
 def test_operators_keep_their_overload():
-    from dimr_kernels.ops.geglu import op
+    from dimr_kernels.ops import geglu as module
 
-    assert isinstance(op.geglu_packed, Operator)
-    assert op.geglu_packed.overload is torch.ops.dimr_kernels.geglu_packed.default
+    assert isinstance(module.geglu_packed_op, Operator)
+    assert module.geglu_packed_op.overload is torch.ops.dimr_kernels.geglu_packed.default

@@ -8,8 +8,7 @@ import torch
 import dimr_kernels as dk
 from dimr_kernels import functional as F
 from dimr_kernels import inference
-from dimr_kernels.ops import limits
-from dimr_kernels.ops.td_norm import into
+from dimr_kernels.ops import time_gate
 from tests.support.parity import assert_parity
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -75,7 +74,7 @@ def test_td_norm_is_the_functional_form(backend, device):
 
 
 def test_td_norm_of_rows_too_wide_for_registers(device, monkeypatch):
-    monkeypatch.setattr(limits, "WIDEST_IN_REGISTERS", 8)
+    monkeypatch.setattr(time_gate, "WIDEST_IN_REGISTERS", 8)
     x, total, t, parameters = torch.randn(2, 3, 16), torch.empty(2, 3, 16), torch.rand(1), gates(16)
     x, total, t, *parameters = (v.to(device) for v in (x, total, t, *parameters))
     with dk.use_backend("triton"):
@@ -84,10 +83,18 @@ def test_td_norm_of_rows_too_wide_for_registers(device, monkeypatch):
     torch.testing.assert_close(total, 2 * x)
 
 
+def test_named_gates_are_taken_in_their_own_order(device):
+    x, t, parameters = torch.randn(2, 3, 16, device=device), torch.rand(1, device=device), gates(16)
+    parameters = [v.to(device) for v in parameters]
+    named = time_gate.GateParameters(**dict(zip(inference.GATES, parameters, strict=True)))
+    expected = inference.td_norm(x, t, parameters, 1e-5, False)
+    assert torch.equal(inference.td_norm(x, t, named, 1e-5, False), expected)
+
+
 def test_cascades_are_normalized_by_a_kernel(device, monkeypatch):
     """Rows too wide for registers, too, as long as they are only read."""
-    monkeypatch.setattr(into, "definition", None)
-    monkeypatch.setattr(limits, "WIDEST_IN_REGISTERS", 8)
+    monkeypatch.setattr(inference, "td_norm_into_definition", None)
+    monkeypatch.setattr(time_gate, "WIDEST_IN_REGISTERS", 8)
     x, t, parameters = torch.randn(2, 3, 16, device=device), torch.rand(2, device=device), gates(16)
     parameters = [v.to(device) for v in parameters]
     with dk.use_backend("triton"):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dimr_kernels.machine_code import LOADS, STORES, Listing
-from dimr_kernels.static_analysis import ARCHITECTURES, OPERATORS
+from benchmarks.machine_code.compile import ARCHITECTURES, OPERATORS
+from benchmarks.machine_code.listing import LOADS, STORES, Listing
 from tests.support.machine_code import compiled_kernels
 
 # Kernels (beginnings of names) without 16-byte accesses, and the widths that they have instead: of loads, of stores.

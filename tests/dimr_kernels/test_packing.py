@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import dimr_kernels as dk
-from dimr_kernels import packing
 from dimr_kernels.functional import attention
+from dimr_kernels.ops import attention as operator
 
 HEADS, HEAD_DIM, DIM = 2, 60, 120
 
@@ -89,7 +89,7 @@ def test_unpadding_more_than_there_is():
 def test_only_half_types_on_a_gpu_are_padded():
     def would_copy(device, dtype, head_dim=60):
         x = mock.Mock(device=torch.device(device), dtype=dtype)
-        return packing.flash_would_copy(x, head_dim)
+        return operator.flash_would_copy(x, head_dim)
 
     assert would_copy("cuda", torch.bfloat16)
     assert not would_copy("cuda", torch.bfloat16, 72)
@@ -125,8 +125,8 @@ def test_module_computes_the_same_padded(qkv_bias, how):
         torch.testing.assert_close(plain(x), expected)
         return
     with (
-        mock.patch.object(packing, "flash_would_copy", return_value=True),
-        mock.patch("dimr_kernels.ops.attention.functional.attention", side_effect=attention) as called,
+        mock.patch.object(operator, "flash_would_copy", return_value=True),
+        mock.patch("dimr_kernels.ops.attention.attention", side_effect=attention) as called,
     ):
         found = plain(x)
     assert called.call_args.args[0].shape == (2, HEADS, 5, 64)
@@ -190,5 +190,5 @@ def test_projections_that_do_more_are_called(change, would_copy):
         else:
             projection.forward = lambda x, plain=projection.forward: 2 * plain(x)
     x = torch.randn(2, 5, 12, dtype=torch.float64)
-    with mock.patch.object(packing, "flash_would_copy", return_value=would_copy):
+    with mock.patch.object(operator, "flash_would_copy", return_value=would_copy):
         torch.testing.assert_close(module(x), doubled(x))

@@ -43,12 +43,12 @@ def call(groups=4, eps=1e-5):
 
 def small_tiles(stack):
     """Several chunks and tiles in an image of 15 pixels, two blocks of columns."""
-    from dimr_kernels.ops.configurations import forced
-    from dimr_kernels.ops.samples import Columns, Walk
+    from dimr_kernels.launch import RowConfig, override_config
+    from dimr_kernels.ops import td_group_norm_triton  # noqa: F401  (which defines the kernels)
 
+    config = RowConfig(elements=16, columns=8, min_programs=4, max_tiles=4, num_warps=4)
     for kernel in ("moments_fwd", "fwd", "sums_bwd", "bwd"):
-        walk = Walk(16, programs=4, longest=4, num_warps=4)
-        stack.enter_context(forced(f"td_group_norm_{kernel}", Columns(8, walk)))
+        stack.enter_context(override_config(f"td_group_norm_{kernel}", config))
 
 
 @pytest.mark.parametrize("groups", [1, 3, 12])

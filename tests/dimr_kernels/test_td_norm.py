@@ -9,7 +9,7 @@ from torch import Tensor
 
 import dimr_kernels as dk
 from dimr_kernels.functional import td_layer_norm, td_rms_norm
-from dimr_kernels.ops import limits
+from dimr_kernels.ops import time_gate
 from tests.support.parity import assert_deterministic, assert_parity, results_of, strided
 from tests.support.requirements import needs_inductor
 from tests.support.td_norms import COLLECTED_ULPS, GATES, NORMS, arguments
@@ -98,30 +98,32 @@ def test_wide_rows_with_residual_and_one_timestep(norm, device, monkeypatch):
 
 def small_blocks(monkeypatch) -> contextlib.ExitStack:
     pytest.importorskip("triton")
-    from dimr_kernels.ops.configurations import forced
-    from dimr_kernels.ops.samples import Columns, Walk
-    from dimr_kernels.ops.td_norm import triton_table
-    from dimr_kernels.ops.td_norm.triton_forward import WideRows
+    from dimr_kernels.launch import RowConfig, override_config
+    from dimr_kernels.ops import norm_triton, td_norm_triton  # noqa: F401  (which defines the kernels)
 
-    monkeypatch.setattr(limits, "WIDEST_IN_REGISTERS", 16)
-    monkeypatch.setattr(triton_table, "TABLE_BLOCK", 32)
+    monkeypatch.setattr(time_gate, "WIDEST_IN_REGISTERS", 16)
+    monkeypatch.setattr(norm_triton, "TABLE_BLOCK", 32)
+    configs = {
+        "td_norm_fwd_wide": RowConfig(elements=64, columns=16, num_warps=4),
+        "td_norm_bwd_wide": RowConfig(elements=2048, columns=16, min_programs=1024, max_tiles=32, num_warps=4),
+        "td_norm_bwd_wide_sums": RowConfig(elements=64, columns=32, num_warps=4),
+    }
     stack = contextlib.ExitStack()
-    stack.enter_context(forced("td_norm_fwd_wide", WideRows(16, rows=4, num_warps=4)))
-    stack.enter_context(forced("td_norm_bwd_wide", Columns(16, Walk(2048, programs=1024, longest=32, num_warps=4))))
-    stack.enter_context(forced("td_norm_bwd_wide_sums", WideRows(32, rows=2, num_warps=4)))
+    for kernel, config in configs.items():
+        stack.enter_context(override_config(kernel, config))
     return stack
 
 
-def test_long_walks(device):
-    """Programs that walk several tiles, chunks that end in the middle of a tile."""
+def test_several_tiles_per_program(device):
+    """Programs that loop over several tiles, chunks that end in the middle of a tile."""
     pytest.importorskip("triton")
-    from dimr_kernels.ops.configurations import forced
-    from dimr_kernels.ops.samples import Walk
+    from dimr_kernels.launch import RowConfig, override_config
+    from dimr_kernels.ops import td_norm_triton  # noqa: F401  (which defines the kernels)
 
-    long = Walk(64, programs=4, longest=16, num_warps=4)
+    config = RowConfig(elements=64, min_programs=4, max_tiles=16, num_warps=4)
     for shared in (False, True):
         inputs = arguments("layer", (2, 21, 24), device, residual=True, shared=shared)
-        with forced("td_norm_fwd", long), forced("td_norm_bwd", long):
+        with override_config("td_norm_fwd", config), override_config("td_norm_bwd", config):
             assert_parity(td_layer_norm, inputs, ulps=COLLECTED_ULPS)
 
 

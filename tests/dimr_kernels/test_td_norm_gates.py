@@ -22,12 +22,13 @@ def test_scalar_gates_and_one_timestep_for_all(norm, gate, shared, device):
 def test_many_partials(gate, device):
     """Partials enough for several groups of rows, whose sums are added at the end."""
     pytest.importorskip("triton")
-    from dimr_kernels.ops.configurations import forced
-    from dimr_kernels.ops.time_gate import triton as time_gate
+    from dimr_kernels.launch import RowConfig, override_config
+    from dimr_kernels.ops.norm_triton import reduce_tiling
 
     inputs = arguments("layer", (6, 12), device, gate=gate, parameter_dtype=torch.float16)
-    with forced("time_gate_reduce", time_gate.Reduction(32, elements=16, longest=2, num_warps=4)):
-        assert time_gate.reduce_config(6, 12).groups > 2
+    with override_config("time_gate_reduce", RowConfig(elements=16, columns=32, max_tiles=2, num_warps=4)):
+        _, groups = reduce_tiling(6, 12)
+        assert groups > 2
         assert_parity(td_layer_norm, inputs, ulps=4)
         assert_deterministic(td_layer_norm, inputs)
 

@@ -67,7 +67,7 @@ def test_leaves_everything_as_it_was(model, training, device):
 @pytest.mark.parametrize("training", [False, True])
 def test_every_fused_operator_runs_at_every_batch_size(model, training, device, monkeypatch):
     """What would be launched is what the model launches later, forward and backward."""
-    from dimr_kernels.ops.launch import Launch, forget_launches
+    from dimr_kernels.launch import Launch, forget_launches
 
     launched: list[tuple[str, tuple]] = []
     run = Launch.__call__

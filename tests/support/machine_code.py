@@ -1,4 +1,4 @@
-"""The machine code of every kernel configuration of an operator, compiled here for architectures nobody has here."""
+"""Machine code of every kernel configuration of an operator, compiled without its GPU."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import pytest
 
 @cache
 def compiled_kernels(operator: str) -> list[dict[str, Any]]:
-    """Rows of ``python -m dimr_kernels.static_analysis OPERATOR``, run once per session.
+    """Return the rows of ``python -m benchmarks.machine_code.compile OPERATOR``, run once per session.
 
     A process of its own, because this one may hold the interpreter's kernels, which cannot be compiled.
     """
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    command = [sys.executable, "-m", "dimr_kernels.static_analysis", operator]
+    command = [sys.executable, "-m", "benchmarks.machine_code.compile", operator]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]

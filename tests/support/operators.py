@@ -1,9 +1,10 @@
-"""One small call of every operator, for what must hold of all of them."""
+"""One small call of every operator, for the rules that hold for all of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,9 +38,17 @@ def _td_layer_norm(device: torch.device, dtype: torch.dtype) -> Inputs:
     return {"x": x, "t": t, **_gates(device, 48), "residual": _random(device, dtype, 2, 5, 48)}
 
 
+def _without_residual(make: Callable[[torch.device, torch.dtype], Inputs]) -> Callable[..., Inputs]:
+    return lambda device, dtype: {k: v for k, v in make(device, dtype).items() if k != "residual"}
+
+
 def _td_rms_norm(device: torch.device, dtype: torch.dtype) -> Inputs:
     inputs = _td_layer_norm(device, dtype)
     return {name: inputs[name] for name in ("x", "t", "p1", "p2", "scale_gate_weight", "scale_gate_offset")}
+
+
+def _td_rms_norm_with_residual(device: torch.device, dtype: torch.dtype) -> Inputs:
+    return {**_td_rms_norm(device, dtype), "residual": _random(device, dtype, 2, 5, 48)}
 
 
 def _geglu_linear(device: torch.device, dtype: torch.dtype) -> Inputs:
@@ -57,8 +66,16 @@ def _depthwise_conv2d(device: torch.device, dtype: torch.dtype) -> Inputs:
     }
 
 
+def _geglu_of_two(device: torch.device, dtype: torch.dtype) -> Inputs:
+    return {"h": _random(device, dtype, 3, 5, 16), "value": _random(device, dtype, 3, 5, 16)}
+
+
 def _pixel_shuffle_add(device: torch.device, dtype: torch.dtype) -> Inputs:
     return {"x": _random(device, dtype, 2, 3, 4, 32), "y": _random(device, dtype, 2, 6, 8, 8)}
+
+
+def _pixel_shuffle_add_nchw(device: torch.device, dtype: torch.dtype) -> Inputs:
+    return {"x": _random(device, dtype, 2, 32, 3, 4), "y": _random(device, dtype, 2, 8, 6, 8)}
 
 
 def _shuffle_norm_add(device: torch.device, dtype: torch.dtype) -> Inputs:
@@ -87,5 +104,22 @@ EXAMPLES = {
         F.attention,
         lambda device, dtype: {name: _random(device, dtype, 2, 3, 9, 16) for name in ("q", "k", "v")},
         "auto",
+    ),
+}
+
+VARIANTS = {
+    "td_layer_norm without residual": Example(F.td_layer_norm, _without_residual(_td_layer_norm), "triton"),
+    "td_rms_norm with residual": Example(F.td_rms_norm, _td_rms_norm_with_residual, "triton"),
+    "geglu of two tensors": Example(F.geglu, _geglu_of_two, "triton"),
+    "depthwise_conv2d without residual": Example(F.depthwise_conv2d, _without_residual(_depthwise_conv2d), "triton"),
+    "pixel_shuffle_add, nchw": Example(
+        lambda x, y: F.pixel_shuffle_add(x, y, 2, layout="nchw"), _pixel_shuffle_add_nchw, "cuda"
+    ),
+}
+"""Other forms of these calls, which take another way through the operator or use another one."""
+
+HALF_PRECISION_ONLY = {
+    "geglu_linear in one kernel": Example(
+        partial(F.geglu_linear, form="one_kernel"), lambda device, dtype: _geglu_linear(device, torch.float16), "triton"
     ),
 }

@@ -17,9 +17,9 @@ class Case:
     model: nn.Module
     inputs: tuple[Any, ...]
     swapped: int
-    """How many layers adopt swaps."""
+    """The number of layers that adopt swaps."""
     keywords: dict[str, Any] = field(default_factory=dict)
-    """Of adopt."""
+    """Arguments of adopt."""
 
 
 def timm_convnext(name: str = "convnext_atto", drop_path: float = 0.0, **options: Any) -> nn.Module:
@@ -71,18 +71,6 @@ def transformer_2d() -> nn.Module:
     )  # fmt: skip
 
 
-class Upsample(nn.Module):
-    """The way up of a super-resolution network or a decoder."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.up = nn.Sequential(nn.Conv2d(4, 16, 1), nn.PixelShuffle(2))
-        self.skip = nn.Conv2d(4, 4, 1)
-
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.up(x) + self.skip(y)
-
-
 def image(batch: int = 1, size: int = 32) -> Tensor:
     return torch.randn(batch, 3, size, size)
 
@@ -105,5 +93,4 @@ CASES: dict[str, Callable[[], Case]] = {
         unet(), (torch.randn(2, 4, 8, 8), torch.tensor([1.0, 500.0]), torch.randn(2, 3, 12)), 4
     ),
     "Transformer2DModel": lambda: Case(transformer_2d(), (torch.randn(2, 8, 4, 4), torch.randn(2, 3, 12)), 2),
-    "Upsample": lambda: Case(Upsample(), (torch.randn(2, 4, 3, 5), torch.randn(2, 4, 6, 10)), 1),
 }

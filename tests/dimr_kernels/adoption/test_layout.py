@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dimr_kernels as dk
-from dimr_kernels.adoption import depthwise
-from dimr_kernels.ops.depthwise_conv import triton as kernels
+from dimr_kernels.adoption import rules
+from dimr_kernels.ops import depthwise_conv_triton as kernels
 
 from .models import image, timm_convnext, torchvision_convnext
 
@@ -79,7 +79,7 @@ def test_an_image_in_channels_last_is_not_copied():
 
 @pytest.mark.slow
 def test_the_kernels_copy_nothing_forward_and_backward(monkeypatch):
-    """What the operator itself would copy is not seen by a dispatch mode."""
+    """A dispatch mode does not see copies inside the operator, so they are counted there."""
     copied = []
 
     def dense_channels(x: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ def test_other_layouts_take_torchs_own_convolution(monkeypatch):
         calls.append(x.is_contiguous())
         return dk.functional.depthwise_conv2d(x, *parameters)
 
-    monkeypatch.setattr(depthwise, "depthwise_conv2d", operator)
+    monkeypatch.setattr(rules, "depthwise_conv2d", operator)
     conv = nn.Conv2d(8, 8, 3, padding=1, groups=8)
     original, x = copy.deepcopy(conv), torch.randn(2, 8, 5, 6)
     dk.adopt(conv, channels_last=True)

@@ -1,0 +1,1 @@
+"""Static analysis of kernels' machine code, compiled without a GPU."""

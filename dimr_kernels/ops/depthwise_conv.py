@@ -1,0 +1,222 @@
+"""Depthwise convolution of channels-last feature maps, ``conv(x) + bias + residual``, stride 1, same padding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .. import checks
+from ..dispatch import choose
+from ..registration import define_gradient, define_op, refuse_double_backward
+
+
+def depthwise_conv2d_definition(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    """Depthwise convolution in plain PyTorch: ``x [B, H, W, C]``, ``weight [C, 1, K, K]`` -> ``[B, H, W, C]``.
+
+    The permuted view of a contiguous NHWC tensor is torch's channels_last format, so nothing is copied.
+    """
+    bias = None if bias is None else bias.to(x.dtype)
+    weight = weight.to(x.dtype)
+    channels, _, kernel_size, _ = weight.shape
+    out = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=kernel_size // 2, groups=channels)
+    out = out.permute(0, 2, 3, 1)
+    return out if residual is None else out + residual
+
+
+def depthwise_conv2d_into_definition(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """Write ``conv(x) + bias + x`` into ``out``; all ``[B, H, W, C]``."""
+    torch.add(depthwise_conv2d_definition(x, weight, bias, None), x, out=out)
+
+
+def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+    """Depthwise convolution of a channels-last feature map, stride 1, same padding: ``conv(x) + bias + residual``.
+
+    Args:
+        x: ``[B, H, W, C]``.
+        weight: ``[C, 1, K, K]``, torch's layout, K one of 3, 5, 7.
+        bias: ``[C]``, or None.
+        residual: ``[B, H, W, C]`` in ``x``'s dtype, added to the result; it costs nothing where it is ``x`` itself.
+
+    ``weight`` and ``bias`` may have another dtype than ``x``; each gradient has its own tensor's. Sums are float32.
+    Taps beyond the edge read zeros. Zero times an infinite weight or gradient is NaN there in one form and left out in
+    the other; eager and fused differ in nothing else.
+
+    Returns:
+        ``[B, H, W, C]`` in ``x``'s dtype. Under autocast without a residual ``x`` is cast first, as for torch's
+        convolutions; with one the sum keeps the residual's precision, as ``conv(x) + residual`` would.
+
+    Raises:
+        ValueError, TypeError: an argument's shape, dtype or device does not fit.
+        BackendError: the implementation asked for cannot run (see :func:`dimr_kernels.use_backend`).
+
+    Example:
+        >>> import torch
+        >>> x = torch.ones(1, 4, 4, 2)
+        >>> depthwise_conv2d(x, torch.ones(2, 1, 3, 3))[0, :, :, 0]  # how many neighbours lie inside
+        tensor([[4., 6., 6., 4.],
+                [6., 9., 9., 6.],
+                [6., 9., 9., 6.],
+                [4., 6., 6., 4.]])
+    """
+    operator = "depthwise_conv2d"
+    checks.check_floating(operator, x=x, weight=weight, bias=bias, residual=residual)
+    checks.check_rank(operator, "x", x, 4, "[B, H, W, C]")
+    checks.check_rank(operator, "weight", weight, 4, "[C, 1, K, K]")
+    channels, kernel_size = x.shape[3], weight.shape[3]
+    checks.check_choice(operator, "weight's kernel size", kernel_size, (3, 5, 7))
+    if channels != weight.shape[0] == x.shape[1]:
+        raise ValueError(
+            f"{operator}: x must be [B, H, W, C] with the weight's {weight.shape[0]} channels last, "
+            f"got [B, C, H, W] by the look of its shape {list(x.shape)}"
+        )
+    checks.check_shape(operator, "weight", weight, (channels, 1, kernel_size, kernel_size))
+    if 0 in x.shape[1:]:
+        raise ValueError(f"{operator}: x must have positive H, W and C, got shape {list(x.shape)}")
+    if bias is not None:
+        checks.check_shape(operator, "bias", bias, (channels,))
+    if residual is not None:
+        checks.check_shape(operator, "residual", residual, tuple(x.shape))
+    checks.check_same_device(operator, x=x, weight=weight, bias=bias, residual=residual)
+    residual_is_x = residual is x
+    dtype = checks.autocast_dtype(x)
+    if dtype is not None:
+        if residual is None:
+            x = x.to(dtype)
+        elif not residual_is_x:
+            wide = torch.promote_types(x.dtype, residual.dtype)
+            x, residual = x.to(wide), residual.to(wide)
+    checks.check_same_dtype(operator, x=x, residual=residual)
+    if choose(operator, x) == "eager":
+        return depthwise_conv2d_definition(x, weight, bias, residual)
+    return depthwise_conv2d_op(x, weight, bias, None if residual_is_x else residual, residual_is_x)
+
+
+class DepthwiseConv2d(nn.Module):
+    """Depthwise convolution of channels-last feature maps, stride 1, same padding, with an optional residual.
+
+    Args:
+        channels: C.
+        kernel_size: 3, 5 or 7.
+        bias: give the convolution a bias.
+
+    The parameters have the names, shapes and initial distribution of ``nn.Conv2d(C, C, K, padding=K // 2, groups=C)``,
+    so that its state dict loads.
+
+    Shape: ``[B, H, W, C]`` -> ``[B, H, W, C]``; ``residual``, of the same shape, is added to the result.
+
+    Example:
+        >>> conv = DepthwiseConv2d(16, kernel_size=7)
+        >>> _ = conv.load_state_dict(nn.Conv2d(16, 16, 7, padding=3, groups=16).state_dict())
+        >>> conv(torch.randn(2, 8, 8, 16)).shape
+        torch.Size([2, 8, 8, 16])
+    """
+
+    def __init__(self, channels: int, kernel_size: int = 7, bias: bool = True) -> None:
+        super().__init__()
+        if kernel_size not in (3, 5, 7):
+            raise ValueError(f"DepthwiseConv2d: kernel_size must be 3, 5 or 7, got {kernel_size!r}")
+        self.weight = nn.Parameter(torch.empty(channels, 1, kernel_size, kernel_size))
+        self.bias: nn.Parameter | None = nn.Parameter(torch.empty(channels)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        bound = self.weight[0].numel() ** -0.5  # torch's Conv2d: Kaiming with a = sqrt(5), fan in K * K
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return depthwise_conv2d(x, self.weight, self.bias, residual)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, kernel_size={self.weight.shape[-1]}, bias={self.bias is not None}"
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, add_input: bool) -> Tensor:
+    from . import depthwise_conv_triton as kernels
+
+    return kernels.forward(x, weight, bias, residual, add_input)
+
+
+def _input_gradient(grad: Tensor, weight: Tensor, add_input: bool) -> Tensor:
+    from . import depthwise_conv_triton as kernels
+
+    return kernels.forward(grad, weight, None, None, add_input, flip=True)
+
+
+def _weight_gradient(
+    grad: Tensor, x: Tensor, kernel_size: int, weight_dtype: torch.dtype, bias_dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    from . import depthwise_conv_triton as kernels
+
+    return kernels.weight_gradient(grad, x, kernel_size, weight_dtype, bias_dtype)
+
+
+def _fake_weight_gradient(
+    grad: Tensor, x: Tensor, kernel_size: int, weight_dtype: torch.dtype, bias_dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    C = x.shape[3]
+    return x.new_empty((C, 1, kernel_size, kernel_size), dtype=weight_dtype), x.new_empty((C,), dtype=bias_dtype)
+
+
+depthwise_conv2d_op = define_op(
+    "depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, bool add_input) -> Tensor",
+    kernel=_forward,
+    fake=lambda x, weight, bias, residual, add_input: x.new_empty(x.shape),
+)
+input_gradient_op = define_op(
+    "depthwise_conv2d_input_gradient(Tensor grad, Tensor weight, bool add_input) -> Tensor",
+    kernel=_input_gradient,
+    fake=lambda grad, weight, add_input: grad.new_empty(grad.shape),
+)
+weight_gradient_op = define_op(
+    "depthwise_conv2d_weight_gradient(Tensor grad, Tensor x, int kernel_size, ScalarType weight_dtype, "
+    "ScalarType bias_dtype) -> (Tensor, Tensor)",
+    kernel=_weight_gradient,
+    fake=_fake_weight_gradient,
+)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, _, ctx.add_input = inputs
+    needs_x, needs_weight = ctx.needs_input_grad[:2]
+    ctx.kernel_size, ctx.weight_dtype = weight.shape[3], weight.dtype
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None)
+
+
+def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    needs_x, needs_weight, needs_bias, needs_residual, _ = ctx.needs_input_grad
+    dx = dweight = dbias = None
+    if needs_x:
+        dx = input_gradient_op(grad, weight, ctx.add_input)
+    if needs_weight:
+        dtypes = ctx.weight_dtype, ctx.bias_dtype or torch.float32
+        dweight, dbias = weight_gradient_op(grad, x, ctx.kernel_size, *dtypes)
+    elif needs_bias:
+        dbias = grad.sum((0, 1, 2), dtype=torch.float32).to(ctx.bias_dtype)
+    return dx, dweight, dbias if needs_bias else None, grad if needs_residual else None, None
+
+
+define_gradient(depthwise_conv2d_op, setup_context=_save, backward=_gradient)
+refuse_double_backward(input_gradient_op, "depthwise_conv2d")
+refuse_double_backward(weight_gradient_op, "depthwise_conv2d")
+
+
+def _forward_into(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    from . import depthwise_conv_triton as kernels
+
+    if out.shape[2] == 1:  # its stride says nothing
+        out = out.as_strided(out.shape, (*out.stride()[:2], out.stride(1), 1))
+    kernels.forward(x, weight, bias, None, add_input=True, out=out)
+
+
+depthwise_conv2d_into_op = define_op(
+    "depthwise_conv2d_into(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) out) -> ()",
+    kernel=_forward_into,
+    fake=lambda x, weight, bias, out: None,
+)

@@ -1,1 +1,0 @@
-"""Depthwise convolution of channels-last feature maps: odd kernel, stride 1, same padding, optional residual."""

@@ -1,1 +1,0 @@
-"""Gated linear unit with GELU: ``gelu(gate) * value``."""

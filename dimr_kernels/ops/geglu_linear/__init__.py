@@ -1,1 +1,0 @@
-"""A linear layer with GeGLU: ``geglu(x @ weight.T + bias)``, in one kernel or in two."""

@@ -1,1 +1,0 @@
-"""Pixel shuffle with a sum, ``y + shuffle(x)``, and its inverse."""

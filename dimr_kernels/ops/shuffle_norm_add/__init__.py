@@ -1,1 +1,0 @@
-"""The cascade's way up: ``y + TDLN(pixel_shuffle(x))`` over channels-last maps."""

@@ -1,1 +1,0 @@
-"""Time-dependent group norm: the statistics of a group norm, the scale and shift of TD-LN."""

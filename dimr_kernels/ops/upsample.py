@@ -1,0 +1,233 @@
+"""Upsampling of the cascade: ``y + TDLN(pixel_shuffle(x))`` over channels-last maps (DiMR eq. (2) with a TD-LN)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import checks
+from ..dispatch import choose
+from ..registration import define_gradient, define_op, refuse_double_backward
+from . import time_gate
+from .pixel_shuffle import check_shuffle, check_shuffled, shuffle_definition
+from .td_norm import TDLayerNorm, td_norm_definition, td_norm_op
+from .time_gate import (
+    GATES_SCHEMA,
+    GateParameters,
+    as_timesteps,
+    check_gates,
+    current_timestep,
+    fake_gradients,
+    scatter_gradients,
+)
+
+MOST_PIXELS = 2**31 - 2**16
+
+
+def shuffle_norm_add_definition(
+    x: Tensor, y: Tensor, t: Tensor, r: int, gates: GateParameters, eps: float
+) -> Tensor:  # fmt: skip
+    """Compute the sum in plain PyTorch: ``x [B, H, W, r*r*C]``, ``y [B, r*H, r*W, C]``, ``t [B]`` or ``[1]``."""
+    normalized, _ = td_norm_definition(shuffle_definition(x, r, "nhwc"), None, t, gates, eps, rms=False)
+    return y + normalized
+
+
+def kernels_fit(y: Tensor) -> bool:
+    """Return True if the kernels take a result of y's shape ``[B, r*H, r*W, C]``."""
+    return y.shape[3] <= time_gate.WIDEST_IN_REGISTERS and y.shape[1] * y.shape[2] < MOST_PIXELS
+
+
+def pixel_shuffle_td_norm_add(
+    x: Tensor,
+    y: Tensor,
+    t: Tensor | float,
+    upscale_factor: int,
+    p1: Tensor,
+    p2: Tensor,
+    p3: Tensor,
+    p4: Tensor,
+    scale_gate_weight: Tensor,
+    scale_gate_offset: Tensor,
+    shift_gate_weight: Tensor,
+    shift_gate_offset: Tensor,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Upsample for the cascade: ``y + TDLN(shuffle(x))`` in one pass (DiMR eq. (2), (4) and (5)), channels last.
+
+    Args:
+        x: ``[B, H, W, r*r*C]`` with channels in ``(r, r, C)`` order.
+        y: ``[B, r*H, r*W, C]``; its dtype may differ from x's.
+        upscale_factor: ``r >= 1``.
+        t, p1, p2, p3, p4, the gates, eps: as for :func:`td_layer_norm`, of width C.
+
+    Rows wider than 8192 channels are shuffled, normalized and added in three passes.
+
+    Returns:
+        ``[B, r*H, r*W, C]`` in the dtype that torch's promotion gives ``x`` and ``y``.
+
+    Raises:
+        ValueError, TypeError: an argument's shape, dtype or device does not fit, or ``t`` is NaN.
+        BackendError: the implementation asked for cannot run (see :func:`dimr_kernels.use_backend`).
+
+    Example:
+        >>> x, y, one, zero = torch.randn(1, 2, 2, 4 * 8), torch.randn(1, 4, 4, 8), torch.ones(8), torch.zeros(8)
+        >>> pixel_shuffle_td_norm_add(x, y, 0.5, 2, one, one, zero, zero, one, zero, one, zero).shape
+        torch.Size([1, 4, 4, 8])
+    """
+    gates = GateParameters(
+        p1, p2, scale_gate_weight, scale_gate_offset, p3, p4, shift_gate_weight, shift_gate_offset
+    )  # fmt: skip
+    return _shuffle_norm_add(x, y, t, upscale_factor, gates, eps)
+
+
+def _shuffle_norm_add(
+    x: Tensor, y: Tensor, t: Tensor | float, upscale_factor: int, gates: GateParameters, eps: float
+) -> Tensor:
+    operator = "pixel_shuffle_td_norm_add"
+    r = check_shuffle(operator, x, "upscale_factor", upscale_factor, "nhwc")
+    checks.check_floating(operator, y=y)
+    C = check_shuffled(operator, x, y, r, "nhwc")
+    if C == 0:
+        raise ValueError(f"{operator}: x must have at least one channel, got shape {list(x.shape)}")
+    if (x.dtype == torch.float64) != (y.dtype == torch.float64):
+        raise TypeError(f"{operator}: y has dtype {y.dtype}, x has {x.dtype}: float64 does not mix")
+    checks.check_number(operator, "eps", eps)
+    check_gates(operator, C, x.device, gates, needs_shift=True)
+    t = as_timesteps(operator, t, x)
+    if choose(operator, x) == "eager":
+        return shuffle_norm_add_definition(x, y, t, r, gates, eps)
+    if not kernels_fit(y):
+        return y + td_norm_op(shuffle_definition(x, r, "nhwc"), None, t, *gates.in_schema_order(), eps, False)[0]
+    return shuffle_norm_add_op(x, y, t, r, *gates.in_schema_order(), eps)[0]
+
+
+class PixelShuffleUpsample(nn.Module):
+    """Upsampling of the cascade (DiMR eq. (2)): ``y + TDLN(shuffle(Linear(TDLN(x))))``.
+
+    Args:
+        dim_in: width of ``x``, the lower branch's features.
+        dim_out: width of ``y`` and of the result.
+        upscale_factor: ``r``; the linear layer gives ``r * r * dim_out`` channels in ``(r, r, C)`` order.
+
+    Shape: ``x [B, H, W, dim_in]``, ``y [B, r*H, r*W, dim_out]`` -> ``[B, r*H, r*W, dim_out]``; ``t`` as in
+    :class:`TDLayerNorm`.
+
+    ``norm_out`` is part of one fused operator, which reads its parameters: hooks on it do not run.
+
+    Example:
+        >>> import torch
+        >>> upsample = PixelShuffleUpsample(dim_in=32, dim_out=8)
+        >>> upsample(torch.randn(1, 2, 2, 32), torch.randn(1, 4, 4, 8), t=0.5).shape
+        torch.Size([1, 4, 4, 8])
+    """
+
+    def __init__(self, dim_in: int, dim_out: int, upscale_factor: int = 2) -> None:
+        super().__init__()
+        if upscale_factor < 1:
+            raise ValueError(f"PixelShuffleUpsample: upscale_factor must be at least 1, got {upscale_factor}")
+        self.upscale_factor = upscale_factor
+        self.norm_in = TDLayerNorm(dim_in)
+        self.proj = nn.Linear(dim_in, upscale_factor * upscale_factor * dim_out)
+        self.norm_out = TDLayerNorm(dim_out)
+
+    def forward(self, x: Tensor, y: Tensor, t: Tensor | float | None = None) -> Tensor:
+        if t is None:
+            t = current_timestep("PixelShuffleUpsample")
+        h = self.proj(self.norm_in(x, t))
+        return _shuffle_norm_add(h, y, t, self.upscale_factor, self.norm_out.gate_parameters(), self.norm_out.eps)
+
+    def extra_repr(self) -> str:
+        return f"upscale_factor={self.upscale_factor}"
+
+
+# Registration: ``dimr_kernels::shuffle_norm_add``, its backward, and the form for inference that adds in place.
+
+
+def _forward(x: Tensor, y: Tensor, t: Tensor, upscale_factor: int, *rest: Any) -> tuple[Tensor, Tensor]:
+    from . import upsample_triton as kernels
+
+    *gates, eps = rest
+    return kernels.forward(x, y, t, upscale_factor, GateParameters.from_schema(gates), eps)  # type: ignore[return-value]
+
+
+def _inference(x: Tensor, y: Tensor, t: Tensor, upscale_factor: int, *rest: Any) -> tuple[Tensor, Tensor | None]:
+    from . import upsample_triton as kernels
+
+    *gates, eps = rest
+    return kernels.forward(x, y, t, upscale_factor, GateParameters.from_schema(gates), eps, statistics=False)
+
+
+def _fake_forward(x: Tensor, y: Tensor, t: Tensor, upscale_factor: int, *rest: Any) -> tuple[Tensor, Tensor]:
+    out = y.new_empty(y.shape, dtype=torch.promote_types(x.dtype, y.dtype))
+    return out, x.new_empty((2, y.numel() // y.shape[3]), dtype=torch.float32)
+
+
+def _backward(grad: Tensor, x: Tensor, stats: Tensor, t: Tensor, upscale_factor: int, *rest: Any) -> list[Tensor]:
+    from . import upsample_triton as kernels
+
+    *gates, (needs_x, needs_t, *needs_gates) = rest
+    dx, dt, dgates = kernels.backward(
+        grad, x, stats, t, upscale_factor, GateParameters.from_schema(gates), needs_x, needs_t,
+        GateParameters.from_schema(needs_gates),
+    )  # fmt: skip
+    return [g for g in (dx, dt, *dgates.in_schema_order()) if g is not None]
+
+
+def _fake_backward(grad: Tensor, x: Tensor, stats: Tensor, t: Tensor, upscale_factor: int, *rest: Any) -> list[Tensor]:
+    *gates, needs = rest
+    return fake_gradients((x, t, *gates), needs)
+
+
+def _forward_in_place(x: Tensor, y: Tensor, t: Tensor, upscale_factor: int, *rest: Any) -> None:
+    from . import upsample_triton as kernels
+
+    *gates, eps = rest
+    kernels.forward_into(x, y, t, upscale_factor, GateParameters.from_schema(gates), eps)
+
+
+shuffle_norm_add_op = define_op(
+    f"shuffle_norm_add(Tensor x, Tensor y, Tensor t, int upscale_factor, {GATES_SCHEMA}, float eps) "
+    "-> (Tensor, Tensor)",
+    kernel=_forward,
+    fake=_fake_forward,
+    inference=_inference,
+)
+shuffle_norm_add_backward_op = define_op(
+    f"shuffle_norm_add_backward(Tensor grad, Tensor x, Tensor stats, Tensor t, int upscale_factor, {GATES_SCHEMA}, "
+    "bool[] needs) -> Tensor[]",
+    kernel=_backward,
+    fake=_fake_backward,
+)
+shuffle_norm_add_in_place_op = define_op(
+    f"shuffle_norm_add_(Tensor x, Tensor(a!) y, Tensor t, int upscale_factor, {GATES_SCHEMA}, float eps) -> ()",
+    kernel=_forward_in_place,
+    fake=lambda x, y, *rest: None,
+)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, _, t, ctx.upscale_factor, *gates, _ = inputs
+    _, stats = output
+    ctx.save_for_backward(x, stats, t, *gates)
+    ctx.mark_non_differentiable(stats)
+    ctx.set_materialize_grads(False)
+
+
+def _gradient(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    x_needs, y_needs, t_needs, _, *gates_need, _ = ctx.needs_input_grad
+    needs = [x_needs, t_needs, *gates_need]
+    if grad is None:
+        return (None,) * (4 + len(gates_need) + 1)
+    gradients: list[Tensor | None] = [None] * len(needs)
+    if any(needs):
+        x, stats, t, *gates = ctx.saved_tensors
+        found = shuffle_norm_add_backward_op(grad, x, stats, t, ctx.upscale_factor, *gates, needs)
+        gradients = scatter_gradients(needs, found)
+    dx, dt, *dgates = gradients
+    return dx, grad if y_needs else None, dt, None, *dgates, None  # autograd casts to y's dtype
+
+
+define_gradient(shuffle_norm_add_op, setup_context=_save, backward=_gradient)
+refuse_double_backward(shuffle_norm_add_backward_op, "pixel_shuffle_td_norm_add")
