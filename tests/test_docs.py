@@ -1,4 +1,4 @@
-"""The pages keep their word: examples run, commands parse, quoted messages exist, and the site needs no network."""
+"""Documentation: examples run, commands parse, quoted messages exist, and the site needs no network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OPTIONAL = ("diffusers", "timm", "torchvision")  # other people's models
 
 
 def with_examples() -> list[object]:
-    """Pages on other people's models take long to import those."""
+    """List the pages with examples; those that import other libraries' models are slow."""
     found = [page for page in PAGES if blocks(page, "python")]
     slow = [any("timm" in code or "diffusers" in code for _, code in blocks(page, "python")) for page in found]
     return [
@@ -43,7 +43,7 @@ def test_examples_run(page, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
 def test_commands_parse(page):
-    """``dimr ...`` and ``python -m ...`` as they stand on the page."""
+    """Parse the page's ``dimr ...`` and ``python -m ...`` commands."""
     from dimr.cli import build_parser
 
     for words in commands(page):
@@ -72,7 +72,7 @@ def sources() -> list[str]:
 
 @pytest.mark.parametrize("message", QUOTED)
 def test_message_is_in_the_sources(message, sources):
-    """``…`` stands for one filled-in value, or at the end for whatever follows."""
+    """Look the message up; ``…`` stands for one value or, at the end, for whatever follows."""
     wanted = message.strip(" …")
     assert any(wanted in text for text in sources), f"no source says {wanted!r}"
 
@@ -116,7 +116,7 @@ def test_versions_agree():
 
 
 def test_citation():
-    """The keys that the Citation File Format asks for, and the paper."""
+    """Check the keys that the Citation File Format requires, and the paper."""
     yaml = pytest.importorskip("yaml")
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert {"cff-version", "message", "title", "authors", "license"} <= set(citation)
