@@ -157,3 +157,16 @@ def test_plot_shows_the_table():
     drawn = json.loads(image.open(plot.PICTURE).text["Description"])
     assert [tuple(row) for row in drawn[::-1]] == plot.measured()
     assert len(drawn) == 5
+
+
+def test_extras_that_errors_name_exist():
+    """Look up the extra in every ``require(module, extra, purpose)``, whose error tells the user to install it."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    extras = set(re.findall(r"^(\w+) = \[", project.partition("[project.optional-dependencies]")[2], re.MULTILINE))
+    calls = [
+        call
+        for path in (ROOT / "dimr").rglob("*.py")
+        for call in re.findall(r'require\(f?"([^"]+)", "(\w+)"', path.read_text(encoding="utf-8"))
+    ]
+    assert len(calls) > 20
+    assert [call for call in calls if call[1] not in extras] == []
