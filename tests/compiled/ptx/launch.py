@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -28,6 +28,13 @@ class Pointer:
 Argument = Pointer | int | float | bool
 
 
+@dataclass
+class Outcome:
+    instructions: int = 0
+    """Run, each for all threads of some blocks at once."""
+    notes: set[str] = field(default_factory=set)
+
+
 @lru_cache(maxsize=None)
 def load(text: str) -> Code:
     """Read a kernel; once for each text."""
@@ -41,8 +48,8 @@ def run(
     shared_bytes: int,
     tensors: Sequence[Span],
     approximation: Approximation | None = None,
-) -> int:
-    """Run a kernel on memory of this process; returns how many instructions were run.
+) -> Outcome:
+    """Run a kernel on memory of this process.
 
     Raises :class:`Fault` for what the kernel must not do. No access leaves ``tensors``.
     """
@@ -51,14 +58,15 @@ def run(
     parameters = _parameters(program, arguments, memory)
     blocks = np.arange(int(np.prod(grid)), dtype=np.int64)
     at_once = max(1, LANES_AT_ONCE // program.threads)
-    steps = 0
+    outcome = Outcome()
     with np.errstate(all="ignore"):
         for start in range(0, len(blocks), at_once):
             some = blocks[start : start + at_once]
             machine = Machine(code, grid, parameters, memory, shared_bytes, some, approximation or Approximation())
             machine.run()
-            steps += machine.steps
-    return steps
+            outcome.instructions += machine.steps
+            outcome.notes |= machine.notes
+    return outcome
 
 
 def _parameters(program: Program, arguments: Sequence[Argument], memory: GlobalMemory) -> dict[str, Array]:

@@ -70,6 +70,7 @@ class Machine:
         self.products = Products()
         self.instruction: Instruction = self.program.instructions[0]
         self.steps = 0
+        self.notes: set[str] = set()
 
     # Running
 
@@ -143,6 +144,10 @@ class Machine:
             f"{what}\n  kernel {self.program.name}, PTX line {instruction.line}: {instruction.text}\n"
             f"  source {instruction.location or 'unknown'}\n  {thread}{where}",
         )
+
+    def note(self, what: str) -> None:
+        """Something to know that is no fault."""
+        self.notes.add(f"{self.program.name}, {self.instruction.location}: {what}")
 
     # Lanes
 

@@ -16,7 +16,7 @@ from unittest import mock
 import torch
 
 from .global_memory import Span
-from .launch import Argument, Pointer, load, run
+from .launch import Argument, Outcome, Pointer, load, run
 from .values import Approximation
 
 SHARED_MEMORY = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
@@ -30,8 +30,7 @@ class Launched:
     kernel: str
     grid: tuple[int, int, int]
     threads: int
-    instructions: int
-    """Run, each for all threads of some blocks at once."""
+    outcome: Outcome
 
 
 @dataclass
@@ -132,8 +131,8 @@ class _Driver:
         code = load(text if executor.edit is None else executor.edit(text))
         executor.texts[code.program.name] = text
         arguments += [Pointer(0)] * SCRATCH_POINTERS
-        instructions = run(code, grid, arguments, shared, tensors, executor.approximation)
-        executor.launches.append(Launched(code.program.name, grid, code.program.threads, instructions))
+        outcome = run(code, grid, arguments, shared, tensors, executor.approximation)
+        executor.launches.append(Launched(code.program.name, grid, code.program.threads, outcome))
 
 
 class _Utilities:
