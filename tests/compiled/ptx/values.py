@@ -108,18 +108,21 @@ class Approximation:
 
     def ulps(self, y: Array, most: float, *operands: Array) -> Array:
         """``y`` (float64) to float32 with an error of at most ``most`` units in the last place."""
-        return self.relative(y, (most - 0.5) * 2.0**-24, *operands)
+        return self._moved(y, y, (most - 0.5) * 2.0**-24, operands)
 
     def relative(self, y: Array, most: float, *operands: Array) -> Array:
-        """``y`` (float64) times at most ``1 + most``, to float32."""
-        if self.exact:
-            return y.astype(np.float32)
-        return (y * (1 + most * self._fractions(operands))).astype(np.float32)
+        """``y`` (float64) to float32 with an error of at most ``most`` of it."""
+        return self._moved(y, y, most - 2.0**-24, operands)
 
     def absolute(self, y: Array, most: float, *operands: Array) -> Array:
+        """``y`` (float64, at most 1) to float32 with an error of at most ``most``."""
+        return self._moved(y, 1.0, most - 2.0**-25, operands)
+
+    def _moved(self, y: Array, scale: Array | float, most: float, operands: tuple[Array, ...]) -> Array:
+        """The rounding to float32 comes on top."""
         if self.exact:
             return y.astype(np.float32)
-        return (y + most * self._fractions(operands)).astype(np.float32)
+        return (y + scale * (most * self._fractions(operands))).astype(np.float32)
 
     @staticmethod
     def _fractions(operands: tuple[Array, ...]) -> Array:
