@@ -148,15 +148,15 @@ class GlobalMemory:
         return [(self._regions[i], places) for i, places in chosen]
 
     def _offsets(self, region: Region, machine: Machine, lanes: Array, addresses: Array, length: int) -> Array:
-        """Checked: from where the region's views begin."""
+        """From where the region's views begin; checked."""
         offsets = addresses.astype(np.int64) - region.seen
-        outside = (offsets < 0) | (offsets > region.size - length)
-        if outside.any():
-            self._out_of_bounds(region, machine, lanes[outside], offsets[outside], length)
         askew = (addresses & np.uint64(length - 1)) != 0
         if askew.any():
             strays, address = lanes[askew], int(addresses[askew][0])
             machine.fault(Kind.MISALIGNED, f"{length} bytes of {region.name}, not at a multiple", strays, address)
+        outside = (offsets < 0) | (offsets > region.size - length)
+        if outside.any():
+            self._out_of_bounds(region, machine, lanes[outside], offsets[outside], length)
         if region.held is not None:
             between = ~region.held[offsets[:, None] + np.arange(length)].all(1)
             if between.any():

@@ -125,7 +125,7 @@ class SharedMemory:
         self._fault(Kind.RACE, "threads store different values at once", lanes, places)
 
     def _places(self, lanes: Array, addresses: Array, length: int) -> Array:
-        """Checked: bytes from the start of all blocks' memory."""
+        """Bytes from the start of all blocks' memory; checked."""
         offsets = addresses.astype(np.int64) - BASE
         outside = (offsets < 0) | (offsets > self.size - length)
         if outside.any():
