@@ -124,6 +124,7 @@ def test_division() -> None:
         ("shl.b32", 1, 32, 0),
         ("shr.s32", -8, 40, -1),
         ("shr.u32", -8, 1, 2**31 - 4),
+        ("add.s16x2", 0x0001FFFF, 0x00010001, 0x00020000),
         ("and.b32", 12, 10, 8),
         ("or.b32", 12, 10, 14),
         ("xor.b32", 12, 10, 6),
@@ -177,7 +178,9 @@ def test_conversions() -> None:
     bf16 = torch.from_numpy(x).bfloat16().view(torch.int16).numpy().view(np.uint16)
     found = apply("cvt.rn.bf16.f32 $0, $1;", x, kind="u16")
     assert (found == bf16)[~np.isnan(x)].all()
-    same_bits(apply("cvt.f32.bf16 $0, $1;", bf16), torch.from_numpy(bf16.view(np.int16)).view(torch.bfloat16).float().numpy())
+    same_bits(
+        apply("cvt.f32.bf16 $0, $1;", bf16), torch.from_numpy(bf16.view(np.int16)).view(torch.bfloat16).float().numpy()
+    )
     pair = apply("cvt.rn.bf16x2.f32 $0, $1, $2;", x, x[::-1].copy())
     assert (pair >> 16 == bf16)[~np.isnan(x)].all()
     numbers = np.array([2.5, -2.5, 3e9, -3e9, np.nan, 0.99], f32)
@@ -254,7 +257,8 @@ def test_mma_and_matrix_loads() -> None:
     add.s32 %r8, %r8, %r1;
     ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%r14, %r15}, [%r8+512];
     mov.b32 %r16, 0f3F800000;
-    mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%r20, %r21, %r22, %r23}, {%r10, %r11, %r12, %r13}, {%r14, %r15}, {%r16, %r16, %r16, %r16};
+    mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%r20, %r21, %r22, %r23},
+        {%r10, %r11, %r12, %r13}, {%r14, %r15}, {%r16, %r16, %r16, %r16};
     add.s64 %rd6, %rd2, %rd5;
     st.global.v4.b32 [%rd6], {%r20, %r21, %r22, %r23};
 """
@@ -268,7 +272,12 @@ def test_mma_and_matrix_loads() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["add.sat.f32 $0, $1, $1;", "add.rz.f32 $0, $1, $1;", "sad.u32 $0, $1, $1, $1;", "atom.global.add.u32 $0, [%rd1], $1;"],
+    [
+        "add.sat.f32 $0, $1, $1;",
+        "add.rz.f32 $0, $1, $1;",
+        "sad.u32 $0, $1, $1, $1;",
+        "atom.global.add.u32 $0, [%rd1], $1;",
+    ],
 )
 def test_what_is_not_implemented_is_refused(text: str) -> None:
     with pytest.raises(Unsupported, match="PTX line"):

@@ -41,7 +41,9 @@ class Span:
         """In bytes, from the first element to the last."""
         if 0 in self.shape:
             return 0
-        return (1 + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))) * self.element_size
+        return (
+            1 + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
+        ) * self.element_size
 
     def bytes_held(self) -> Array:
         """Offsets of the bytes that belong to an element."""
@@ -81,7 +83,7 @@ class Region:
         self.seen = (index + 1) << RANGE_BITS | 1 << (RANGE_BITS - 1) | self.real % 4096
         self.shift = self.seen % LONGEST_ACCESS  # cells and views begin at a multiple of the longest access
         length = -(-(self.size + self.shift) // LONGEST_ACCESS) * LONGEST_ACCESS
-        raw = np.frombuffer((ctypes.c_uint8 * length).from_address(self.real - self.shift), np.uint8)
+        raw: Array = np.frombuffer((ctypes.c_uint8 * length).from_address(self.real - self.shift), np.uint8)  # type: ignore[call-overload]
         self.views = {size: raw.view(UNSIGNED[8 * size]) for size in (1, 2, 4, 8)}
         self.writer = np.full(length // cell, NOBODY, np.int32)
         self.reader = np.full(length // cell, NOBODY, np.int32)
@@ -122,7 +124,7 @@ class GlobalMemory:
         parts = self._parts(machine, lanes, addresses)
         if len(parts) == 1:
             return self._load_from(parts[0][0], machine, lanes, addresses, count, size)
-        found = [np.zeros(len(lanes), UNSIGNED[8 * size]) for _ in range(count)]
+        found: list[Array] = [np.zeros(len(lanes), UNSIGNED[8 * size]) for _ in range(count)]
         for region, chosen in parts:
             loaded = self._load_from(region, machine, lanes[chosen], addresses[chosen], count, size)
             for whole, part in zip(found, loaded, strict=True):
@@ -209,12 +211,9 @@ class GlobalMemory:
             view[first + k] = value
             other = view[first + k] != value
             if other.any():
-                machine.fault(
-                    Kind.RACE,
-                    f"threads store different values at once at byte {int(offsets[other][0]) - region.shift} of {region.name}",
-                    lanes[other],
-                    int(addresses[other][0]),
-                )
+                where = f"byte {int(offsets[other][0]) - region.shift} of {region.name}"
+                what = f"threads store different values at once, at {where}"
+                machine.fault(Kind.RACE, what, lanes[other], int(addresses[other][0]))
 
     def _refuse_other(
         self, region: Region, machine: Machine, lanes: Array, block: Array, touched: Array, offsets: Array, message: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -35,7 +35,7 @@ class Outcome:
     notes: set[str] = field(default_factory=set)
 
 
-@lru_cache(maxsize=None)
+@cache
 def load(text: str) -> Code:
     """Read a kernel; once for each text."""
     return build(parse(text))

@@ -1,7 +1,8 @@
-"""Numbers as PTX sees them: types, 16-bit floats, correct rounding, and approximations within their documented bounds."""
+"""Numbers as PTX sees them: types, 16-bit floats, rounding, and approximations within their documented bounds."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,15 @@ BITS = {name: 8 * np.dtype(dtype).itemsize for name, dtype in DTYPES.items()}
 UNSIGNED: dict[int, type] = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
 SIGNED: dict[int, type] = {8: np.int8, 16: np.int16, 32: np.int32, 64: np.int64}
 HALVES = ("f16", "bf16", "f16x2", "bf16x2")
+PAIRS = {"u16x2": np.uint16, "s16x2": np.int16}
 INTEGERS = frozenset(f"{letter}{bits}" for letter in "us" for bits in (16, 32, 64))
 SMALLEST_NORMAL = np.float32(2.0**-126)
+
+
+def of_pairs(function: Callable[..., Array], kind: str, *words: Array) -> Array:
+    """Apply a function of 16-bit integers to both halves of 32-bit words."""
+    halves = (np.ascontiguousarray(word).view(PAIRS[kind]).reshape(-1, 2) for word in words)
+    return np.ascontiguousarray(function(*halves)).reshape(-1).view(np.uint32)
 
 
 def flush(x: Array) -> Array:

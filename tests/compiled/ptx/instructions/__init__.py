@@ -3,4 +3,15 @@
 from . import arithmetic, barriers, conversion, copies, integers, matrices, memory, warps, wgmma
 from .registry import build
 
-__all__ = ["arithmetic", "barriers", "build", "conversion", "copies", "integers", "matrices", "memory", "warps", "wgmma"]
+__all__ = [
+    "arithmetic",
+    "barriers",
+    "build",
+    "conversion",
+    "copies",
+    "integers",
+    "matrices",
+    "memory",
+    "warps",
+    "wgmma",
+]

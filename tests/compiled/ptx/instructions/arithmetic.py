@@ -9,7 +9,7 @@ import numpy as np
 from ..faults import Kind
 from ..machine import Action, Machine, Mask
 from ..parsing import Instruction
-from ..values import BITS, DTYPES, HALVES, INTEGERS, Array, divided, flush, fused_multiply_add
+from ..values import BITS, DTYPES, HALVES, INTEGERS, PAIRS, Array, divided, flush, fused_multiply_add, of_pairs
 from .registry import instruction
 
 Function = Callable[..., Array]
@@ -20,15 +20,21 @@ BINARY: dict[str, Function] = {"add": np.add, "sub": np.subtract, "mul": np.mult
 @instruction("add", "sub", "mul")
 def build_binary(one: Instruction) -> Action:
     if one.kind not in FLOATS:
-        return _integer_product(one) if one.opcode == "mul" else _integer_binary(one)
+        return _integer_product(one) if one.opcode == "mul" else _integer_binary(one, BINARY[one.opcode])
     one.require(FLOATS | {"rn", "ftz"})
     return _floats(one, BINARY[one.opcode], 2)
 
 
-def _integer_binary(one: Instruction) -> Action:
-    one.require(INTEGERS)
-    function, kind = BINARY[one.opcode], one.kind
+def _integer_binary(one: Instruction, function: Function) -> Action:
+    one.require(INTEGERS | PAIRS.keys())
+    kind = one.kind
     target, a, b = one.operands
+    if kind in PAIRS:
+
+        def run_pairs(machine: Machine, mask: Mask) -> None:
+            machine.write(target, of_pairs(function, kind, machine.read(a, "u32"), machine.read(b, "u32")), mask)
+
+        return run_pairs
 
     def run(machine: Machine, mask: Mask) -> None:
         machine.write(target, function(machine.read(a, kind), machine.read(b, kind)), mask)
@@ -81,7 +87,7 @@ def _integer_product(one: Instruction) -> Action:
     wide = DTYPES[f"{kind[0]}{2 * bits}"] if half != "lo" else DTYPES[kind]
 
     def run(machine: Machine, mask: Mask) -> None:
-        product = machine.read(a, kind).astype(wide) * machine.read(b, kind).astype(wide)
+        product: Array = machine.read(a, kind).astype(wide) * machine.read(b, kind).astype(wide)
         if half == "hi":
             product = (product >> wide(bits)).astype(DTYPES[kind])
         machine.write(target, product, mask)
@@ -99,7 +105,7 @@ def build_mad(one: Instruction) -> Action:
     wide = DTYPES[total]
 
     def run(machine: Machine, mask: Mask) -> None:
-        product = machine.read(a, kind).astype(wide) * machine.read(b, kind).astype(wide)
+        product: Array = machine.read(a, kind).astype(wide) * machine.read(b, kind).astype(wide)
         machine.write(target, product + machine.read(c, total), mask)
 
     return run
@@ -171,16 +177,8 @@ def build_rem(one: Instruction) -> Action:
 
 @instruction("min", "max")
 def build_extremum(one: Instruction) -> Action:
-    kind = one.kind
-    if kind in INTEGERS:
-        one.require(INTEGERS)
-        target, a, b = one.operands
-        function = np.minimum if one.opcode == "min" else np.maximum
-
-        def run(machine: Machine, mask: Mask) -> None:
-            machine.write(target, function(machine.read(a, kind), machine.read(b, kind)), mask)
-
-        return run
+    if one.kind not in FLOATS:
+        return _integer_binary(one, np.minimum if one.opcode == "min" else np.maximum)
     one.require(FLOATS | {"NaN", "ftz"})
     if "NaN" in one.modifiers:
         return _floats(one, np.minimum if one.opcode == "min" else np.maximum, 2)
@@ -230,9 +228,7 @@ def build_root(one: Instruction) -> Action:
 @instruction("rsqrt")
 def build_rsqrt(one: Instruction) -> Action:
     one.require({"approx", "ftz", "f32"})
-    return _approximate(
-        one, lambda m, x: m.approximation.relative(1 / np.sqrt(x.astype(np.float64)), 2.0**-22.9, x)
-    )
+    return _approximate(one, lambda m, x: m.approximation.relative(1 / np.sqrt(x.astype(np.float64)), 2.0**-22.9, x))
 
 
 @instruction("ex2")

@@ -14,11 +14,11 @@ def build_barrier(one: Instruction) -> Action:
     if one.modifiers == ("warp", "sync"):
         member_mask = one.operands[0]
 
-        def run(machine: Machine, mask: Mask) -> None:
+        def run_warps(machine: Machine, mask: Mask) -> None:
             refuse_absent(machine, member_mask, mask, "bar.warp.sync")
             machine.shared.warp_barrier(machine.whole_warps(mask, "bar.warp.sync"))
 
-        return run
+        return run_warps
     one.require({"cta", "sync", "aligned"})
     # Named barriers and those of a part of the block are for specialised warps, which no kernel here has.
     if "sync" not in one.modifiers or one.operands != (Number(one.operands[0].bits * 0),):  # type: ignore[union-attr]

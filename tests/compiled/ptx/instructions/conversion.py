@@ -15,7 +15,6 @@ ROUNDINGS: dict[str, Callable[[Array], Array]] = {"rni": np.rint, "rzi": np.trun
 SHORT_FLOATS = ("f16", "bf16")
 
 
-
 @instruction("mov", "cvta")
 def build_move(one: Instruction) -> Action:
     if one.opcode == "cvta":
@@ -34,7 +33,7 @@ def build_move(one: Instruction) -> Action:
         width = BITS[kind] // len(parts)
 
         def run(machine: Machine, mask: Mask) -> None:
-            packed = np.zeros(1, total)
+            packed: Array = np.zeros(1, total)
             for i, part in enumerate(parts):
                 packed = packed | machine.read(part, f"u{width}").astype(total) << total(i * width)
             machine.write(target, packed, mask)
@@ -134,7 +133,7 @@ def _to_integer(one: Instruction, rounding: list[str], to: str) -> Action:
     def convert(x: Array) -> Array:
         rounded = function(x.astype(np.float64))
         inside = np.clip(np.nan_to_num(rounded, nan=0.0), float(limits.min), float(limits.max))
-        found = np.where(inside >= float(limits.max), 0, inside).astype(dtype)
+        found: Array = np.where(inside >= float(limits.max), 0, inside).astype(dtype)
         return np.where(inside >= float(limits.max), dtype(limits.max), found)
 
     return _map(one, "f32", convert, "ftz" in rounding)

@@ -52,7 +52,7 @@ def build_shift(one: Instruction) -> Action:
 
     def run(machine: Machine, mask: Mask) -> None:
         x, n = machine.read(value, kind), machine.read(amount, "u32")
-        inside = np.minimum(n, bits - 1).astype(dtype)
+        inside: Array = np.minimum(n, bits - 1).astype(dtype)
         shifted = x << inside if one.opcode == "shl" else x >> inside
         if not signed and (n >= bits).any():
             shifted = np.where(n >= bits, dtype(0), shifted)
@@ -173,7 +173,9 @@ def _compare(name: str, a: Array, b: Array) -> Array:
 @instruction("setp")
 def build_comparison(one: Instruction) -> Action:
     name, kind = one.modifiers[0], one.kind
-    if len(one.modifiers) != 2 or (name not in COMPARISONS and name not in ("num", "nan") and name[:2] not in COMPARISONS):
+    if len(one.modifiers) != 2 or (
+        name not in COMPARISONS and name not in ("num", "nan") and name[:2] not in COMPARISONS
+    ):
         raise one.unsupported()  # such as those combined with another predicate
     target, a, b = one.operands
     targets = target.members if isinstance(target, Group) else (target,)
@@ -181,11 +183,11 @@ def build_comparison(one: Instruction) -> Action:
         if len(targets) != (2 if kind.endswith("x2") else 1):
             raise one.unsupported()
 
-        def run(machine: Machine, mask: Mask) -> None:
+        def run_halves(machine: Machine, mask: Mask) -> None:
             for part, x, y in zip(targets, machine.read_halves(a, kind), machine.read_halves(b, kind), strict=True):
                 machine.write(part, _compare(name, x, y), mask)
 
-        return run
+        return run_halves
 
     def run(machine: Machine, mask: Mask) -> None:
         holds = _compare(name, machine.read(a, kind), machine.read(b, kind))

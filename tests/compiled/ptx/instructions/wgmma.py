@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..faults import Kind
 from ..machine import WARP, Action, Machine, Mask
 from ..parsing import Group, Instruction, Number, Operand, Register
 from ..values import Array, unpack
