@@ -186,6 +186,8 @@ def test_conversions() -> None:
     numbers = np.array([2.5, -2.5, 3e9, -3e9, np.nan, 0.99], f32)
     assert apply("cvt.rzi.s32.f32 $0, $1;", numbers).view(i32).tolist() == [2, -2, 2**31 - 1, -(2**31), 0, 0]
     assert apply("cvt.rni.s32.f32 $0, $1;", numbers).view(i32).tolist()[:2] == [2, -2]
+    same_bits(apply("cvt.rn.f32.f64 $0, $1;", x.astype(np.float64) * (1 + 2.0**-30)), x)
+    assert apply("cvt.f64.f32 $0, $1;", numbers, kind="u64").view(np.float64)[0] == 2.5
     assert apply("cvt.s64.s32 $0, $1;", np.array([-5], i32), kind="u64").view(np.int64)[0] == -5
     assert apply("cvt.u64.u32 $0, $1;", np.array([-5], i32), kind="u64")[0] == 2**32 - 5
     assert apply("cvt.rn.f32.u64 $0, $1;", np.array([2**40 + 1], np.uint64)).view(f32)[0] == 2.0**40

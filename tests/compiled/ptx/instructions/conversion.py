@@ -66,6 +66,8 @@ def build_conversion(one: Instruction) -> Action:
         return _from_half(one, rounding, of)
     if to in SHORT_FLOATS and of == "f32":
         return _to_half(one, rounding, to)
+    if (rounding, to, of) in ((["rn"], "f32", "f64"), ([], "f64", "f32")):
+        return _map(one, of, lambda x: x.astype(DTYPES[to]))
     if to in ("f32", "f64") and of in INTEGERS:
         return _from_integer(one, rounding, to, of)
     if to in INTEGERS and of == "f32":
