@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 RANGE_BITS = 40
 NOTHING_THERE = 0x7F << 48
 LONGEST_ACCESS = 16
-NOBODY, SEVERAL = -1, -2
+# Records of who touched a cell hold the number of a block, from 1. They start as zeros, which take no memory until they
+# are touched: a tensor may be far larger than what a test fills of it.
+NOBODY, SEVERAL = 0, -1
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,7 @@ class Region:
         length = -(-(self.size + self.shift) // LONGEST_ACCESS) * LONGEST_ACCESS
         raw: Array = np.frombuffer((ctypes.c_uint8 * length).from_address(self.real - self.shift), np.uint8)  # type: ignore[call-overload]
         self.views = {size: raw.view(UNSIGNED[8 * size]) for size in (1, 2, 4, 8)}
-        self.writer = np.full(length // cell, NOBODY, np.int32)
-        self.reader = np.full(length // cell, NOBODY, np.int32)
+        self.writer, self.reader = (np.zeros(length // cell, np.int32) for _ in range(2))
         if len(self.spans) > 1 or not self.spans[0].dense:
             self.held = np.zeros(self.size, bool)
             for span in self.spans:
@@ -94,8 +95,6 @@ class Region:
                     self.held[span.address - self.real :][: span.size] = True
                 else:
                     self.held[span.address - self.real + span.bytes_held()] = True
-            if self.held.all():
-                self.held = None
 
 
 class GlobalMemory:
@@ -180,7 +179,7 @@ class GlobalMemory:
         self, region: Region, machine: Machine, lanes: Array, addresses: Array, count: int, size: int
     ) -> list[Array]:
         offsets = self._offsets(region, machine, lanes, addresses, count * size)
-        block = machine.block[lanes][:, None]
+        block = machine.block[lanes][:, None] + 1
         cells = self._cells(offsets, count * size)
         writer = region.writer[cells]
         self._refuse_other(region, machine, lanes, block, writer, offsets, "reads what block {} wrote")
@@ -197,7 +196,7 @@ class GlobalMemory:
         self, region: Region, machine: Machine, lanes: Array, addresses: Array, values: list[Array], size: int
     ) -> None:
         offsets = self._offsets(region, machine, lanes, addresses, len(values) * size)
-        block = machine.block[lanes][:, None]
+        block = machine.block[lanes][:, None] + 1
         cells = self._cells(offsets, len(values) * size)
         for touched, message in (
             (region.writer, "writes what block {} wrote"),
@@ -224,7 +223,7 @@ class GlobalMemory:
             return
         rows = clash.any(1)
         other = int(touched[clash][0])
-        what = message.replace("block {}", "several blocks" if other == SEVERAL else f"block {other}")
+        what = message.replace("block {}", "several blocks" if other == SEVERAL else f"block {other - 1}")
         offset = int(offsets[rows][0]) - region.shift
         machine.fault(
             Kind.BLOCK_RACE, f"a block {what}, at byte {offset} of {region.name}", lanes[rows], region.seen + offset
