@@ -11,11 +11,13 @@ definition in float64 with every operation's result off by up to half a float32 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._decomp import get_decompositions
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
@@ -92,6 +94,9 @@ class _Rounded(TorchDispatchMode):
         self._generator = torch.Generator().manual_seed(seed)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _in_steps():
+            with self:
+                return _in_steps()[func](*args, **(kwargs or {}))
         out = func(*args, **(kwargs or {}))
         computes = func.namespace == "aten" and not func.is_view and not func._schema.is_mutable
         return tree_map(self._off, out) if computes else out
@@ -101,6 +106,14 @@ class _Rounded(TorchDispatchMode):
             return x
         drawn = torch.rand(x.shape, generator=self._generator, dtype=x.dtype).to(x.device)
         return x * (1 + (drawn - 0.5) * torch.finfo(torch.float32).eps)
+
+
+@cache
+def _in_steps() -> dict[Any, Callable[..., Any]]:
+    """Norms are one operation each; torch's definitions of them in smaller ones show the roundings within."""
+    aten = torch.ops.aten
+    names = [aten.native_layer_norm, aten.native_group_norm]
+    return get_decompositions([*names, aten.native_layer_norm_backward, aten.native_group_norm_backward])
 
 
 def _rounded_results(function: Function, inputs: Inputs, seed: int) -> dict[str, Tensor]:
