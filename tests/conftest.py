@@ -12,7 +12,8 @@ from .support.torchvision_operators import declare_missing_operators
 
 GPU = torch.cuda.is_available()
 if not GPU:
-    os.environ["TRITON_INTERPRET"] = "1"  # read when dimr_kernels and its kernels are first imported
+    # Read when dimr_kernels and its kernels are first imported. tests/compiled runs in a process that sets it to 0.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 declare_missing_operators()
 
 

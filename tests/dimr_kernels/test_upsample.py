@@ -138,12 +138,12 @@ def test_mixed_dtypes(dtype, y_dtype, parameters, device):
 
 
 def channels_first(x):
-    """Return the same values as a view of an NCHW tensor."""
+    """Copy to a view of an NCHW tensor."""
     return x.detach().permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1).requires_grad_()
 
 
 def padded(x):
-    """Return the same values with gaps between rows of pixels, between pixels and between samples."""
+    """Copy to a view with gaps between rows of pixels, between pixels and between samples."""
     wide = torch.zeros(*(size + 1 for size in x.shape), device=x.device)
     view = wide[tuple(slice(0, size) for size in x.shape)]
     view.copy_(x.detach())

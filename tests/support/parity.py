@@ -2,22 +2,31 @@
 
 The tolerance: ``error(fused) <= 2 * error(eager in the same dtype) + ULPS * eps * max|reference|``, where the error is
 the largest absolute difference from the float64 result and eps belongs to the compared tensor's dtype.
+
+The eager result is one sample of what float32 makes of the definition, now and then a lucky one: a sum that cancels, a
+gate's gradient over many rows. So where that bound is passed, the larger of its error and of a few runs of the
+definition in float64 with every operation's result off by up to half a float32 unit in the last place takes its place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._decomp import get_decompositions
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 import dimr_kernels as dk
 
 # Two units in the last place at the largest magnitude: one for the order of float32 sums, one because Triton's
 # interpreter truncates bfloat16 stores where hardware rounds.
 ULPS = 2.0
+ROUNDED_RUNS = 3
 
 Inputs = Mapping[str, Any]
 Function = Callable[..., Any]
@@ -60,6 +69,7 @@ def assert_parity(function: Function, inputs: Inputs, backend: str = "triton", u
     reference = results_of(function, inputs, "eager", torch.float64)
     eager = results_of(function, inputs, "eager")
     fused = results_of(function, inputs, backend)
+    rounded: list[dict[str, Tensor]] = []
     for name, truth in reference.items():
         got = fused[name]
         assert got.shape == truth.shape, f"{name}: shape {tuple(got.shape)}, wanted {tuple(truth.shape)}"
@@ -68,9 +78,47 @@ def assert_parity(function: Function, inputs: Inputs, backend: str = "triton", u
             continue
         assert torch.isfinite(got).all(), f"{name}: {(~torch.isfinite(got)).sum().item()} elements not finite"
         slack = ulps * torch.finfo(got.dtype).eps * truth.abs().max().item()
-        allowed = 2 * largest_error(eager[name], truth) + slack
-        error = largest_error(got, truth)
+        expected, error = largest_error(eager[name], truth), largest_error(got, truth)
+        if error > 2 * expected + slack:
+            rounded = rounded or [_rounded_results(function, inputs, seed) for seed in range(ROUNDED_RUNS)]
+            expected = max(expected, *(largest_error(run[name], truth) for run in rounded))
+        allowed = 2 * expected + slack
         assert error <= allowed, f"{name}: error {error:.3e}, allowed {allowed:.3e}"
+
+
+class _Rounded(TorchDispatchMode):
+    """The result of every operation on float64 is off by up to half a float32 unit in the last place, at random."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _in_steps():
+            with self:
+                return _in_steps()[func](*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        computes = func.namespace == "aten" and not func.is_view and not func._schema.is_mutable
+        return tree_map(self._off, out) if computes else out
+
+    def _off(self, x: Any) -> Any:
+        if not isinstance(x, Tensor) or x.dtype != torch.float64:
+            return x
+        drawn = torch.rand(x.shape, generator=self._generator, dtype=x.dtype).to(x.device)
+        return x * (1 + (drawn - 0.5) * torch.finfo(torch.float32).eps)
+
+
+@cache
+def _in_steps() -> dict[Any, Callable[..., Any]]:
+    """Norms are one operation each; torch's definitions of them in smaller ones show the roundings within."""
+    aten = torch.ops.aten
+    names = [aten.native_layer_norm, aten.native_group_norm]
+    return get_decompositions([*names, aten.native_layer_norm_backward, aten.native_group_norm_backward])
+
+
+def _rounded_results(function: Function, inputs: Inputs, seed: int) -> dict[str, Tensor]:
+    with _Rounded(seed):
+        return results_of(function, inputs, "eager", torch.float64)
 
 
 def largest_error(value: Tensor, truth: Tensor) -> float:
