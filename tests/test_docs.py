@@ -170,3 +170,27 @@ def test_extras_that_errors_name_exist():
     ]
     assert len(calls) > 20
     assert [call for call in calls if call[1] not in extras] == []
+
+
+def test_map_shows_the_files():
+    """Compare the tree in CONTRIBUTING.md with both packages; a folder without files stands for all its files."""
+    tree = re.search(r"```text\n(.+?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert tree is not None
+    shown: list[str] = []
+    parents: list[str] = []
+    for line in tree[1].splitlines():
+        depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
+        parents = [*parents[:depth], name]
+        shown.append("".join(parents))
+    assert [path for path in shown if not (ROOT / path).exists()] == []
+    whole = tuple(
+        path for path in shown if path.endswith("/") and not any(p != path and p.startswith(path) for p in shown)
+    )
+    packages = [
+        path.relative_to(ROOT).as_posix() for name in ("dimr", "dimr_kernels") for path in (ROOT / name).rglob("*.py")
+    ]
+    assert [
+        path
+        for path in packages
+        if path not in shown and not path.startswith(whole) and not path.endswith("/__init__.py")
+    ] == []
