@@ -11,7 +11,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..utils import first_line, require
+from ..utils import UserError, first_line, require
 
 # What is wrong with a checkpoint, in one message that names the keys.
 
@@ -19,7 +19,7 @@ from ..utils import first_line, require
 NAMES_SHOWN = 10
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError, ValueError):
     """A checkpoint that cannot be read or does not fit the model."""
 
 

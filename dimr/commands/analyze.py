@@ -95,7 +95,6 @@ def _classifier(arguments: argparse.Namespace, samples: Samples, device: torch.d
     return digit_classifier(W)
 
 
-HELP = "principal components of a model's norms over time; distorted samples as a classifier sees them"
 PCA_HELP = "how many directions each scale and shift moves in along sampling (the paper's Figures 3 and 6)"
 
 

@@ -14,6 +14,7 @@ import torch
 from ..checkpoints import load_model
 from ..distributed import local_device
 from ..model.network import DiMR
+from ..utils import UserError
 
 LARGEST = 2**31 - 1
 LARGEST_SIDE = 1024
@@ -94,7 +95,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 INTERRUPTED = 130  # exit code after Ctrl-C
 
 
-class CommandError(Exception):
+class CommandError(UserError):
     """Something that the user can put right, said in one line."""
 
 

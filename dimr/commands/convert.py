@@ -10,7 +10,6 @@ from ..model.variants import list_models
 from ..utils import first_line
 from .arguments import CommandError, say
 
-HELP = "turn a published checkpoint, a checkpoint folder and a folder of diffusers' into each other"
 PIPELINE_INDEX = "model_index.json"
 
 

@@ -15,7 +15,6 @@ from ..utils import require
 from . import arguments as kinds
 from .arguments import INTERRUPTED, CommandError, pick_device, say
 
-HELP = "train a small DiMR on handwritten digits in minutes, sample it and measure the samples"
 # What a run keeps from its beginning.
 FIXED = ("size", "seed", "steps")
 PACKAGES = ("sklearn", "matplotlib", "PIL", "safetensors", "tqdm")

@@ -10,7 +10,6 @@ from ..utils import require
 from . import arguments as kinds
 from .arguments import INTERRUPTED, pick_device, say
 
-HELP = "write the latents of a data set's pictures, for training on latents; run again, it goes on where it stopped"
 PACKAGES = ("numpy", "PIL", "diffusers", "safetensors", "tqdm")
 DTYPES = ("float32", "float16")
 

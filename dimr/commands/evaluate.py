@@ -14,8 +14,6 @@ from ..utils import describe_environment, require, write_json
 from . import arguments as kinds
 from .arguments import CommandError, pick_device, say
 
-HELP = "FID, sFID, Inception Score, precision and recall of samples; on other features, the same under other names"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     defaults = EvaluationSettings()

@@ -12,7 +12,6 @@ from ..model.counting import count_macs, count_parameters
 from ..model.variants import ABLATIONS, VARIANTS, list_models, model_config
 from .arguments import CommandError, load_checkpoint, say
 
-HELP = "parameters, multiply-adds and configuration of a named model or a checkpoint; without one, of all named models"
 NAMED = {**VARIANTS, **{name: row.config for name, row in ABLATIONS.items()}}
 
 BASE_RECIPE = "dimr-m-3r"  # whose training the ablations share

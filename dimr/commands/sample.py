@@ -26,7 +26,6 @@ from ..utils import require
 from . import arguments as kinds
 from .arguments import CommandError, load_checkpoint, pick_own_device, say
 
-HELP = "draw images from a checkpoint folder, on one device or under torchrun on many"
 FIRST_CLASSES, PER_CLASS = 10, 8
 WANTED = f"a folder, or a name ending in {', '.join(PICTURES + TENSORS)}"
 

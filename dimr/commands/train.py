@@ -11,7 +11,7 @@ import torch
 
 from ..distributed import Processes, joined_processes
 from ..training.recipe import RecipeError
-from ..utils import occupied, require
+from ..utils import exclusive_lock, require
 from . import arguments as kinds
 from .arguments import CommandError, pick_own_device, say
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from ..training.run import RunFolder
 
 
-HELP = "train a model as a recipe describes it, on one device or under torchrun on many"
 PACKAGES = ("numpy", "PIL", "safetensors", "tqdm")
 
 
@@ -71,7 +70,7 @@ def _train(
 
     run = TrainingRun(recipe, folder, device, processes)
     with contextlib.ExitStack() as stack:
-        taken = processes.first_does(lambda: stack.enter_context(occupied(folder.root)), OSError)
+        taken = processes.first_does(lambda: stack.enter_context(exclusive_lock(folder.root)), OSError)
         if taken is not None:
             raise CommandError(taken)
         if not (arguments.overwrite or arguments.resume) and run.checkpoints.newest is not None:

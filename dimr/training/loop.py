@@ -26,7 +26,7 @@ from ..distributed import (
     whole,
 )
 from ..model.network import DiMR
-from ..utils import first_line, is_out_of_memory
+from ..utils import UserError, first_line, is_out_of_memory
 from .ema import ExponentialMovingAverage
 from .optimizer import build_optimizer, learning_rate_at, set_learning_rate
 from .recipe import TrainingSettings
@@ -62,7 +62,7 @@ BatchSource = Callable[[torch.Generator], tuple[Tensor, Tensor]]
 STEPS_PER_CHECK = 20
 
 
-class DivergedError(RuntimeError):
+class DivergedError(UserError, RuntimeError):
     """The gradients are no longer finite numbers."""
 
 
