@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoints.reading import read_state_dict
+from ..checkpoints.weights import read_state_dict
 from ..data.dataset import DataError, SampleError
 from ..data.digits import load_digits
 from ..evaluation.digits import DigitClassifier

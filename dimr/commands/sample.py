@@ -16,7 +16,6 @@ from ..diffusion.sample import METHODS, NoisePredictor
 from ..distributed import Processes, joined_processes
 from ..images import SHOWN_CHANNELS
 from ..inference import optimize_for_inference
-from ..model.config import described
 from ..model.network import DiMR
 from ..sampling.autoencoder import decode_latents, load_autoencoder
 from ..sampling.class_names import ClassNameError, class_ids, find_class_names
@@ -191,7 +190,9 @@ def _predictor(engine: bool | None, model: DiMR) -> tuple[NoisePredictor, str]:
     """The model or an engine made of it, and a description."""
     on_gpu = model.device.type == "cuda"
     if engine and model.config.ablations:
-        raise CommandError(f"--engine: it cannot pack an ablation, and this model has {described(model.config)}")
+        raise CommandError(
+            f"--engine: it cannot pack an ablation, and this model has {model.config.describe_ablations()}"
+        )
     if not (on_gpu and not model.config.ablations if engine is None else engine):
         return model, "the model as it is, in float32"
     dtype = torch.bfloat16 if on_gpu else torch.float32

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints import CheckpointError, save_model
-from ..checkpoints.convert import SUFFIXES, publish
+from ..checkpoints.official import SUFFIXES, publish
 from ..sampling.class_names import save_class_names
 from ..utils import first_line
 from .pipeline import DiMRPipeline

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import dimr_kernels as dk
 from dimr_kernels.environment import implementation_of
 
-from ..model.config import DiMRConfig, described
+from ..model.config import DiMRConfig
 from ..model.network import DiMR, as_timestep, check_class_labels, check_image
 from .graphs import CudaRecorder, GraphCache
 from .packed import PackedBranch, PackedConvNeXtBranch, PackedTransformerBranch, Packer
@@ -57,7 +57,7 @@ def optimize_for_inference(
         raise TypeError(f"model must be a DiMR, got {type(model).__name__}")
     if model.config.ablations:
         raise ValueError(
-            f"the engine packs the paper's own architecture, this model has {described(model.config)}; "
+            f"the engine packs the paper's own architecture, this model has {model.config.describe_ablations()}; "
             f"sample with the model itself"
         )
     if dtype not in DTYPES:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..checkpoints.reading import CheckpointError, shortened
+from ..checkpoints.weights import CheckpointError, shortened
 from ..utils import first_line, read_json, require
 
 KINDS = ("AutoencoderKL", "AutoencoderTiny")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoints.reading import CheckpointError, read_state_dict
+from ..checkpoints.weights import CheckpointError, read_state_dict
 from ..distributed import Processes
 from ..model.config import DiMRConfig
 from ..utils import first_line, replacing

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..checkpoints.reading import CheckpointError, check_keys
+from ..checkpoints.weights import CheckpointError, check_keys
 from ..diffusion.loss import branch_losses, weighted_sum
 from ..diffusion.schedule import NoiseSchedule
 from ..distributed import (

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoints.folder import write_model
-from ..checkpoints.reading import CheckpointError
+from ..checkpoints.weights import CheckpointError, write_model
 from ..data.dataset import Dataset
 from ..data.loader import Batch, TrainingLoader
 from ..data.opening import open_dataset
