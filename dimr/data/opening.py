@@ -1,8 +1,9 @@
-"""From a description to a data set."""
+"""Opening the data set that a :class:`DataSpec` describes."""
 
 from __future__ import annotations
 
-from .dataset import DataError, Dataset, ImageDataset, ImageSource
+from .dataset import Dataset, ImageDataset, ImageSource
+from .errors import DataError
 from .latents import LatentDataset
 from .sources.folder import FolderSource
 from .sources.hub import HuggingFaceSource
@@ -12,7 +13,7 @@ from .spec import DataSpec
 
 
 def open_dataset(spec: DataSpec) -> Dataset:
-    """The data set that ``spec`` describes.
+    """Open the data set that ``spec`` describes.
 
     Raises:
         FileNotFoundError: there is nothing at the path.
@@ -26,7 +27,7 @@ def open_dataset(spec: DataSpec) -> Dataset:
 
 
 def open_images(spec: DataSpec) -> ImageDataset:
-    """As :func:`open_dataset`, of any kind but latents."""
+    """Open a data set of any kind but latents; raises the errors of :func:`open_dataset`."""
     spec = spec.resolved()
     source = _open_source(spec)
     try:

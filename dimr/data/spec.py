@@ -1,4 +1,4 @@
-"""What data to read, as written in a recipe."""
+"""The description of a data set, as written in a recipe."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .dataset import DataError
+from .errors import DataError
 
 KINDS = ("folder", "hugging_face", "npz", "tar", "latents")
 LATENT_INDEX = "index.json"
@@ -16,19 +16,19 @@ OWN_KEYS = {"split": ("hugging_face",), "image_key": ("hugging_face", "npz"), "l
 
 @dataclasses.dataclass(frozen=True)
 class DataSpec:
-    """A data set. Built from a recipe's table by :meth:`from_dict`.
+    """The description of a data set.
 
     Attributes:
         path: a folder or file; for ``tar`` also a pattern.
-        kind: one of :data:`KINDS`; "auto" finds out from ``path``.
-        image_size: pictures are made this wide and high. Latents have their size already.
-        flip: mirror every other sample by chance.
-        max_skipped: how many files may be unreadable (and are counted, logged and replaced) before it is an error.
-        split: of a Hugging Face data set that has splits.
-        image_key, label_key: a Hugging Face data set's columns or an npz file's arrays, where not the usual ones.
+        kind: one of :data:`KINDS`; "auto" determines it from ``path``.
+        image_size: width and height of the cropped pictures. Latents have their size already.
+        flip: flip each sample horizontally with probability 1/2.
+        max_skipped: number of unreadable files that are counted, logged and replaced; one more is an error.
+        split: split of a Hugging Face data set.
+        image_key, label_key: columns of a Hugging Face data set or arrays of an npz file, if not the usual ones.
 
     Raises:
-        DataError: a value is not what it should be.
+        DataError: a value has the wrong type or is out of range.
     """
 
     path: str
@@ -51,11 +51,12 @@ class DataSpec:
             raise DataError(f"max_skipped must be at least 0, got {self.max_skipped}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Without what is None, which TOML cannot say."""
+        """Return the values that are not None, which TOML cannot express."""
         return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DataSpec:
+        """Build a description from a recipe's table."""
         known = [field.name for field in dataclasses.fields(cls)]
         odd = sorted(values.keys() - set(known))
         if odd:
@@ -65,7 +66,7 @@ class DataSpec:
         return cls(**values)
 
     def resolved(self) -> DataSpec:
-        """With its kind found out, and checked to have all that the kind needs and nothing foreign to it."""
+        """Determine the kind, and check that the values it needs, and no others, are set."""
         spec = dataclasses.replace(self, kind=guess_kind(self.path)) if self.kind == "auto" else self
         for key, kinds in OWN_KEYS.items():
             if getattr(spec, key) is not None and spec.kind not in kinds:
@@ -76,7 +77,7 @@ class DataSpec:
 
 
 def guess_kind(path: str | os.PathLike[str]) -> str:
-    """The kind of data at a path.
+    """Determine the kind of data at a path.
 
     Raises:
         FileNotFoundError: there is nothing at it.
@@ -96,7 +97,7 @@ def guess_kind(path: str | os.PathLike[str]) -> str:
 
 
 def _check_type(field: dataclasses.Field[Any], value: Any) -> None:
-    """The annotations here are words: "str", "int", "bool", each perhaps with " | None"."""
+    """Compare a value with its annotation, a string: "str", "int" or "bool", possibly with " | None"."""
     wanted, _, optional = str(field.type).partition(" | ")
     if value is None and optional:
         return

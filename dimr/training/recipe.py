@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..data.dataset import DataError
+from ..data.errors import DataError
 from ..data.spec import DataSpec
 from ..distributed import check_strategy
 from ..model.config import DiMRConfig

@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 import dimr
 from dimr.analysis.distortion import read_samples
 from dimr.checkpoints import CheckpointError, to_official_state_dict
-from dimr.data.dataset import DataError, SampleError, decode_picture
+from dimr.data.errors import DataError, SampleError
 from dimr.data.opening import open_dataset
+from dimr.data.pictures import decode_picture
 from dimr.data.spec import DataSpec
 from dimr.evaluation.extractors import load_extractor
 from dimr.evaluation.images import open_images

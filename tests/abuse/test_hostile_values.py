@@ -17,7 +17,7 @@ from PIL import Image
 
 import dimr
 from dimr.checkpoints import CheckpointError
-from dimr.data.dataset import DataError, SampleError
+from dimr.data.errors import DataError, SampleError
 from dimr.data.opening import open_dataset
 from dimr.data.sources.tar import expand
 from dimr.data.spec import DataSpec

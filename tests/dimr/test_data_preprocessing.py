@@ -8,7 +8,8 @@ pytest.importorskip("PIL")
 import numpy as np
 from PIL import Image
 
-from dimr.data.dataset import SampleError, centre_crop, decode_picture, to_model_range
+from dimr.data.errors import SampleError
+from dimr.data.pictures import centre_crop, decode_picture, to_model_range
 from tests.support.pictures import encoded, pixels
 
 

@@ -10,7 +10,7 @@ pytest.importorskip("PIL")
 
 import numpy as np
 
-from dimr.data.dataset import DataError, SampleError
+from dimr.data.errors import DataError, SampleError
 from dimr.data.opening import open_dataset
 from dimr.data.sources.tar import expand
 from dimr.data.spec import DataSpec, guess_kind

@@ -16,8 +16,9 @@ pytest.importorskip("diffusers")
 import numpy as np
 
 from dimr.cli import main
-from dimr.data.dataset import DataError, SampleRandom
+from dimr.data.dataset import SampleRandom
 from dimr.data.encoding import Encoder, EncodingSettings
+from dimr.data.errors import DataError
 from dimr.data.latents import LatentDataset
 from dimr.data.loader import TrainingLoader
 from dimr.data.opening import open_dataset

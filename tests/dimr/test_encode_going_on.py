@@ -17,7 +17,7 @@ pytest.importorskip("diffusers")
 
 from safetensors.torch import load_file
 
-from dimr.data.dataset import DataError
+from dimr.data.errors import DataError
 from dimr.data.latents import LatentDataset
 from tests.support.autoencoders import SIZE
 from tests.support.encoding import contents, encode, encoder, saved_autoencoders, seven_pictures

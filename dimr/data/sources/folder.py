@@ -1,4 +1,4 @@
-"""Pictures in a folder, in sub-folders by class (torchvision's ``ImageFolder`` layout) or without classes."""
+"""Pictures in a folder: one sub-folder for each class (torchvision's ``ImageFolder`` layout), or no classes."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from ..dataset import PICTURES, DataError, ImageSource, decode_picture
+from ..dataset import ImageSource
+from ..errors import DataError
+from ..pictures import PICTURES, decode_picture
 
 
 class FolderSource(ImageSource):
-    """Classes are the sub-folders in the order of their names; a folder without any is one class.
+    """A folder of pictures. The sub-folders are classes, sorted by name; a folder without any is one class.
 
-    Pictures come in the order of their names, from sub-folders of a class folder too. Names that begin with a dot are
-    left out.
+    Pictures are sorted by name and include those in deeper folders. Names that begin with a dot are left out.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
@@ -33,7 +34,7 @@ class FolderSource(ImageSource):
             _refuse_empty(self.root, classes, names)
         else:
             names, self.labels = [loose], None
-        # One array of bytes: worker processes would copy a list of strings by counting references to them.
+        # An array, because counting references to a list's strings would copy its memory in each worker process.
         self._names = np.array([os.fsencode(name) for part in names for name in part], dtype=np.bytes_)
 
     def __len__(self) -> int:
@@ -48,7 +49,7 @@ class FolderSource(ImageSource):
 
 
 def _pictures(folder: Path, recursive: bool = True) -> list[str]:
-    """Names relative to ``folder``, with forward slashes."""
+    """List the pictures: names relative to ``folder``, with forward slashes."""
     found: list[str] = []
     seen: set[str] = set()  # a link may lead back up
     for place, folders, files in os.walk(folder, followlinks=True):

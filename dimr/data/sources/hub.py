@@ -9,15 +9,17 @@ from typing import Any
 import numpy as np
 
 from ...utils import require
-from ..dataset import DataError, ImageSource, SampleError, decode_picture
+from ..dataset import ImageSource
+from ..errors import DataError, SampleError
+from ..pictures import decode_picture
 
 LABEL_KEYS = ("label", "labels", "fine_label")
 
 
 class HuggingFaceSource(ImageSource):
-    """What ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk`` wrote; one of the latter's splits.
+    """A folder that ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk`` wrote; of the latter, one split.
 
-    The pictures are in the first column of the type ``Image``, or in ``image_key``; the labels in a column ``label``,
+    Pictures are in the first column of the type ``Image``, or in ``image_key``; labels in a column ``label``,
     ``labels`` or ``fine_label``, or in ``label_key``.
     """
 
@@ -39,14 +41,14 @@ class HuggingFaceSource(ImageSource):
         if label_key is not None:
             self.labels = np.array(data.with_format("numpy", [label_key])[:][label_key], np.int64)
             self.class_names = _class_names(data.features[label_key])
-        # Undecoded, so that a damaged picture fails where it can be named.
+        # Undecoded: picture() decodes them, so that its error can name the row.
         self._pictures = data.select_columns([image_key]).cast_column(image_key, datasets.Image(decode=False))
         self._key = image_key
 
     def _open(self, datasets: Any, split: str | None) -> Any:
         try:
             data = datasets.load_from_disk(os.fspath(self.path))
-        except Exception as error:  # of many kinds where the files are damaged
+        except Exception as error:  # many types if the files are damaged
             raise DataError(f"{self.path} is not a data set saved by the datasets library: {error}") from error
         if not isinstance(data, datasets.DatasetDict):
             if split is not None:
@@ -76,7 +78,7 @@ class HuggingFaceSource(ImageSource):
 
     def picture(self, index: int) -> Any:
         name = f"{self.path}: {self.name(index)}"
-        stored = self._pictures[int(index)][self._key]  # saving has put the files' bytes into the columns
+        stored = self._pictures[int(index)][self._key]  # save_to_disk has put the files' bytes into the column
         if not (stored and stored["bytes"]):
             raise SampleError(name, "it holds no picture")
         return decode_picture(stored["bytes"], name)

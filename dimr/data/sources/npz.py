@@ -11,19 +11,21 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from ..dataset import DataError, ImageSource, decode_picture, require_pillow
+from ..dataset import ImageSource
+from ..errors import DataError
+from ..pictures import decode_picture, require_pillow
 
-IMAGE_KEYS = ("images", "arr_0", "jpeg")  # arr_0 and arr_1: the samples that ADM's evaluation suite reads
+IMAGE_KEYS = ("images", "arr_0", "jpeg")  # arr_0 and arr_1: the names in ADM's evaluation suite
 LABEL_KEYS = ("labels", "label", "arr_1")
 SUFFIX = ".npy"
-DEFLATE_LIMIT = 1032  # no byte of DEFLATE stands for more
+MAX_DEFLATE_RATIO = 1032  # the most bytes that one compressed byte can expand to
 
 
 class NpzSource(ImageSource):
-    """``images`` uint8 ``[N, H, W, 3]``; or ``jpeg`` uint8, picture files end to end, of which the i-th is
-    ``jpeg[offsets[i] : offsets[i + 1]]``. ``labels [N]`` and ``names``, of the classes, where there are any.
+    """An ``.npz`` file with ``images`` uint8 ``[N, H, W, 3]``, or with ``jpeg`` uint8 and ``offsets``.
 
-    An array stored without compression is mapped, so it may be larger than memory.
+    ``jpeg`` holds picture files end to end; the i-th is ``jpeg[offsets[i] : offsets[i + 1]]``. ``labels [N]`` and
+    ``names``, one for each class, are optional. An array stored without compression is memory-mapped.
     """
 
     def __init__(
@@ -87,7 +89,7 @@ def _rises(offsets: np.ndarray, end: int) -> bool:
 
 
 def array_names(path: str | os.PathLike[str]) -> list[str]:
-    """Of an ``.npz`` file.
+    """List the arrays of an ``.npz`` file.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -98,7 +100,7 @@ def array_names(path: str | os.PathLike[str]) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return [name.removesuffix(SUFFIX) for name in archive.namelist() if name.endswith(SUFFIX)]
-    except Exception as error:  # zipfile raises many kinds over damage
+    except Exception as error:  # zipfile raises many types over damage
         raise DataError(f"{path} is not a whole .npz file: {error}") from error
 
 
@@ -109,15 +111,15 @@ def _choose(path: Path, arrays: list[str], asked: str | None, usual: tuple[str, 
 
 
 def read_array(path: str | os.PathLike[str], key: str) -> np.ndarray:
-    """An array of an ``.npz`` file, mapped where it is stored without compression. Runs no code that the file may hold.
+    """Read an array of an ``.npz`` file, or map it if it is stored without compression. Never unpickles objects.
 
     Raises:
-        DataError: it is damaged, holds Python objects, or says that it is larger than it is.
+        DataError: it is damaged, holds Python objects, or is smaller than its header says.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             return _array(Path(path), archive, archive.getinfo(key + SUFFIX))
-    except Exception as error:  # zipfile, zlib and NumPy raise many kinds over damage
+    except Exception as error:  # zipfile, zlib and NumPy raise many types over damage
         raise DataError(f"{path}: the array {key!r} cannot be read: {error or type(error).__name__}") from error
 
 
@@ -126,10 +128,10 @@ def _array(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.
         header, data = _read_header(file), file.tell()
     size = math.prod(header.shape) * header.dtype.itemsize
     if size != member.file_size - data:
-        raise ValueError(f"it is said to take {size} bytes, and takes {member.file_size - data}")
+        raise ValueError(f"its header promises {size} bytes, it has {member.file_size - data}")
     if member.compress_type == zipfile.ZIP_STORED:
         return _mapped(path, member, header, data)
-    if size > member.compress_size * DEFLATE_LIMIT:  # before memory is asked for
+    if size > member.compress_size * MAX_DEFLATE_RATIO:  # before the memory is allocated
         raise ValueError(f"{member.compress_size} compressed bytes cannot hold {size}")
     with archive.open(member) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
@@ -151,9 +153,9 @@ def _read_header(file: IO[bytes]) -> _Header:
 
 
 def _mapped(path: Path, member: zipfile.ZipInfo, header: _Header, data: int) -> np.ndarray:
-    """The array in a member that is stored as it is, read from the file when it is looked at."""
+    """Memory-map the array in an uncompressed member of the archive."""
     with path.open("rb") as raw:
-        raw.seek(member.header_offset + 26)  # lengths of the name and the extra field, the last of 30 bytes
+        raw.seek(member.header_offset + 26)  # the last 4 of 30 bytes: lengths of the name and the extra field
         name, extra = struct.unpack("<HH", raw.read(4))
     start = member.header_offset + 30 + name + extra + data
     if 0 in header.shape:

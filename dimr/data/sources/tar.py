@@ -1,7 +1,7 @@
 """Pictures in tar files of WebDataset's layout.
 
-The files are read at random places, not as streams: then a sample has a number, and order, sharding and resuming are
-the same as with any other source. So they must lie on a file system and not be compressed.
+The files are read by random access, not as streams: so a sample has an index, and order, sharding and resuming work as
+with any other source. The files must be on a file system and uncompressed.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..dataset import PICTURES, DataError, ImageSource, SampleError, Skipped, decode_picture
+from ..dataset import ImageSource
+from ..errors import DataError, SampleError, Skipped
+from ..pictures import PICTURES, decode_picture
 
 RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
-MOST_FILES = 1_000_000
+MAX_FILES = 1_000_000
 
 
 class _Entry(NamedTuple):
@@ -30,11 +32,11 @@ class _Entry(NamedTuple):
 
 
 class TarSource(ImageSource):
-    """``path``: a tar file, a folder of them, or a pattern such as ``train-{0000..0146}.tar`` or ``train-*.tar``.
+    """A tar file, a folder of them, or a pattern such as ``train-{0000..0146}.tar`` or ``train-*.tar``.
 
     Members whose paths are equal up to the first dot of the file name belong to one sample: a picture, and its label
-    in ``.cls`` (a number in text) or in ``.json`` (``{"label": 3}``). A file that is missing or damaged is an error,
-    or among ``missing`` where ``strict`` is not set.
+    in ``.cls`` (a number in text) or in ``.json`` (``{"label": 3}``). A missing or damaged file is an error; if not
+    ``strict``, it is listed in ``missing``.
     """
 
     def __init__(self, path: str | os.PathLike[str], strict: bool = True) -> None:
@@ -49,7 +51,7 @@ class TarSource(ImageSource):
             raise DataError(str(missing[0]))
         self.missing = tuple(missing)
         every = [entry for part in entries for entry in part]
-        # Arrays, not lists of objects, which worker processes would copy by counting references.
+        # Arrays, because counting references to a list's objects would copy its memory in each worker process.
         self._names = np.array([os.fsencode(entry.name) for entry in every], dtype=np.bytes_)
         self._shard = np.repeat(np.arange(len(self.shards)), [len(part) for part in entries])
         self._extent = np.array([entry[1:3] for entry in every], np.int64).reshape(-1, 2)  # [N, 2]: offset, size
@@ -87,14 +89,14 @@ class TarSource(ImageSource):
 
 
 def expand(path: str | os.PathLike[str]) -> tuple[Path, ...]:
-    """The tar files that a path, a folder or a pattern stands for. Files of a numbered range need not exist."""
+    """List the tar files that a path, a folder or a pattern stands for. Those of a numbered range need not exist."""
     text = os.fspath(path)
     if os.path.isdir(text):
         text = os.path.join(glob.escape(text), "*.tar")
     if match := RANGE.search(text):
         first, last = match.groups()
-        if not 0 <= int(last) - int(first) < MOST_FILES:
-            raise DataError(f"{text} stands for no files, or for more than {MOST_FILES} files")
+        if not 0 <= int(last) - int(first) < MAX_FILES:
+            raise DataError(f"{text} stands for no files, or for more than {MAX_FILES} files")
         numbers = [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
         return tuple(p for n in numbers for p in expand(text[: match.start()] + n + text[match.end() :]))
     if not glob.has_magic(text):
@@ -106,7 +108,7 @@ def expand(path: str | os.PathLike[str]) -> tuple[Path, ...]:
 
 
 def _read_shard(shard: Path) -> tuple[list[_Entry], list[Skipped]]:
-    """A file's samples; none of them where it is damaged, because what is lost could not be counted."""
+    """List a file's samples; none if it is damaged, because the lost ones could not be counted."""
     try:
         with tarfile.open(shard, "r:") as archive:
             entries, problems = _read_members(shard, archive)
@@ -114,7 +116,7 @@ def _read_shard(shard: Path) -> tuple[list[_Entry], list[Skipped]]:
             return entries, problems
     except OSError as error:
         return [], [Skipped(str(shard), error.strerror or str(error))]
-    except Exception as error:  # tarfile raises many kinds over damaged headers
+    except Exception as error:  # tarfile raises many types over damaged headers
         return [], [Skipped(str(shard), f"not a whole, uncompressed tar file: {error}")]
 
 
@@ -155,7 +157,7 @@ def _label(archive: tarfile.TarFile, member: tarfile.TarInfo, extension: str) ->
 
 
 def _check_end(archive: tarfile.TarFile) -> None:
-    """tarfile takes a damaged header in the middle for the end; the real end is a block of zeros."""
+    """Check for the end mark, a block of zeros: tarfile takes a damaged header for the end of the archive."""
     archive.fileobj.seek(archive.offset)  # type: ignore[union-attr]
     block = archive.fileobj.read(tarfile.BLOCKSIZE)  # type: ignore[union-attr]
     if len(block) < tarfile.BLOCKSIZE or any(block):
