@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from ..settings import check_types, from_table, shown
+
 # Values of the fields that the paper's ablations vary, the paper's own value first. Its models have two norms:
 # "td_layer" on pixels and "td_rms" on latents.
 PAPER_NORMS = ("td_layer", "td_rms")
@@ -76,18 +78,18 @@ class DiMRConfig:
     patch_size: int = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "dims", _positive_integers("dims", self.dims))
-        object.__setattr__(self, "layers", _positive_integers("layers", self.layers))
+        check_types(self)
         for name in ("in_channels", "input_size", "num_heads", "num_classes", "kernel_size", "patch_size"):
-            _check_positive_integer(name, getattr(self, name))
-        if not isinstance(self.unconditional_class, bool):
-            raise TypeError(f"unconditional_class must be True or False, got {self.unconditional_class!r}")
+            _check_size(name, getattr(self, name))
+        for name in ("dims", "layers"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} must have at least one entry")
+            for i, value in enumerate(getattr(self, name)):
+                _check_size(f"{name}[{i}]", value)
         self._check_choices()
         self._check_sizes()
 
     def _check_choices(self) -> None:
-        if not isinstance(self.branch_skips, bool):
-            raise TypeError(f"branch_skips must be True or False, got {self.branch_skips!r}")
         for name, values in CHOICES.items():
             value = getattr(self, name)
             if value not in values:
@@ -118,11 +120,9 @@ class DiMRConfig:
         if self.kernel_size not in KERNEL_SIZES:
             raise ValueError(f"kernel_size must be one of {', '.join(map(str, KERNEL_SIZES))}; got {self.kernel_size}")
         ratio = self.mlp_ratio
-        if isinstance(ratio, bool) or not isinstance(ratio, (int, float)):
-            raise TypeError(f"mlp_ratio must be a number, got {ratio!r}")
         if not (0 < ratio <= LARGEST and all(ratio * D >= 1 and (ratio * D) % 1 == 0 for D in self.dims)):
             raise ValueError(
-                f"mlp_ratio must give a whole number of hidden channels for dims {self.dims}, got {_short(ratio)}"
+                f"mlp_ratio must give a whole number of hidden channels for dims {self.dims}, got {shown(ratio)}"
             )
 
     @property
@@ -181,32 +181,11 @@ class DiMRConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DiMRConfig:
         """Convert :meth:`to_dict`'s result back; an unknown field is a ValueError."""
-        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
-        if unknown:
-            raise ValueError(f"DiMRConfig has no field {', '.join(map(repr, unknown))}")
-        return cls(**values)
+        return from_table(cls, values)
 
 
-def _check_positive_integer(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
+def _check_size(name: str, value: int) -> None:
     if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {_short(value)}")
+        raise ValueError(f"{name} must be at least 1, got {shown(value)}")
     if value > LARGEST:
-        raise ValueError(f"{name} must be at most {LARGEST}, got {_short(value)}")
-
-
-def _short(number: float) -> str:
-    if isinstance(number, int) and number.bit_length() > 64:  # Python refuses to print thousands of digits
-        return f"an integer of {number.bit_length()} bits"
-    return str(number)
-
-
-def _positive_integers(name: str, values: object) -> tuple[int, ...]:
-    if not isinstance(values, (tuple, list)):
-        raise TypeError(f"{name} must be a sequence of integers, got {values!r}")
-    if not values:
-        raise ValueError(f"{name} must have at least one entry")
-    for i, value in enumerate(values):
-        _check_positive_integer(f"{name}[{i}]", value)
-    return tuple(values)
+        raise ValueError(f"{name} must be at most {LARGEST}, got {shown(value)}")

@@ -16,7 +16,7 @@ from ..data.errors import DataError
 from ..data.spec import DataSpec
 from ..distributed import check_strategy
 from ..model.config import DiMRConfig
-from ..model.layers import check_mode
+from ..model.layers import check_checkpointing
 from ..model.variants import model_config
 from ..utils import require
 
@@ -133,7 +133,7 @@ class TrainingSettings:
             if getattr(self, name) not in choices:
                 wanted = ", ".join(map(repr, choices))
                 raise ValueError(f"{name} must be one of {wanted}; got {getattr(self, name)!r}")
-        check_mode(self.checkpointing)
+        check_checkpointing(self.checkpointing)
         for name, least, most in (
             ("steps", 1, 2**31), ("batch_size", 1, 2**31), ("warmup_steps", 0, 2**31), ("seed", 0, 2**63 - 1),
         ):  # fmt: skip
