@@ -1,14 +1,18 @@
-"""``dimr encode``: pictures to latents, once, for training."""
+"""``dimr encode``: encode pictures to latents, for training."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..sampling.autoencoder import load_autoencoder
 from ..utils import require
 from . import arguments as kinds
 from .arguments import INTERRUPTED, pick_device, say
+
+if TYPE_CHECKING:
+    from ..data.encoding import Encoder
 
 PACKAGES = ("numpy", "PIL", "diffusers", "safetensors", "tqdm")
 DTYPES = ("float32", "float16")
@@ -19,10 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source", help="folder (with class folders), .npz file, tar files (a pattern may be quoted), or a "
         "Hugging Face data set on disk",
     )  # fmt: skip
-    parser.add_argument("--autoencoder", type=Path, required=True, metavar="DIR", help="of diffusers' save_pretrained")
+    parser.add_argument(
+        "--autoencoder", type=Path, required=True, metavar="DIR", help="folder that diffusers' save_pretrained wrote"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the latents go")
     parser.add_argument("--image-size", type=kinds.positive_int, default=256, help="in pixels (%(default)s)")
-    parser.add_argument("--split", help="of a Hugging Face data set that has splits")
+    parser.add_argument("--split", help="split of a Hugging Face data set")
     parser.add_argument("--batch-size", type=kinds.positive_int, default=16, help="pictures at a time (%(default)s)")
     parser.add_argument("--shard-size", type=kinds.positive_int, default=2048, help="pictures a file (%(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of the latents on disk (%(default)s)")
@@ -38,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    for package in PACKAGES:  # before the modules that need them are imported
+    for package in PACKAGES:  # before importing the modules that need them
         require(package, "train", "dimr encode")
     from ..data.encoding import Encoder, EncodingSettings
     from ..data.opening import open_images
@@ -54,11 +60,11 @@ def run(arguments: argparse.Namespace) -> int:
     encoder = Encoder(dataset, autoencoder, arguments.output, settings)
     kept = len(encoder.index.shards)
     if kept:
-        say(f"{kept} of {encoder.index.num_shards} shards are there and whole, checked by their checksums.")
+        say(f"{kept} of {encoder.index.num_shards} shards are there and whole (their checksums are right).")
     return _encode(encoder, arguments)
 
 
-def _encode(encoder, arguments: argparse.Namespace) -> int:
+def _encode(encoder: Encoder, arguments: argparse.Namespace) -> int:
     tqdm = require("tqdm", "train", "the progress bar").tqdm
     total = sum(len(encoder.samples_of(shard)) for shard in encoder.remaining())
     try:
@@ -67,7 +73,7 @@ def _encode(encoder, arguments: argparse.Namespace) -> int:
                 bar.update(count)
     except KeyboardInterrupt:
         index = encoder.index
-        say(f"stopped; {len(index.shards)} of {index.num_shards} shards are finished. Run the same again to go on.")
+        say(f"stopped; {len(index.shards)} of {index.num_shards} shards are finished. The same command continues.")
         return INTERRUPTED
     shards = encoder.index.shards.values()
     shape = "x".join(map(str, encoder.index.latent_shape))

@@ -1,4 +1,4 @@
-"""``dimr train``: a run as a recipe describes it."""
+"""``dimr train``: train a model as a recipe describes."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ PACKAGES = ("numpy", "PIL", "safetensors", "tqdm")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="TOML file, or the name of a recipe that comes along, such as dimr-xl-2r")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where everything goes")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the run")
     start = parser.add_mutually_exclusive_group()
     start.add_argument(
-        "--resume", action="store_true", help="go on from DIR's newest checkpoint, or begin where there is none"
+        "--resume", action="store_true", help="continue from DIR's newest checkpoint, or begin if there is none"
     )
     start.add_argument("--overwrite", action="store_true", help="start again though DIR holds a run")
     parser.add_argument(
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    for package in PACKAGES:  # now, not after hours of training
+    for package in PACKAGES:  # now rather than after hours of training
         require(package, "train", "dimr train")
     from ..training.recipe import load_recipe
     from ..training.run import RunFolder
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _train(
     arguments: argparse.Namespace, recipe: Recipe, folder: RunFolder, device: torch.device, processes: Processes
 ) -> tuple[int, int]:
-    """The signal that ended it, or 0, and the steps done. When it returns, nothing holds on to the processes."""
+    """Train; return the signal that ended the run, or 0, and the number of steps. No reference to ``run`` is left."""
     from ..training.run import TrainingRun
 
     run = TrainingRun(recipe, folder, device, processes)
