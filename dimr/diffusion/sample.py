@@ -49,8 +49,8 @@ def sample(
         model: a :class:`~dimr.DiMR`, an engine from :func:`~dimr.optimize_for_inference`, or another object with the
             same ``config``, ``device``, ``dtype`` and call.
         class_labels: ``[B]`` class ids.
-        noise: ``[B, C, S, S]``, the initial noise; None draws it from ``generator`` (on the generator's own device, so that
-            a CPU generator gives the same images on every machine).
+        noise: ``[B, C, S, S]``, the initial noise; None draws it from ``generator``, on the generator's device: a
+            CPU generator gives the same images on every machine.
         steps: model calls per image; with guidance each is one forward of 2B.
         method: "dpm-solver-fast" (single-step, third order), "dpm-solver-multistep" (diffusers, for few steps), or a
             diffusers scheduler for noise prediction.
