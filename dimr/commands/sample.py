@@ -107,7 +107,7 @@ def _run(arguments: argparse.Namespace, device: torch.device, processes: Process
     predictor, how = _predictor(arguments.engine, model)
     del model  # with an engine, its memory is free again
     files = _files(arguments, plan, pixels)
-    settings = _settings(arguments, plan, classes, guidance, f"{device.type}, {how}") if processes.first else {}
+    settings = _settings(arguments, plan, classes, guidance, f"{device.type}, {how}") if processes.is_main else {}
     claim_first(files, settings, arguments.overwrite, processes)
     missing = missing_batches(files, plan, processes)
     began = time.perf_counter()
@@ -123,7 +123,7 @@ def _run(arguments: argparse.Namespace, device: torch.device, processes: Process
         guidance=guidance,
     )
     seconds = time.perf_counter() - began
-    if processes.first:
+    if processes.is_main:
         shape = files.finish(plan.batches, plan.labels)
         kind, drawn, wanted = "images" if pixels else "latents", sum(map(len, missing)), len(plan.labels)
         before = f", {wanted - drawn} of them from before" if drawn < wanted else ""

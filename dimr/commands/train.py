@@ -55,9 +55,9 @@ def run(arguments: argparse.Namespace) -> int:
             signal, step = _train(arguments, recipe, folder, device, processes)
     except RecipeError as error:
         raise CommandError(str(error)) from error
-    if processes.first and signal == 0:
+    if processes.is_main and signal == 0:
         say(f"trained to step {step}; sample with: dimr sample {folder.model} --output samples.png")
-    elif processes.first:
+    elif processes.is_main:
         say(f"stopped after {step} steps, all saved; the same command with --resume goes on.")
     return 128 + signal if signal else 0
 
@@ -70,9 +70,7 @@ def _train(
 
     run = TrainingRun(recipe, folder, device, processes)
     with contextlib.ExitStack() as stack:
-        taken = processes.first_does(lambda: stack.enter_context(exclusive_lock(folder.root)), OSError)
-        if taken is not None:
-            raise CommandError(taken)
+        processes.run_on_main(lambda: stack.enter_context(exclusive_lock(folder.root)), CommandError)
         if not (arguments.overwrite or arguments.resume) and run.checkpoints.newest is not None:
             raise CommandError(f"{folder.root} holds a run: add --resume to go on or --overwrite to start again")
         return run.train(afresh=arguments.overwrite), run.trainer.step

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..settings import check_types, from_table
 from .errors import DataError
 
 KINDS = ("folder", "hugging_face", "npz", "tar", "latents")
@@ -41,8 +43,10 @@ class DataSpec:
     label_key: str | None = None
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            _check_type(field, getattr(self, field.name))
+        try:
+            check_types(self)
+        except TypeError as error:
+            raise DataError(str(error)) from error
         if self.kind not in ("auto", *KINDS):
             raise DataError(f"kind must be one of auto, {', '.join(KINDS)}; got {self.kind!r}")
         if self.image_size is not None and self.image_size < 1:
@@ -55,15 +59,12 @@ class DataSpec:
         return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> DataSpec:
+    def from_dict(cls, values: Mapping[str, Any]) -> DataSpec:
         """Build a description from a recipe's table."""
-        known = [field.name for field in dataclasses.fields(cls)]
-        odd = sorted(values.keys() - set(known))
-        if odd:
-            raise DataError(f"unknown key {odd[0]!r}; known are {', '.join(known)}")
-        if "path" not in values:
-            raise DataError("the key 'path' is missing")
-        return cls(**values)
+        try:
+            return from_table(cls, values)
+        except ValueError as error:
+            raise DataError(str(error)) from error
 
     def resolved(self) -> DataSpec:
         """Determine the kind, and check that the values it needs, and no others, are set."""
@@ -94,12 +95,3 @@ def guess_kind(path: str | os.PathLike[str]) -> str:
     if any((place / name).is_file() for name in ("dataset_dict.json", "dataset_info.json")):
         return "hugging_face"
     return "tar" if any(place.glob("*.tar")) else "folder"
-
-
-def _check_type(field: dataclasses.Field[Any], value: Any) -> None:
-    """Compare a value with its annotation, a string: "str", "int" or "bool", possibly with " | None"."""
-    wanted, _, optional = str(field.type).partition(" | ")
-    if value is None and optional:
-        return
-    if type(value).__name__ != wanted:
-        raise DataError(f"{field.name} must be of the type {wanted}, got {value!r}")

@@ -46,11 +46,8 @@ def model_config(name: str, **overrides: Any) -> DiMRConfig:
     """
     if name not in VARIANTS and name not in ABLATIONS:
         raise ValueError(f"no model is called {name!r}; there are {', '.join((*VARIANTS, *ABLATIONS))}")
-    unknown = sorted(set(overrides) - {field.name for field in dataclasses.fields(DiMRConfig)})
-    if unknown:
-        raise ValueError(f"DiMRConfig has no field {', '.join(map(repr, unknown))}")
     config = VARIANTS[name] if name in VARIANTS else ABLATIONS[name].config
-    return dataclasses.replace(config, **overrides)
+    return DiMRConfig.from_dict(config.to_dict() | overrides)
 
 
 def create_model(name: str, **overrides: Any) -> DiMR:

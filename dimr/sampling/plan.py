@@ -100,15 +100,13 @@ class SamplePlan:
 
 def claim_first(files: SampleFiles, settings: dict[str, Any], overwrite: bool, processes: Processes) -> None:
     """Call :func:`~dimr.sampling.files.claim` on rank 0; its error is re-raised on every rank."""
-    failed = processes.first_does(lambda: claim(files.folder, settings, overwrite), SampleFilesError, OSError)
-    if failed is not None:
-        raise SampleFilesError(failed)
+    processes.run_on_main(lambda: claim(files.folder, settings, overwrite), SampleFilesError)
 
 
 def missing_batches(files: SampleFiles, plan: SamplePlan, processes: Processes) -> list[range]:
     """List the batches that no earlier run finished, in order; each process checks its share of the files."""
     share = plan.batches[processes.rank :: processes.world_size]
-    missing = processes.all([numbers for numbers in share if not files.has(numbers)])
+    missing = processes.all_gather([numbers for numbers in share if not files.has(numbers)])
     return sorted((numbers for part in missing for numbers in part), key=lambda numbers: numbers.start)
 
 
@@ -135,13 +133,13 @@ def draw_missing(
     tqdm = require("tqdm", "demo", "the progress bar").tqdm
     with tqdm(
         total=len(plan.labels), initial=done, desc="sampling", unit="images", dynamic_ncols=True,
-        disable=not processes.first,
+        disable=not processes.is_main,
     ) as bar:  # fmt: skip
         drawn = draw_batches(model, _inputs(model, plan, mine), **options)
         for numbers, samples in zip(mine, drawn, strict=True):
             files.put(numbers, samples if decode is None else decode(samples))
             bar.update(min(len(numbers) * processes.world_size, bar.total - bar.n))
-        processes.largest(0)  # a barrier: the others have written theirs
+        processes.barrier()  # the others have written theirs
         bar.update(bar.total - bar.n)
 
 

@@ -55,7 +55,7 @@ def test_only_differences_are_written():
         ({"mlp": "relu"}, ValueError, "mlp must be one of 'geglu', 'gelu'; got 'relu'"),
         ({"cascade": "mean"}, ValueError, "cascade must be one of 'add', 'concat'; got 'mean'"),
         ({"first_branch": "mamba"}, ValueError, "first_branch must be one of 'transformer', 'convnext'"),
-        ({"branch_skips": 1}, TypeError, "branch_skips must be True or False, got 1"),
+        ({"branch_skips": 1}, TypeError, "branch_skips must be true or false, got 1"),
         ({"patch_size": 0}, ValueError, "patch_size must be at least 1, got 0"),
         ({"patch_size": 3}, ValueError, "input_size must be a multiple of 6 for 2 branches, got 32"),
         ({"modulation": "conv"}, ValueError, "modulation must be one of 'linear', 'mlp'"),
