@@ -21,7 +21,7 @@ def test_parameters_are_those_of_the_paper(name):
 
 
 def test_table_3_by_hand():
-    """What each choice adds to or takes from M/3R."""
+    """Compute the parameters that each choice adds to or removes from M/3R."""
     whole = dimr.count_parameters(ABLATIONS["ablation-glu-m-3r"].config)
 
     def change(name: str) -> int:

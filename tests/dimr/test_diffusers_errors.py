@@ -1,4 +1,4 @@
-"""What does not fit a pipeline is named."""
+"""Errors of the pipeline name the argument or part that does not fit."""
 
 from __future__ import annotations
 
