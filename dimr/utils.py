@@ -44,8 +44,9 @@ def require(module: str, extra: str | None, purpose: str) -> ModuleType:
         package = module.partition(".")[0]
         if (error.name or "").partition(".")[0] != package:
             raise  # the package is installed, but not something that it needs itself
-        target = package if extra is None else f"'dimr_kernels[{extra}]'"
-        message = f"{purpose} needs {package}, which is not installed: pip install {target}"
+        message = f"{purpose} needs {package}, which is not installed: pip install 'dimr_kernels[{extra}]'"
+        if extra is None:
+            message = f"{purpose} needs {package}, which is not installed: pip install {package}"
         raise MissingPackageError(message, name=error.name) from error
 
 
