@@ -1,4 +1,4 @@
-"""What the subcommands share: types of arguments, which parse text or say what was wanted; devices and checkpoints."""
+"""Shared parts of the subcommands: types of arguments, which say what was wanted; devices; checkpoints."""
 
 from __future__ import annotations
 

@@ -20,15 +20,25 @@ DTYPES = ("float32", "float16")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "source", help="folder (with class folders), .npz file, tar files (a pattern may be quoted), or a "
-        "Hugging Face data set on disk",
+        "source", help="folder (with class folders), .npz or .zip file, tar files (a pattern may be quoted), a Hugging "
+        "Face data set on disk, or a folder of parquet files",
     )  # fmt: skip
     parser.add_argument(
         "--autoencoder", type=Path, required=True, metavar="DIR", help="folder that diffusers' save_pretrained wrote"
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the latents go")
     parser.add_argument("--image-size", type=kinds.positive_int, default=256, help="in pixels (%(default)s)")
-    parser.add_argument("--split", help="split of a Hugging Face data set")
+    parser.add_argument("--split", help="split of a Hugging Face data set, or sub-folder of a folder")
+    parser.add_argument("--image-key", metavar="KEY", help="column or array of pictures, if not one of the usual")
+    parser.add_argument("--label-key", metavar="KEY", help="column or array of labels, if not one of the usual")
+    parser.add_argument(
+        "--exif-orientation", action=argparse.BooleanOptionalAction, default=True,
+        help="turn pictures as their EXIF data says (the default; ADM's preprocessing of ImageNet does not)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--background", default="white", metavar="COLOUR",
+        help="behind transparent pictures: a name or #rrggbb (%(default)s)",
+    )  # fmt: skip
     parser.add_argument("--batch-size", type=kinds.positive_int, default=16, help="pictures at a time (%(default)s)")
     parser.add_argument("--shard-size", type=kinds.positive_int, default=2048, help="pictures a file (%(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of the latents on disk (%(default)s)")
@@ -51,7 +61,12 @@ def run(arguments: argparse.Namespace) -> int:
     from ..data.spec import DataSpec
 
     spec = DataSpec(
-        arguments.source, image_size=arguments.image_size, split=arguments.split, max_skipped=arguments.max_skipped
+        arguments.source,
+        image_size=arguments.image_size,
+        max_skipped=arguments.max_skipped,
+        **{key: getattr(arguments, key) for key in ("split", "image_key", "label_key")},
+        exif_orientation=arguments.exif_orientation,
+        background=arguments.background,
     )
     device = pick_device(arguments.device)
     dataset = open_images(spec)

@@ -74,6 +74,42 @@ class ImageSource(abc.ABC):
         """
 
 
+class ConcatenatedSource(ImageSource):
+    """Several sources of the same classes, one after another.
+
+    Raises:
+        DataError: only some have labels, or their class names differ.
+    """
+
+    def __init__(self, sources: Sequence[ImageSource]) -> None:
+        self._sources = list(sources)
+        self._ends = np.cumsum([len(source) for source in sources])
+        self.missing = tuple(one for source in sources for one in source.missing)
+        self.class_names = sources[0].class_names
+        if any(source.class_names != self.class_names for source in sources):
+            raise DataError("its files have different class names")
+        labels = [source.labels for source in sources if source.labels is not None]
+        if labels and len(labels) < len(sources):
+            raise DataError(f"only {len(labels)} of its {len(sources)} files have labels")
+        self.labels = np.concatenate(labels) if labels else None
+
+    def _find(self, index: int) -> tuple[ImageSource, int]:
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        source = self._sources[number]
+        return source, index - int(self._ends[number]) + len(source)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def name(self, index: int) -> str:
+        source, place = self._find(index)
+        return source.name(place)
+
+    def picture(self, index: int) -> Any:
+        source, place = self._find(index)
+        return source.picture(place)
+
+
 class ImageDataset(Dataset):
     """Pictures of a source, cropped and scaled to ``image_size``.
 

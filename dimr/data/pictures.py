@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import struct
 import zlib
@@ -13,9 +14,13 @@ import torch
 from torch import Tensor
 
 from ..utils import first_line, require
-from .errors import SampleError
+from .errors import DataError, SampleError
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm")
+PICTURES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".tga", ".jp2", ".j2k",
+    ".pbm", ".pgm", ".ppm", ".pnm",
+)  # fmt: skip
+EXIF_ORIENTATION = 0x0112  # the tag
 MAX_LONGER_SIDE = 2**16  # in pixels, once the shorter side has been scaled
 # Errors that Pillow has been seen to raise over damaged files.
 PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error)
@@ -25,18 +30,80 @@ def require_pillow() -> Any:
     return require("PIL.Image", "train", "reading pictures")
 
 
-def decode_picture(file: bytes | Path, name: str) -> Any:
-    """Decode a whole picture to an RGB ``PIL.Image``.
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """Options of decoding.
+
+    Attributes:
+        exif_orientation: turn pictures as their EXIF data says. ADM's preprocessing of ImageNet does not.
+        background: the colour behind transparent pictures, by name or as ``#rrggbb``.
+
+    Raises:
+        DataError: ``background`` is no colour.
+    """
+
+    exif_orientation: bool = True
+    background: str = "white"
+
+    def __post_init__(self) -> None:
+        try:
+            require("PIL.ImageColor", "train", "reading pictures").getrgb(self.background)
+        except ValueError:
+            wanted = "a colour's name or #rrggbb"
+            raise DataError(f"background must be {wanted}, got {self.background!r}") from None
+
+
+def decode_picture(file: bytes | Path, name: str, decoding: Decoding | None = None) -> Any:
+    """Decode a whole picture, of animations and multi-page files the first one, to an RGB ``PIL.Image``.
 
     Raises:
         SampleError: the file is missing or damaged; ``name`` is what the error calls it.
     """
     Image = require_pillow()
+    decoding = decoding or Decoding()
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as picture:
-            return picture.convert("RGB")
+            turned = _turn_upright(picture) if decoding.exif_orientation else picture
+            return _as_rgb(turned, decoding.background)
     except (*PILLOW_ERRORS, Image.DecompressionBombError) as error:
         raise SampleError(name, _reason(error)) from error
+
+
+def _turn_upright(picture: Any) -> Any:
+    """Turn or mirror the picture as its EXIF orientation says."""
+    Transpose = require_pillow().Transpose
+    methods = {
+        2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
+    }  # fmt: skip
+    try:
+        orientation = picture.getexif().get(EXIF_ORIENTATION)
+    except Exception:  # Pillow raises many types over damaged EXIF data, which does not make the pixels unreadable
+        return picture
+    return picture.transpose(methods[orientation]) if orientation in methods else picture
+
+
+def _as_rgb(picture: Any, background: str) -> Any:
+    """Convert to RGB. Pillow's own conversion clips values above 255 and shows the colours of transparent pixels."""
+    Image = require_pillow()
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        return Image.fromarray(_as_bytes(np.asarray(picture))).convert("RGB")
+    if picture.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in picture.info:
+        behind = Image.new("RGBA", picture.size, background)
+        return Image.alpha_composite(behind, picture.convert("RGBA")).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _as_bytes(grey: np.ndarray) -> np.ndarray:
+    """Scale greyscale values to uint8: integers from 16 bits, floats from [0, 1] or else from [0, 255]."""
+    low, high = grey.min(), grey.max()
+    if grey.dtype.kind in "iu":
+        limit, wanted = 65535, "0 to 65535"
+    else:
+        limit, wanted = (1 if high <= 1 else 255), "0 to 1, or 0 to 255"
+    if not (low >= 0 and high <= limit):  # NaN is neither
+        raise ValueError(f"its {grey.dtype} grey values are from {low:g} to {high:g}; wanted {wanted}")
+    return (grey * (255 / limit) + 0.5).astype(np.uint8)
 
 
 def _reason(error: Exception) -> str:

@@ -11,9 +11,15 @@ from typing import Any
 from ..settings import check_types, from_table
 from .errors import DataError
 
-KINDS = ("folder", "hugging_face", "npz", "tar", "latents")
+KINDS = ("folder", "hugging_face", "parquet", "npz", "tar", "zip", "latents")
 LATENT_INDEX = "index.json"
-OWN_KEYS = {"split": ("hugging_face",), "image_key": ("hugging_face", "npz"), "label_key": ("hugging_face", "npz")}
+OWN_KEYS = {
+    "split": ("hugging_face", "parquet", "folder"),
+    "image_key": ("hugging_face", "parquet", "npz"),
+    "label_key": ("hugging_face", "parquet", "npz", "folder"),
+}
+# Names of pickled batches: downsampled ImageNet's and CIFAR's.
+PICKLED_BATCHES = ("train_data_batch_*", "val_data", "data_batch_*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +32,11 @@ class DataSpec:
         image_size: width and height of the cropped pictures. Latents have their size already.
         flip: flip each sample horizontally with probability 1/2.
         max_skipped: number of unreadable files that are counted, logged and replaced; one more is an error.
-        split: split of a Hugging Face data set.
-        image_key, label_key: columns of a Hugging Face data set or arrays of an npz file, if not the usual ones.
+        split: split of a Hugging Face data set, or sub-folder to read.
+        image_key, label_key: columns of a Hugging Face data set or of a folder's ``metadata.jsonl``, or arrays of an
+            npz file, if not the usual ones.
+        exif_orientation: turn pictures as their EXIF data says; ADM's preprocessing of ImageNet does not.
+        background: the colour behind transparent pictures, by name or as ``#rrggbb``.
 
     Raises:
         DataError: a value has the wrong type or is out of range.
@@ -41,6 +50,8 @@ class DataSpec:
     split: str | None = None
     image_key: str | None = None
     label_key: str | None = None
+    exif_orientation: bool = True
+    background: str = "white"
 
     def __post_init__(self) -> None:
         try:
@@ -71,7 +82,7 @@ class DataSpec:
         spec = dataclasses.replace(self, kind=guess_kind(self.path)) if self.kind == "auto" else self
         for key, kinds in OWN_KEYS.items():
             if getattr(spec, key) is not None and spec.kind not in kinds:
-                raise DataError(f"{key} is for {' and '.join(kinds)}; {spec.path} is of the kind {spec.kind}")
+                raise DataError(f"{key} is for {', '.join(kinds)}; {spec.path} is of the kind {spec.kind}")
         if spec.image_size is None and spec.kind != "latents":
             raise DataError(f"image_size is missing: how large to make the pictures of {spec.path}")
         return spec
@@ -88,10 +99,21 @@ def guess_kind(path: str | os.PathLike[str]) -> str:
         return "npz"
     if text.endswith((".tar", ".tgz", ".tar.gz")):
         return "tar"
+    if text.endswith(".zip"):
+        return "zip"
     if not place.is_dir():
         raise FileNotFoundError(f"no data at {path}")
     if (place / LATENT_INDEX).is_file():
         return "latents"
     if any((place / name).is_file() for name in ("dataset_dict.json", "dataset_info.json")):
         return "hugging_face"
-    return "tar" if any(place.glob("*.tar")) else "folder"
+    if any(place.glob("*.tar")):
+        return "tar"
+    if any(place.glob("*.parquet")) or any(place.glob("data/*.parquet")):
+        return "parquet"
+    if any(child.is_dir() for child in place.iterdir()):
+        return "folder"
+    pickled = sorted(file.name for name in PICKLED_BATCHES for file in place.glob(name) if not file.suffix)
+    if pickled:
+        raise DataError(f"{place} holds pickles ({pickled[0]}), which may run code: take the same data as .npz files")
+    return "npz" if any(place.glob("*.npz")) else "folder"
