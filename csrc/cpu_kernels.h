@@ -1,0 +1,99 @@
+// The loops of the CPU operators: what they take, and the choice of the instruction set that they run with.
+//
+// A kernel does the units begin .. end of a task; what a unit is says the task. Units may be dealt out to threads in any
+// way: what is summed up over units goes through partial sums of the task's own making, so results never depend on it.
+
+#pragma once
+
+#include <cstdint>
+
+#include "cpu_types.h"
+
+#define DIMR_INLINED __attribute__((always_inline)) inline
+
+namespace dimr {
+
+enum class Capability : int { baseline, avx2, avx512 };
+
+// The best that this machine has, or what DIMR_KERNELS_CPU_CAPABILITY asked for when it was first needed.
+Capability cpu_capability();
+// For tests. False, and nothing changed, where this machine or this build lacks it.
+bool set_cpu_capability(Capability wanted);
+bool has_capability(Capability wanted);
+
+#if defined(DIMR_X86_SETS)
+#define DIMR_KERNEL(NAME, TASK)                                                     \
+  namespace baseline { void NAME(const TASK&, int64_t, int64_t, float*); }          \
+  namespace avx2 { void NAME(const TASK&, int64_t, int64_t, float*); }              \
+  namespace avx512 { void NAME(const TASK&, int64_t, int64_t, float*); }            \
+  inline auto NAME##_kernel() {                                                     \
+    const Capability set = cpu_capability();                                        \
+    if (set == Capability::avx512) return &avx512::NAME;                            \
+    return set == Capability::avx2 ? &avx2::NAME : &baseline::NAME;                 \
+  }
+#else
+#define DIMR_KERNEL(NAME, TASK)                                            \
+  namespace baseline { void NAME(const TASK&, int64_t, int64_t, float*); } \
+  inline auto NAME##_kernel() { return &baseline::NAME; }
+#endif
+
+// ---- Depthwise convolution ----
+
+constexpr int64_t kChannelBlock = 16;  // channels that are convolved together: a cache line of float32
+
+// Elements between samples, rows and columns; channels lie side by side.
+struct Image {
+  const void* data;
+  int64_t sample, row, column;
+};
+
+struct DepthwiseShape {
+  int64_t B, H, W, C, K;
+
+  // Inlined always: these are compiled for every instruction set, and the linker keeps one copy of what is not.
+  DIMR_INLINED int64_t blocks() const { return (C + kChannelBlock - 1) / kChannelBlock; }
+  // Of a band's copy in float32: columns with zeros on both sides, rounded up to the widest tile.
+  DIMR_INLINED int64_t padded_width() const { return (W + 15) / 16 * 16 + K - 1; }
+  // Rows that are convolved at a time, so that the copy stays in the cache that a core has to itself.
+  DIMR_INLINED int64_t band() const {
+    const int64_t fitting = kBandBytes / (padded_width() * kChannelBlock * 4) - (K - 1);
+    const int64_t rows = fitting < kShortestBand ? kShortestBand : fitting;
+    return rows < H ? rows : H;
+  }
+  DIMR_INLINED int64_t bands() const { return (H + band() - 1) / band(); }
+  DIMR_INLINED int64_t padded_floats() const { return padded_width() * (band() + K - 1) * kChannelBlock; }
+
+  static constexpr int64_t kBandBytes = 128 << 10, kShortestBand = 8;
+};
+
+// Unit: a band of rows of one image, of one block of channels.
+struct DepthwiseForward {
+  DepthwiseShape shape;
+  Type type;  // of x, residual and out
+  Image x, residual;  // residual.data may be null
+  void* out;
+  int64_t out_sample, out_row, out_column;
+  const float* taps;  // [blocks, K * K, kChannelBlock]
+  const float* bias;  // [blocks, kChannelBlock] or null
+
+  DIMR_INLINED int64_t units() const { return shape.B * shape.bands() * shape.blocks(); }
+  DIMR_INLINED int64_t scratch() const { return shape.padded_floats(); }
+};
+DIMR_KERNEL(depthwise_forward, DepthwiseForward)
+
+// Unit: one block of channels of a range of (image, band) pairs.
+struct DepthwiseBackward {
+  DepthwiseShape shape;
+  Type type;  // of grad, x and dx
+  Image grad, x;  // x.data is null where the weight wants no gradient
+  void* dx;  // contiguous, or null
+  const float* taps;  // turned around
+  float* partials;  // [splits, blocks, K * K + 1, kChannelBlock]: of the weight's gradient and the bias's; null without x
+  int64_t splits;
+
+  DIMR_INLINED int64_t units() const { return splits * shape.blocks(); }
+  DIMR_INLINED int64_t scratch() const { return 2 * shape.padded_floats(); }
+};
+DIMR_KERNEL(depthwise_backward, DepthwiseBackward)
+
+}  // namespace dimr
