@@ -52,18 +52,19 @@ struct DepthwiseShape {
 
   // Inlined always: these are compiled for every instruction set, and the linker keeps one copy of what is not.
   DIMR_INLINED int64_t blocks() const { return (C + kChannelBlock - 1) / kChannelBlock; }
-  // Of a band's copy in float32: columns with zeros on both sides, rounded up to the widest tile.
+  // Of a row's copy in float32: columns with zeros on both sides, rounded up to the widest tile.
   DIMR_INLINED int64_t padded_width() const { return (W + 15) / 16 * 16 + K - 1; }
-  // Rows that are convolved at a time, so that the copy stays in the cache that a core has to itself.
+  DIMR_INLINED int64_t padded_floats() const { return padded_width() * K * kChannelBlock; }
+  // Rows of an image that a unit takes: all, or less where that leaves few units. A band reads K - 1 rows of others.
   DIMR_INLINED int64_t band() const {
-    const int64_t fitting = kBandBytes / (padded_width() * kChannelBlock * 4) - (K - 1);
-    const int64_t rows = fitting < kShortestBand ? kShortestBand : fitting;
-    return rows < H ? rows : H;
+    const int64_t wanted = (kUnits + B * blocks() - 1) / (B * blocks());
+    const int64_t rows = (H + wanted - 1) / wanted;
+    const int64_t longer = rows < kShortestBand ? kShortestBand : rows;
+    return longer < H ? longer : H;
   }
   DIMR_INLINED int64_t bands() const { return (H + band() - 1) / band(); }
-  DIMR_INLINED int64_t padded_floats() const { return padded_width() * (band() + K - 1) * kChannelBlock; }
 
-  static constexpr int64_t kBandBytes = 128 << 10, kShortestBand = 8;
+  static constexpr int64_t kUnits = 32, kShortestBand = 16;
 };
 
 // Unit: a band of rows of one image, of one block of channels.

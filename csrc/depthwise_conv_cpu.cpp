@@ -1,8 +1,8 @@
 // The depthwise convolution on a CPU: forward, and all gradients.
 //
-// A block of channels of a band of rows is copied into float32 with zeros around it; a tile of neighbouring outputs then
-// stays in registers while the taps of one kernel row and one input at a time pass by. The copy turns reads that lie a
-// pixel's channels apart into dense ones, which for many widths would otherwise fall into few lines of the cache.
+// Of one block of channels the last K rows are kept as float32, with zeros on both sides, in the fastest cache. A tile of
+// neighbouring outputs stays in registers while the taps of one kernel row and one input at a time pass by. Read in
+// place, the inputs would lie a pixel's channels apart, for many widths in the same few lines of the cache.
 
 #include "cpu_kernels.h"
 #include "vec.h"
@@ -13,7 +13,6 @@ namespace {
 
 constexpr int kVectors = kChannelBlock / kLanes;
 constexpr int kWidest = kLanes == 16 ? 16 : 8;  // a tile's outputs, the taps of a row and an input fill the registers
-constexpr int64_t kPrefetchPixels = 12;
 
 DIMR_ALWAYS_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -41,20 +40,47 @@ DIMR_ALWAYS_INLINE Place place(const DepthwiseShape& s, int64_t image, int64_t b
   return {image, channel, smaller(s.C - channel, kChannelBlock), top, smaller(top + s.band(), s.H)};
 }
 
-// The rows of `at` and K / 2 more on both sides into the inner columns of `padded`; zeros beyond the image's rows.
-template <class X>
-void copy_band(const DepthwiseShape& s, const Image& x, const Place& at, float* padded) {
-  const int64_t R = s.K / 2, width = s.padded_width() * kChannelBlock;
-  for (int64_t h = at.top - R; h < at.bottom + R; ++h) {
-    float* to = padded + (h - (at.top - R)) * width + R * kChannelBlock;
-    if (h < 0 || h >= s.H) {
-      for (int64_t i = 0; i < s.W * kChannelBlock; i += kLanes) store(to + i, Vec{});
-      continue;
-    }
+void clear(float* p, int64_t n) {
+  for (int64_t i = 0; i < n; i += kLanes) store(p + i, Vec{});
+}
+
+// The K rows around an output row, topmost first.
+template <int K>
+class Rows {
+ public:
+  static constexpr int R = K / 2;
+
+  // `memory`: K rows of the padded width, cleared.
+  DIMR_ALWAYS_INLINE Rows(const DepthwiseShape& shape, float* memory) : shape_(shape) {
+    for (int k = 0; k < K; ++k) row_[k] = memory + k * shape.padded_width() * kChannelBlock;
+  }
+
+  // Makes the next call of `advance` arrive at row at.top.
+  template <class X>
+  DIMR_ALWAYS_INLINE void start(const Image& x, const Place& at) {
+    for (int64_t h = at.top - R; h < at.top + R; ++h) copy_row<X>(x, at, h, row_[h - at.top + R + 1]);
+  }
+
+  template <class X>
+  DIMR_ALWAYS_INLINE void advance(const Image& x, const Place& at, int64_t h) {
+    float* const oldest = row_[0];
+    for (int k = 0; k + 1 < K; ++k) row_[k] = row_[k + 1];
+    row_[K - 1] = oldest;
+    copy_row<X>(x, at, h + R, oldest);
+  }
+
+  const float* operator[](int k) const { return row_[k]; }
+
+ private:
+  template <class X>
+  DIMR_ALWAYS_INLINE void copy_row(const Image& x, const Place& at, int64_t h, float* to) {
+    to += R * kChannelBlock;
+    if (h < 0 || h >= shape_.H) return clear(to, shape_.W * kChannelBlock);
     const X* from = static_cast<const X*>(x.data) + at.image * x.sample + h * x.row + at.channel;
-    for (int64_t w = 0; w < s.W; ++w, from += x.column, to += kChannelBlock) {
-      __builtin_prefetch(reinterpret_cast<const void*>(
-          reinterpret_cast<uintptr_t>(from) + static_cast<uintptr_t>(kPrefetchPixels * x.column) * sizeof(X)));
+    for (int64_t w = 0; w < shape_.W; ++w, from += x.column, to += kChannelBlock) {
+      // The row after this one; beyond the last it does nothing.
+      const auto next = reinterpret_cast<uintptr_t>(from) + static_cast<uintptr_t>(x.row) * sizeof(X);
+      __builtin_prefetch(reinterpret_cast<const void*>(next));
       if (at.channels == kChannelBlock) {
         DIMR_UNROLL_WHOLE
         for (int v = 0; v < kVectors; ++v) store(to + v * kLanes, load(from + v * kLanes));
@@ -63,16 +89,16 @@ void copy_band(const DepthwiseShape& s, const Image& x, const Place& at, float* 
       }
     }
   }
-}
 
-void clear(float* p, int64_t n) {
-  for (int64_t i = 0; i < n; i += kLanes) store(p + i, Vec{});
-}
+  const DepthwiseShape& shape_;
+  float* row_[K];
+};
 
-// sums[i] += the convolution at pixel i; `in` is the padded pixel at the upper left corner of the first one's window.
+// sums[i] += the convolution at pixel i, whose window begins `at` floats into the rows.
 template <int K, int TILE>
-DIMR_ALWAYS_INLINE void convolve(const float* in, int64_t in_row, const float* taps, Vec (&sums)[TILE]) {
-  for (int kh = 0; kh < K; ++kh, in += in_row, taps += K * kChannelBlock) {
+DIMR_ALWAYS_INLINE void convolve(const Rows<K>& rows, int64_t at, const float* taps, Vec (&sums)[TILE]) {
+  for (int kh = 0; kh < K; ++kh, taps += K * kChannelBlock) {
+    const float* in = rows[kh] + at;
     Vec tap[K];
     DIMR_UNROLL_WHOLE
     for (int k = 0; k < K; ++k) tap[k] = load(taps + k * kChannelBlock);
@@ -124,91 +150,88 @@ struct Target {
   int64_t sample, row, column;
 };
 
-// One band of a convolution; `padded` holds its input.
+// Output row h.
 template <class X, int K>
-void convolve_band(
-    const DepthwiseShape& s, const Place& at, const float* padded, const float* taps, const float* bias,
+void convolve_row(
+    const DepthwiseShape& s, const Place& at, int64_t h, const Rows<K>& rows, const float* taps, const float* bias,
     const Image& residual, const Target& out) {
-  const int64_t in_row = s.padded_width() * kChannelBlock;
   const bool whole = at.channels == kChannelBlock;
-  for (int64_t h = at.top; h < at.bottom; ++h) {
-    const float* in = padded + (h - at.top) * in_row;
-    X* to_row = static_cast<X*>(out.data) + at.image * out.sample + h * out.row + at.channel;
-    const X* residual_row = residual.data == nullptr
-        ? nullptr
-        : static_cast<const X*>(residual.data) + at.image * residual.sample + h * residual.row + at.channel;
-    for_tiles(s.W, [&](int64_t w, auto tile) {
-      constexpr int TILE = decltype(tile)::value;
-      const int64_t count = smaller(s.W - w, TILE);
-      for (int v = 0; v < kVectors; ++v) {
-        const int64_t first = v * kLanes;
-        if (first >= at.channels) return;
-        const Vec start = bias == nullptr ? Vec{} : load(bias + first);
-        Vec sums[TILE];
-        DIMR_UNROLL_WHOLE
-        for (int i = 0; i < TILE; ++i) sums[i] = start;
-        convolve<K, TILE>(in + w * kChannelBlock + first, in_row, taps + first, sums);
-        X* to = to_row + w * out.column + first;
-        const X* addend = residual_row == nullptr ? nullptr : residual_row + w * residual.column + first;
-        const auto finish = [&](int64_t n, auto lanes) {
-          DIMR_UNROLL_WHOLE
-          for (int i = 0; i < TILE; ++i) {
-            if (i >= n) return;
-            const Vec y = addend == nullptr ? sums[i] : sums[i] + load(addend + i * residual.column, lanes);
-            store(to + i * out.column, y, lanes);
-          }
-        };
-        if (whole && count == TILE) {
-          finish(TILE, Whole{});
-        } else if (at.channels - first >= kLanes) {
-          finish(count, Whole{});
-        } else {
-          finish(count, Part{static_cast<int>(at.channels - first)});
-        }
-      }
-    });
-  }
-}
-
-// Adds a band's share of the gradients of taps and bias to `partial`; `grad` and `x` are its padded copies.
-template <int K>
-void gather_band(const DepthwiseShape& s, const Place& at, const float* grad, const float* x, float* partial) {
-  constexpr int R = K / 2;
-  const int64_t row = s.padded_width() * kChannelBlock;
-  for (int64_t h = 0; h < at.bottom - at.top; ++h) {
-    const float* g = grad + (h + R) * row + R * kChannelBlock;
+  X* to_row = static_cast<X*>(out.data) + at.image * out.sample + h * out.row + at.channel;
+  const X* residual_row = residual.data == nullptr
+      ? nullptr
+      : static_cast<const X*>(residual.data) + at.image * residual.sample + h * residual.row + at.channel;
+  for_tiles(s.W, [&](int64_t w, auto tile) {
+    constexpr int TILE = decltype(tile)::value;
+    const int64_t count = smaller(s.W - w, TILE);
     for (int v = 0; v < kVectors; ++v) {
       const int64_t first = v * kLanes;
-      for (int kh = 0; kh < K; ++kh) {
-        const float* in = x + (h + kh) * row;
-        Vec sums[K] = {};  // of this row alone, which keeps the error of long sums small
-        for_tiles(s.W, [&](int64_t w, auto tile) {
-          correlate<K, decltype(tile)::value>(in + w * kChannelBlock + first, g + w * kChannelBlock + first, sums);
-        });
-        float* to = partial + kh * K * kChannelBlock + first;
+      if (first >= at.channels) return;
+      const Vec start = bias == nullptr ? Vec{} : load(bias + first);
+      Vec sums[TILE];
+      DIMR_UNROLL_WHOLE
+      for (int i = 0; i < TILE; ++i) sums[i] = start;
+      convolve<K, TILE>(rows, w * kChannelBlock + first, taps + first, sums);
+      X* to = to_row + w * out.column + first;
+      const X* addend = residual_row == nullptr ? nullptr : residual_row + w * residual.column + first;
+      const auto finish = [&](int64_t n, auto lanes) {
         DIMR_UNROLL_WHOLE
-        for (int k = 0; k < K; ++k) store(to + k * kChannelBlock, load(to + k * kChannelBlock) + sums[k]);
+        for (int i = 0; i < TILE; ++i) {
+          if (i >= n) return;
+          const Vec y = addend == nullptr ? sums[i] : sums[i] + load(addend + i * residual.column, lanes);
+          store(to + i * out.column, y, lanes);
+        }
+      };
+      if (whole && count == TILE) {
+        finish(TILE, Whole{});
+      } else if (at.channels - first >= kLanes) {
+        finish(count, Whole{});
+      } else {
+        finish(count, Part{static_cast<int>(at.channels - first)});
       }
-      Vec sum = {};
-      for (int64_t w = 0; w < s.W; ++w) sum += load(g + w * kChannelBlock + first);
-      float* to = partial + K * K * kChannelBlock + first;
-      store(to, load(to) + sum);
     }
+  });
+}
+
+// Adds a row's share of the gradients of taps and bias to `partial`.
+template <int K>
+void gather_row(const DepthwiseShape& s, const Rows<K>& grads, const Rows<K>& inputs, float* partial) {
+  const float* grad = grads[K / 2] + K / 2 * kChannelBlock;
+  for (int v = 0; v < kVectors; ++v) {
+    const int64_t first = v * kLanes;
+    for (int kh = 0; kh < K; ++kh) {
+      Vec sums[K] = {};  // of this row alone, which keeps the error of long sums small
+      for_tiles(s.W, [&](int64_t w, auto tile) {
+        const int64_t at = w * kChannelBlock + first;
+        correlate<K, decltype(tile)::value>(inputs[kh] + at, grad + at, sums);
+      });
+      float* to = partial + kh * K * kChannelBlock + first;
+      DIMR_UNROLL_WHOLE
+      for (int k = 0; k < K; ++k) store(to + k * kChannelBlock, load(to + k * kChannelBlock) + sums[k]);
+    }
+    Vec sum = {};
+    for (int64_t w = 0; w < s.W; ++w) sum += load(grad + w * kChannelBlock + first);
+    float* to = partial + K * K * kChannelBlock + first;
+    store(to, load(to) + sum);
   }
 }
 
 template <class X, int K>
-void forward(const DepthwiseForward& task, int64_t begin, int64_t end, float* padded) {
+void forward(const DepthwiseForward& task, int64_t begin, int64_t end, float* scratch) {
   const DepthwiseShape& s = task.shape;
   const int64_t blocks = s.blocks(), bands = s.bands();
-  clear(padded, task.scratch());
+  clear(scratch, task.scratch());
   const Target out{task.out, task.out_sample, task.out_row, task.out_column};
+  Rows<K> rows(s, scratch);
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t block = unit % blocks, pair = unit / blocks;
     const Place at = place(s, pair / bands, pair % bands, block);
-    copy_band<X>(s, task.x, at, padded);
+    const float* taps = task.taps + block * K * K * kChannelBlock;
     const float* bias = task.bias == nullptr ? nullptr : task.bias + block * kChannelBlock;
-    convolve_band<X, K>(s, at, padded, task.taps + block * K * K * kChannelBlock, bias, task.residual, out);
+    rows.template start<X>(task.x, at);
+    for (int64_t h = at.top; h < at.bottom; ++h) {
+      rows.template advance<X>(task.x, at, h);
+      convolve_row<X, K>(s, at, h, rows, taps, bias, task.residual, out);
+    }
   }
 }
 
@@ -216,22 +239,25 @@ template <class X, int K>
 void backward(const DepthwiseBackward& task, int64_t begin, int64_t end, float* scratch) {
   const DepthwiseShape& s = task.shape;
   const int64_t blocks = s.blocks(), bands = s.bands(), pairs = s.B * bands, sums = (K * K + 1) * kChannelBlock;
-  float *grad = scratch, *x = scratch + s.padded_floats();
   clear(scratch, task.scratch());
   const Target dx{task.dx, s.H * s.W * s.C, s.W * s.C, s.C};
+  Rows<K> grads(s, scratch), inputs(s, scratch + s.padded_floats());
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t block = unit % blocks, split = unit / blocks;
     float* partial = task.partials == nullptr ? nullptr : task.partials + unit * sums;
     if (partial != nullptr) clear(partial, sums);
     for (int64_t pair = split * pairs / task.splits; pair < (split + 1) * pairs / task.splits; ++pair) {
       const Place at = place(s, pair / bands, pair % bands, block);
-      copy_band<X>(s, task.grad, at, grad);
-      if (task.dx != nullptr) {
-        convolve_band<X, K>(s, at, grad, task.taps + block * K * K * kChannelBlock, nullptr, Image{}, dx);
+      const float* taps = task.taps + block * K * K * kChannelBlock;
+      grads.template start<X>(task.grad, at);
+      if (partial != nullptr) inputs.template start<X>(task.x, at);
+      for (int64_t h = at.top; h < at.bottom; ++h) {
+        grads.template advance<X>(task.grad, at, h);
+        if (task.dx != nullptr) convolve_row<X, K>(s, at, h, grads, taps, nullptr, Image{}, dx);
+        if (partial == nullptr) continue;
+        inputs.template advance<X>(task.x, at, h);
+        gather_row<K>(s, grads, inputs, partial);
       }
-      if (partial == nullptr) continue;
-      copy_band<X>(s, task.x, at, x);
-      gather_band<K>(s, at, grad, x, partial);
     }
   }
 }
