@@ -170,8 +170,11 @@ void convolve_row(
       Vec sums[TILE];
       DIMR_UNROLL_WHOLE
       for (int i = 0; i < TILE; ++i) sums[i] = start;
-      convolve<K, TILE>(rows, w * kChannelBlock + first, taps + first, sums);
       X* to = to_row + w * out.column + first;
+      if (v == 0) {  // the lines that are written at the end, which lie as far apart as the inputs
+        for (int64_t i = 0; i < count; ++i) __builtin_prefetch(to + i * out.column, 1);
+      }
+      convolve<K, TILE>(rows, w * kChannelBlock + first, taps + first, sums);
       const X* addend = residual_row == nullptr ? nullptr : residual_row + w * residual.column + first;
       const auto finish = [&](int64_t n, auto lanes) {
         DIMR_UNROLL_WHOLE
