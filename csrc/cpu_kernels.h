@@ -97,4 +97,92 @@ struct DepthwiseBackward {
 };
 DIMR_KERNEL(depthwise_backward, DepthwiseBackward)
 
+// ---- Scale and shift that a gate of the timestep mixes (DiMR eq. (5)) ----
+
+// A pair of parameters [D] and their gate, whose weight and offset are [D] (stride 1) or [1] (stride 0).
+struct GatedPair {
+  const float *first, *second, *weight, *offset;
+  int64_t gate_stride;
+};
+
+// Unit: one of the `kinds` (scale, shift) for one timestep.
+struct GateTable {
+  const float* t;
+  GatedPair pair[2];
+  int64_t T, kinds, D;
+  float* table;  // [T, kinds, D]
+
+  DIMR_INLINED int64_t units() const { return T * kinds; }
+  DIMR_INLINED int64_t scratch() const { return 0; }
+};
+DIMR_KERNEL(gate_table, GateTable)
+
+// Unit: a block of columns of one of the kinds.
+struct GateGradients {
+  const float* t;
+  GatedPair pair[2];
+  int64_t T, kinds, D;
+  const float* partials;  // [T, chunks, kinds, D]: of the gradients of scale and shift
+  int64_t chunks;
+  float* sums;  // [kinds, 4, D]: of first, second, weight and offset, by column
+  float* dt;  // [kinds, blocks, T], or null
+
+  static constexpr int64_t kColumns = 256;
+  DIMR_INLINED int64_t blocks() const { return (D + kColumns - 1) / kColumns; }
+  DIMR_INLINED int64_t units() const { return kinds * blocks(); }
+  DIMR_INLINED int64_t scratch() const { return T * 16; }
+};
+DIMR_KERNEL(gate_gradients, GateGradients)
+
+// ---- Norms of rows ----
+
+// Rows of D elements that lie side by side, N to a sample; elements between samples and rows. No data: absent.
+struct RowSet {
+  void* data;
+  Type type;
+  int64_t sample, row;
+};
+
+// Row n of a sample is pixel (n / (factor * width), n % (factor * width)) of an image that a pixel shuffle made; it is
+// read from [H, width, factor * factor * D], where pixels lie a RowSet's `row` apart. factor 0: no shuffle.
+struct Shuffle {
+  int64_t factor, width;
+};
+
+// Unit: a row.
+struct NormForward {
+  int64_t B, N, D;
+  RowSet x, residual, total, addend, y;  // total: x + residual, of the type that torch's promotion gives
+  Shuffle shuffle;  // of x
+  const float* offset;  // [D] or null: added before the norm, not part of the total
+  const float* table;  // [T, kinds, D]
+  int64_t table_stride;  // between samples, 0 for one timestep
+  float* stats;  // [1 (rms) or 2, B * N] or null: root mean square; or mean and reciprocal deviation
+  float eps;
+  bool rms, shift;
+
+  DIMR_INLINED int64_t units() const { return B * N; }
+  DIMR_INLINED int64_t scratch() const { return 2 * (D + 16); }
+};
+DIMR_KERNEL(norm_forward, NormForward)
+
+// Unit: a chunk of rows of one timestep.
+struct NormBackward {
+  int64_t B, N, D;
+  RowSet x, dy, dtotal, dx;
+  Shuffle shuffle;  // of x and dx
+  const float* table;
+  int64_t table_stride, kinds;  // kinds: of the table
+  const float* stats;
+  float* partials;  // [groups * chunks, 1 or 2, D] or null
+  int64_t groups, chunks, rows_per_chunk;  // groups: timesteps
+  float eps;
+  bool rms, shift;
+
+  static constexpr int64_t kRows = 4;  // that are worked on together
+  DIMR_INLINED int64_t units() const { return groups * chunks; }
+  DIMR_INLINED int64_t scratch() const { return (3 * kRows + 1) * (D + 16); }
+};
+DIMR_KERNEL(norm_backward, NormBackward)
+
 }  // namespace dimr

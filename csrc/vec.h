@@ -57,7 +57,7 @@ struct Part {
 // ---- Memory ----
 
 template <class V, class T>
-DIMR_ALWAYS_INLINE V load_raw(const T* p) {
+DIMR_ALWAYS_INLINE V load_raw(const T* p, Whole = {}) {
   V v;
   __builtin_memcpy(&v, p, sizeof(v));
   return v;
@@ -71,7 +71,7 @@ DIMR_ALWAYS_INLINE V load_raw(const T* p, Part part) {
 }
 
 template <class V, class T>
-DIMR_ALWAYS_INLINE void store_raw(T* p, V v) {
+DIMR_ALWAYS_INLINE void store_raw(T* p, V v, Whole = {}) {
   __builtin_memcpy(p, &v, sizeof(v));
 }
 
@@ -198,15 +198,16 @@ DIMR_ALWAYS_INLINE float total(Vec v) {
   return lanes[0];
 }
 
+constexpr int64_t kSumBlock = 4096;  // elements of a row that are added up in float32; beyond, in double
+
 // Sums of SUMS kinds over n elements: f(i, lanes, sums) adds the vector at i to Vec sums[SUMS]. Four interleaved sums
 // hide the addition's latency; blocks that are joined in double keep the error of long rows that of short ones.
 template <int SUMS, class F>
 DIMR_ALWAYS_INLINE void sum_vectors(int64_t n, float (&result)[SUMS], const F& f) {
   constexpr int kWays = 4;
-  constexpr int64_t kBlock = 4096;
   double joined[SUMS] = {};
-  for (int64_t start = 0; start < n; start += kBlock) {
-    const int64_t end = n - start < kBlock ? n : start + kBlock;
+  for (int64_t start = 0; start < n; start += kSumBlock) {
+    const int64_t end = n - start < kSumBlock ? n : start + kSumBlock;
     Vec sums[kWays][SUMS] = {};
     int64_t i = start;
     for (; i + kWays * kLanes <= end; i += kWays * kLanes) {
