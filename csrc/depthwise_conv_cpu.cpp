@@ -150,54 +150,71 @@ struct Target {
   int64_t sample, row, column;
 };
 
+// Where a tile's outputs go, `channels` to a pixel; `pixel` and `residual_pixel` are elements from one to the next.
+struct Outputs {
+  void* data;
+  const void* residual;  // or null
+  int64_t pixel, residual_pixel, count, channels;
+};
+
+// What a tile made, [count, kChannelBlock] float32, plus the residual.
+template <class X>
+void finish_tile(const float* made, const Outputs& to) {
+  for (int64_t i = 0; i < to.count; ++i) {
+    for_block(to.channels, [&](int v, auto lanes) {
+      Vec y = load(made + i * kChannelBlock + v * kLanes);
+      if (to.residual != nullptr) {
+        y += load(static_cast<const X*>(to.residual) + i * to.residual_pixel + v * kLanes, lanes);
+      }
+      store(static_cast<X*>(to.data) + i * to.pixel + v * kLanes, y, lanes);
+    });
+  }
+}
+
+// The tile whose windows begin at pixel w of the rows: into `target`, so many floats from pixel to pixel.
+template <int K, int TILE>
+__attribute__((noinline)) void make_tile(const Rows<K>& rows, int64_t w, const float* taps, const float* bias, float* target, int64_t pixel) {
+  for (int v = 0; v < kVectors; ++v) {
+    const int64_t first = v * kLanes;
+    const Vec start = bias == nullptr ? Vec{} : load(bias + first);
+    Vec sums[TILE];
+    DIMR_UNROLL_WHOLE
+    for (int i = 0; i < TILE; ++i) sums[i] = start;
+    convolve<K, TILE>(rows, w * kChannelBlock + first, taps + first, sums);
+    DIMR_UNROLL_WHOLE
+    for (int i = 0; i < TILE; ++i) store(target + i * pixel + first, sums[i]);
+  }
+}
+
 // Output row h.
 template <class X, int K>
 void convolve_row(
     const DepthwiseShape& s, const Place& at, int64_t h, const Rows<K>& rows, const float* taps, const float* bias,
     const Image& residual, const Target& out) {
-  const bool whole = at.channels == kChannelBlock;
   X* to_row = static_cast<X*>(out.data) + at.image * out.sample + h * out.row + at.channel;
   const X* residual_row = residual.data == nullptr
       ? nullptr
       : static_cast<const X*>(residual.data) + at.image * residual.sample + h * residual.row + at.channel;
   for_tiles(s.W, [&](int64_t w, auto tile) {
     constexpr int TILE = decltype(tile)::value;
+    X* to = to_row + w * out.column;
     const int64_t count = smaller(s.W - w, TILE);
-    for (int v = 0; v < kVectors; ++v) {
-      const int64_t first = v * kLanes;
-      if (first >= at.channels) return;
-      const Vec start = bias == nullptr ? Vec{} : load(bias + first);
-      Vec sums[TILE];
-      DIMR_UNROLL_WHOLE
-      for (int i = 0; i < TILE; ++i) sums[i] = start;
-      X* to = to_row + w * out.column + first;
-      if (v == 0) {  // the lines that are written at the end, which lie as far apart as the inputs
-        for (int64_t i = 0; i < count; ++i) __builtin_prefetch(to + i * out.column, 1);
-      }
-      convolve<K, TILE>(rows, w * kChannelBlock + first, taps + first, sums);
-      const X* addend = residual_row == nullptr ? nullptr : residual_row + w * residual.column + first;
-      const auto finish = [&](int64_t n, auto lanes) {
-        DIMR_UNROLL_WHOLE
-        for (int i = 0; i < TILE; ++i) {
-          if (i >= n) return;
-          const Vec y = addend == nullptr ? sums[i] : sums[i] + load(addend + i * residual.column, lanes);
-          store(to + i * out.column, y, lanes);
-        }
-      };
-      if (whole && count == TILE) {
-        finish(TILE, Whole{});
-      } else if (at.channels - first >= kLanes) {
-        finish(count, Whole{});
-      } else {
-        finish(count, Part{static_cast<int>(at.channels - first)});
+    for (int64_t i = 0; i < count; ++i) __builtin_prefetch(to + i * out.column, 1);  // pixels lie far apart here
+    if constexpr (sizeof(X) == sizeof(float)) {
+      if (residual_row == nullptr && count == TILE && at.channels == kChannelBlock) {
+        return make_tile<K, TILE>(rows, w, taps, bias, to, out.column);
       }
     }
+    float made[TILE * kChannelBlock];
+    make_tile<K, TILE>(rows, w, taps, bias, made, kChannelBlock);
+    const X* addend = residual_row == nullptr ? nullptr : residual_row + w * residual.column;
+    finish_tile<X>(made, {to, addend, out.column, residual.column, count, at.channels});
   });
 }
 
 // Adds a row's share of the gradients of taps and bias to `partial`.
 template <int K>
-void gather_row(const DepthwiseShape& s, const Rows<K>& grads, const Rows<K>& inputs, float* partial) {
+__attribute__((noinline)) void gather_row(const DepthwiseShape& s, const Rows<K>& grads, const Rows<K>& inputs, float* partial) {
   const float* grad = grads[K / 2] + K / 2 * kChannelBlock;
   for (int v = 0; v < kVectors; ++v) {
     const int64_t first = v * kLanes;
