@@ -179,10 +179,36 @@ struct NormBackward {
   float eps;
   bool rms, shift;
 
-  static constexpr int64_t kRows = 4;  // that are worked on together
+  static constexpr int64_t kRows = 2;  // that are worked on together
   DIMR_INLINED int64_t units() const { return groups * chunks; }
   DIMR_INLINED int64_t scratch() const { return (3 * kRows + 1) * (D + 16); }
 };
 DIMR_KERNEL(norm_backward, NormBackward)
+
+// ---- GeGLU ----
+
+// Rows of D gates and as many values, each a RowSet of one "sample". Unit: a row, or a block of columns of a long one.
+struct GegluForward {
+  int64_t rows, D;
+  RowSet gate, value, out;  // of one type
+  bool tanh;
+
+  static constexpr int64_t kColumns = 4096;
+  DIMR_INLINED int64_t blocks() const { return (D + kColumns - 1) / kColumns; }
+  DIMR_INLINED int64_t units() const { return rows * blocks(); }
+  DIMR_INLINED int64_t scratch() const { return 0; }
+};
+DIMR_KERNEL(geglu_forward, GegluForward)
+
+struct GegluBackward {
+  int64_t rows, D;
+  RowSet grad, gate, value, dgate, dvalue;
+  bool tanh;
+
+  DIMR_INLINED int64_t blocks() const { return (D + GegluForward::kColumns - 1) / GegluForward::kColumns; }
+  DIMR_INLINED int64_t units() const { return rows * blocks(); }
+  DIMR_INLINED int64_t scratch() const { return 0; }
+};
+DIMR_KERNEL(geglu_backward, GegluBackward)
 
 }  // namespace dimr

@@ -78,9 +78,7 @@ class Rows {
     if (h < 0 || h >= shape_.H) return clear(to, shape_.W * kChannelBlock);
     const X* from = static_cast<const X*>(x.data) + at.image * x.sample + h * x.row + at.channel;
     for (int64_t w = 0; w < shape_.W; ++w, from += x.column, to += kChannelBlock) {
-      // The row after this one; beyond the last it does nothing.
-      const auto next = reinterpret_cast<uintptr_t>(from) + static_cast<uintptr_t>(x.row) * sizeof(X);
-      __builtin_prefetch(reinterpret_cast<const void*>(next));
+      prefetch_at(from, x.row * static_cast<int64_t>(sizeof(X)));  // the row after this one
       if (at.channels == kChannelBlock) {
         DIMR_UNROLL_WHOLE
         for (int v = 0; v < kVectors; ++v) store(to + v * kLanes, load(from + v * kLanes));

@@ -11,11 +11,8 @@ namespace dimr {
 namespace DIMR_SET {
 namespace {
 
-constexpr int64_t kAheadBytes = 4096;  // see kAheadBytes in cpu_loops.h
-
-template <class T>
-DIMR_ALWAYS_INLINE void prefetch_ahead(const T* p) {
-  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + kAheadBytes));
+DIMR_ALWAYS_INLINE void prefetch_group(const float* p, int64_t elements) {
+  prefetch_at(p, elements * static_cast<int64_t>(sizeof(float)));
 }
 
 struct RowPlace {
@@ -165,8 +162,8 @@ void gather(RowGroup<ROWS>& rows, const float* gamma, float* dgamma, float* dbet
       Vec gamma_sum = {}, beta_sum = {};
       DIMR_UNROLL_WHOLE
       for (int r = 0; r < ROWS; ++r) {
-        prefetch_ahead(rows.x[r] + i);
-        prefetch_ahead(rows.dy[r] + i);
+        prefetch_group(rows.x[r] + i, ROWS * D);
+        prefetch_group(rows.dy[r] + i, ROWS * D);
         const Vec dy = load(rows.dy[r] + i, lanes), x = load(rows.x[r] + i, lanes);
         const Vec xhat = RMS ? x * rows.factor[r] : (x - rows.mean[r]) * rows.factor[r];
         const Vec product = dy * xhat;

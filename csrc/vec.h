@@ -95,6 +95,18 @@ DIMR_ALWAYS_INLINE Vec select(Ints mask, Vec a, Vec b) { return mask ? a : b; }
 DIMR_ALWAYS_INLINE Bits select(Ints mask, Bits a, Bits b) { return mask ? a : b; }
 DIMR_ALWAYS_INLINE Vec absolute(Vec x) { return as<Vec>(as<Bits>(x) & 0x7fffffffu); }
 
+// The address may lie beyond the tensor, where a prefetch does nothing.
+template <class T>
+DIMR_ALWAYS_INLINE void prefetch_at(const T* p, int64_t bytes) {
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + static_cast<uintptr_t>(bytes)));
+}
+
+// The hardware's own prefetch starts anew in every page.
+template <class T>
+DIMR_ALWAYS_INLINE void prefetch_ahead(const T* p) {
+  prefetch_at(p, 4096);
+}
+
 // ---- 16-bit numbers ----
 
 DIMR_ALWAYS_INLINE Vec widen(Halves h, BFloat16) { return as<Vec>(__builtin_convertvector(h, Bits) << 16); }
