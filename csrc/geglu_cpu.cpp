@@ -18,6 +18,12 @@ DIMR_ALWAYS_INLINE GeluValue gelu(Vec a) {
   return gelu_exact(a);
 }
 
+template <bool TANH>
+DIMR_ALWAYS_INLINE Vec gelu_value(Vec a) {
+  if constexpr (TANH) return gelu_tanh(a).value;
+  return gelu_exact_value(a);
+}
+
 // f(row, column, columns) for the units begin .. end.
 template <class Task, class F>
 DIMR_ALWAYS_INLINE void for_units(const Task& task, int64_t begin, int64_t end, const F& f) {
@@ -36,7 +42,7 @@ void forward(const GegluForward& task, int64_t begin, int64_t end) {
     for_vectors(columns, [&](int64_t i, auto lanes) {
       prefetch_ahead(gate + i);
       prefetch_ahead(value + i);
-      store(out + i, gelu<TANH>(load(gate + i, lanes)).value * load(value + i, lanes), lanes);
+      store(out + i, gelu_value<TANH>(load(gate + i, lanes)) * load(value + i, lanes), lanes);
     });
   });
 }

@@ -290,6 +290,34 @@ DIMR_ALWAYS_INLINE GeluValue gelu_exact(Vec a) {
   return {select(negative, Vec{}, a) - z * tail, cdf + side * density * 0.398942280f};
 }
 
+// The value alone, in two thirds of the instructions: Phi(-z) is 2**P(z). Absolute error at most 6e-8, relative error of
+// Phi at most 5e-7 up to z = 1.5 and 7e-6 up to z = 5.6, beyond which Phi is less than 1e-8.
+DIMR_ALWAYS_INLINE Vec gelu_exact_value(Vec a) {
+  const Vec magnitude = absolute(a);
+  const Vec z = select(magnitude > 12.f, splat(12.f), magnitude);
+  Vec p = splat(-8.02303646e-9f);
+  p = p * z + 3.04943512e-7f;
+  p = p * z + -4.80655126e-6f;
+  p = p * z + 3.92485126e-5f;
+  p = p * z + -0.000146798979f;
+  p = p * z + -0.000286809052f;
+  p = p * z + 0.00731516769f;
+  p = p * z + -0.0527074561f;
+  p = p * z + -0.459124833f;
+  p = p * z + -1.15111697f;
+  p = p * z + -1.f;
+  const Vec shifted = p + 12582912.f;  // see exp_negative
+  const Vec r = p - (shifted - 12582912.f);
+  Vec q = splat(0.00132647262f);
+  q = q * r + 0.00967151299f;
+  q = q * r + 0.0555073358f;
+  q = q * r + 0.240222424f;
+  q = q * r + 0.693147004f;
+  q = q * r + 1.f;
+  const Vec tail = as<Vec>(as<Bits>(q) + (as<Bits>(shifted) << 23));
+  return select(a < 0.f, Vec{}, a) - z * tail;
+}
+
 // a s with s = sigmoid(2 u), u = sqrt(2/pi) (a + 0.044715 a^3): the same as 0.5 a (1 + tanh(u)).
 DIMR_ALWAYS_INLINE GeluValue gelu_tanh(Vec a) {
   const Vec magnitude = absolute(a);
