@@ -41,13 +41,14 @@ class Gates {
   }
 
   // The gradients that `needs` (of t and of the parameters in the schema's order, from its entry `first` on) asks for,
-  // from partial sums [T, chunks, kinds, D] of those of gamma and beta.
+  // from partial sums [T, chunks, partial_kinds, D] of those of gamma and beta.
   void append_gradients(
-      std::vector<Tensor>& found, const float* partials, int64_t chunks, const std::vector<bool>& needs,
-      size_t first) const {
+      std::vector<Tensor>& found, const float* partials, int64_t chunks, int64_t partial_kinds,
+      const std::vector<bool>& needs, size_t first) const {
     const auto wants = [&](int i) { return needs[first + i]; };
     Floats sums(kinds() * 4 * D_);
-    GateGradients task{t_.data(), {pair(0), pair(kinds() - 1)}, T(), kinds(), D_, partials, chunks, sums.get(), nullptr};
+    GateGradients task{t_.data(), {pair(0), pair(kinds() - 1)}, T(), kinds(), D_,
+                       partials, chunks, partial_kinds, sums.get(), nullptr};
     const Floats dt(wants(0) ? task.kinds * task.blocks() * T() : 0);
     task.dt = dt.get();
     run_units(gate_gradients_kernel(), task, grain_of(kinds() * D_ * T() * (chunks + 4), task.units()));
@@ -102,7 +103,7 @@ class Gates {
   std::vector<Parameter> parameters_;  // by kind: first, second, weight, offset
 };
 
-// A tensor [B, ..., D] as B samples of N rows of D; `rows_apart` 0: the rows of a sample are not equally far apart.
+// A tensor [B, ..., D] as B samples of N rows of D; not regular: the rows of a sample are not equally far apart.
 struct RowGeometry {
   int64_t B, N, D, sample, row;
   bool regular;

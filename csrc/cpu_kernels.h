@@ -122,8 +122,8 @@ struct GateGradients {
   const float* t;
   GatedPair pair[2];
   int64_t T, kinds, D;
-  const float* partials;  // [T, chunks, kinds, D]: of the gradients of scale and shift
-  int64_t chunks;
+  const float* partials;  // [T, chunks, partial_kinds, D]: of the gradients of scale, shift
+  int64_t chunks, partial_kinds;
   float* sums;  // [kinds, 4, D]: of first, second, weight and offset, by column
   float* dt;  // [kinds, blocks, T], or null
 
@@ -210,5 +210,64 @@ struct GegluBackward {
   DIMR_INLINED int64_t scratch() const { return 0; }
 };
 DIMR_KERNEL(geglu_backward, GegluBackward)
+
+// ---- Group norm ----
+
+// N pixels to a sample, C channels. Chunks of pixels are cut by the shape alone.
+struct GroupNormShape {
+  int64_t B, N, C, groups, chunks, pixels;  // pixels: of a chunk
+
+  DIMR_INLINED int64_t units() const { return B * chunks; }
+  DIMR_INLINED int64_t first(int64_t unit) const { return unit % chunks * pixels; }
+  DIMR_INLINED int64_t count(int64_t unit) const {
+    const int64_t left = N - first(unit);
+    return left < pixels ? left : pixels;
+  }
+};
+
+// Of a chunk, by channel: the mean and the sum of squared distances to it. Unit: a chunk.
+struct GroupNormMoments {
+  GroupNormShape shape;
+  RowSet x;
+  float* moments;  // [B * chunks, 2, C]
+
+  DIMR_INLINED int64_t units() const { return shape.units(); }
+  DIMR_INLINED int64_t scratch() const { return 0; }
+};
+DIMR_KERNEL(group_norm_moments, GroupNormMoments)
+
+// y = (x - mean) * scale + shift, by channel. Unit: a chunk.
+struct GroupNormForward {
+  GroupNormShape shape;
+  RowSet x, y;
+  const float* channels;  // [B, 3, C]: mean, scale, shift
+
+  DIMR_INLINED int64_t units() const { return shape.units(); }
+  DIMR_INLINED int64_t scratch() const { return 0; }
+};
+DIMR_KERNEL(group_norm_forward, GroupNormForward)
+
+// Of a chunk, by channel: the sums of dy * xhat and of dy. Unit: a chunk.
+struct GroupNormSums {
+  GroupNormShape shape;
+  RowSet x, dy;
+  const float* channels;  // [B, 2, C]: mean, reciprocal deviation
+  float* sums;  // [B * chunks, 2, C]
+
+  DIMR_INLINED int64_t units() const { return shape.units(); }
+  DIMR_INLINED int64_t scratch() const { return 0; }
+};
+DIMR_KERNEL(group_norm_sums, GroupNormSums)
+
+// dx = dy * scale - (x - mean) * along - average, by channel. Unit: a chunk.
+struct GroupNormBackward {
+  GroupNormShape shape;
+  RowSet x, dy, dx;
+  const float* channels;  // [B, 4, C]: mean, scale, along, average
+
+  DIMR_INLINED int64_t units() const { return shape.units(); }
+  DIMR_INLINED int64_t scratch() const { return 0; }
+};
+DIMR_KERNEL(group_norm_backward, GroupNormBackward)
 
 }  // namespace dimr

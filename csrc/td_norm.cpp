@@ -25,7 +25,7 @@ void run_norm_backward(
   const bool needs_gates = std::find(needs.begin() + first, needs.end(), true) != needs.end();
   const int64_t rows = task.B * task.N;
   if (rows == 0) {
-    if (needs_gates) gates.append_gradients(found, nullptr, 0, needs, first);
+    if (needs_gates) gates.append_gradients(found, nullptr, 0, 1, needs, first);
     return;
   }
   const Chunks chunks(rows, gates.T());
@@ -40,7 +40,7 @@ void run_norm_backward(
   if (task.dx.data != nullptr || needs_gates) {
     run_units(norm_backward_kernel(), task, grain_of(kWork * rows * task.D, task.units()));
   }
-  if (needs_gates) gates.append_gradients(found, partials.get(), chunks.chunks, needs, first);
+  if (needs_gates) gates.append_gradients(found, partials.get(), chunks.chunks, gates.kinds(), needs, first);
 }
 
 Tensor normalized(
@@ -132,6 +132,79 @@ std::vector<Tensor> td_norm_cpp_backward(
   return found;
 }
 
+// ---- The cascade's way up: y + norm(shuffle(x)) ----
+
+struct Shuffled {
+  int64_t B, N, C, H, W;  // of x [B, H, W, factor * factor * C]; N pixels of the result to a sample
+
+  Shuffled(const Tensor& x, int64_t factor) {
+    const auto size = x.sizes();
+    STD_TORCH_CHECK(
+        size.size() == 4 && factor >= 1 && size[3] % (factor * factor) == 0,
+        "shuffle_norm_add takes [B, H, W, factor * factor * C]");
+    B = size[0], H = size[1], W = size[2];
+    C = size[3] / (factor * factor);
+    N = H * W * factor * factor;
+  }
+};
+
+// `out` may be y.
+void run_shuffle_norm_add(
+    Tensor x, const Tensor& y, const Tensor& out, const Tensor& t, int64_t factor, double eps, float* stats,
+    DIMR_GATE_PARAMETERS) {
+  const Shuffled s(x, factor);
+  const Gates gates(t, s.C, DIMR_GATE_ARGUMENTS);
+  STD_TORCH_CHECK(y.numel() == s.B * s.N * s.C, "shuffle_norm_add: y must have the result's shape");
+  if (x.numel() == 0) return;
+  x = with_rows(x);
+  NormForward task{};
+  task.B = s.B, task.N = s.N, task.D = s.C;
+  task.x = rows_of(x);
+  task.shuffle = {factor, s.W};
+  task.addend = rows_of(y);
+  task.y = rows_into(out);
+  run_norm(task, gates, static_cast<float>(eps), false, stats);
+}
+
+std::vector<Tensor> shuffle_norm_add_cpp(
+    Tensor x, Tensor y, Tensor t, int64_t factor, DIMR_GATE_PARAMETERS, double eps, bool statistics) {
+  std::vector<Tensor> found{empty(to_vector(y.sizes()), promoted(x.scalar_type(), y.scalar_type()))};
+  float* stats = nullptr;
+  if (statistics) {
+    const Shuffled s(x, factor);
+    found.push_back(empty({2, s.B * s.N}, ScalarType::Float));
+    stats = static_cast<float*>(found[1].mutable_data_ptr());
+  }
+  run_shuffle_norm_add(x, with_rows(y), found[0], t, factor, eps, stats, DIMR_GATE_ARGUMENTS);
+  return found;
+}
+
+void shuffle_norm_add_cpp_(Tensor x, Tensor y, Tensor t, int64_t factor, DIMR_GATE_PARAMETERS, double eps) {
+  STD_TORCH_CHECK(geometry_of(y).regular, "shuffle_norm_add_cpp_: y's pixels must lie at equal distances");
+  run_shuffle_norm_add(x, y, y, t, factor, eps, nullptr, DIMR_GATE_ARGUMENTS);
+}
+
+std::vector<Tensor> shuffle_norm_add_cpp_backward(
+    Tensor grad, Tensor x, Tensor stats, Tensor t, int64_t factor, DIMR_GATE_PARAMETERS, std::vector<bool> needs) {
+  STD_TORCH_CHECK(needs.size() == 10, "shuffle_norm_add_cpp_backward: needs must have 10 entries");
+  const Shuffled s(x, factor);
+  const Gates gates(t, s.C, DIMR_GATE_ARGUMENTS);
+  std::vector<Tensor> found;
+  NormBackward task{};
+  if (needs[0]) {
+    found.push_back(empty(to_vector(x.sizes()), x.scalar_type()));
+    task.dx = rows_into(found[0]);
+  }
+  x = with_rows(x), grad = with_rows(grad);
+  task.B = s.B, task.N = s.N, task.D = s.C;
+  task.x = rows_of(x);
+  task.dy = rows_of(grad);
+  task.shuffle = {factor, s.W};
+  task.stats = static_cast<const float*>(stats.const_data_ptr());
+  run_norm_backward(task, gates, needs, 1, found);
+  return found;
+}
+
 }  // namespace
 }  // namespace dimr
 
@@ -146,10 +219,20 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dimr_kernels, m) {
   // The gradients that needs asks for, of (x or x + residual, t, the gates in their order).
   m.def("td_norm_cpp_backward(Tensor dy, Tensor? dtotal, Tensor x, Tensor stats, Tensor t, " DIMR_GATES
         ", float eps, bool rms, bool[] needs) -> Tensor[]");
+  // y + norm(shuffle(x)), and statistics [2, rows] where they are wanted; in place of y; the gradients of (x, t, gates).
+  m.def("shuffle_norm_add_cpp(Tensor x, Tensor y, Tensor t, int upscale_factor, " DIMR_GATES
+        ", float eps, bool statistics) -> Tensor[]");
+  m.def("shuffle_norm_add_cpp_(Tensor x, Tensor(a!) y, Tensor t, int upscale_factor, " DIMR_GATES
+        ", float eps) -> ()");
+  m.def("shuffle_norm_add_cpp_backward(Tensor grad, Tensor x, Tensor stats, Tensor t, int upscale_factor, " DIMR_GATES
+        ", bool[] needs) -> Tensor[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(dimr_kernels, CPU, m) {
   m.impl("td_norm_cpp", TORCH_BOX(&dimr::td_norm_cpp));
   m.impl("td_norm_cpp_into", TORCH_BOX(&dimr::td_norm_cpp_into));
   m.impl("td_norm_cpp_backward", TORCH_BOX(&dimr::td_norm_cpp_backward));
+  m.impl("shuffle_norm_add_cpp", TORCH_BOX(&dimr::shuffle_norm_add_cpp));
+  m.impl("shuffle_norm_add_cpp_", TORCH_BOX(&dimr::shuffle_norm_add_cpp_));
+  m.impl("shuffle_norm_add_cpp_backward", TORCH_BOX(&dimr::shuffle_norm_add_cpp_backward));
 }

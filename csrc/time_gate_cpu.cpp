@@ -50,7 +50,7 @@ void gate_table(const GateTable& task, int64_t begin, int64_t end, float*) {
 }
 
 void gate_gradients(const GateGradients& task, int64_t begin, int64_t end, float* dt_lanes) {
-  const int64_t D = task.D, blocks = task.blocks(), stride = task.kinds * D;
+  const int64_t D = task.D, blocks = task.blocks(), stride = task.partial_kinds * D;
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t kind = unit / blocks, start = unit % blocks * GateGradients::kColumns;
     const int64_t columns = D - start < GateGradients::kColumns ? D - start : GateGradients::kColumns;
@@ -64,7 +64,8 @@ void gate_gradients(const GateGradients& task, int64_t begin, int64_t end, float
       for (int64_t k = 0; k < task.T; ++k) {
         const float t = task.t[k];
         const PairAt at(pair, t, c, lanes);
-        const Vec g = chunk_sum(task.partials + (k * task.chunks * task.kinds + kind) * D + c, task.chunks, stride, lanes);
+        const float* of_timestep = task.partials + k * task.chunks * stride + kind * D + c;
+        const Vec g = chunk_sum(of_timestep, task.chunks, stride, lanes);
         const Vec open = at.shares.open * g;
         const Vec gate = open * at.shares.shut * (at.first - at.second);
         first += open;
