@@ -130,7 +130,7 @@ struct GateGradients {
   static constexpr int64_t kColumns = 256;
   DIMR_INLINED int64_t blocks() const { return (D + kColumns - 1) / kColumns; }
   DIMR_INLINED int64_t units() const { return kinds * blocks(); }
-  DIMR_INLINED int64_t scratch() const { return T * 16; }
+  DIMR_INLINED int64_t scratch() const { return 2 * T; }
 };
 DIMR_KERNEL(gate_gradients, GateGradients)
 

@@ -11,7 +11,7 @@ constexpr int64_t kWork = 2;  // a pass's work per element, against that of an a
 
 GroupNormShape shape_of(const RowGeometry& g, int64_t groups) {
   STD_TORCH_CHECK(groups >= 1 && g.D % groups == 0, "td_group_norm: num_groups must divide the channels");
-  constexpr int64_t kChunkBytes = 16 << 10, kUnits = 32, kFewest = 4, kMost = 64;
+  constexpr int64_t kChunkBytes = 96 << 10, kUnits = 32, kFewest = 4, kMost = 64;
   const int64_t cached = kChunkBytes / (4 * g.D), wanted = (g.B * g.N + kUnits - 1) / kUnits;
   const int64_t pixels = std::clamp(std::min(cached, wanted), kFewest, kMost);
   return {g.B, g.N, g.D, groups, (g.N + pixels - 1) / pixels, pixels};

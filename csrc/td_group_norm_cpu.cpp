@@ -10,6 +10,8 @@ namespace dimr {
 namespace DIMR_SET {
 namespace {
 
+constexpr int64_t kNextBytes = 128;  // of the channels that a chunk's pixels are read for next
+
 template <class T>
 DIMR_ALWAYS_INLINE T* pixel(const RowSet& rows, const GroupNormShape& s, int64_t unit) {
   return static_cast<T*>(rows.data) + unit / s.chunks * rows.sample + s.first(unit) * rows.row;
@@ -23,7 +25,10 @@ void moments(const GroupNormMoments& task, int64_t unit) {
   float* to = task.moments + unit * 2 * s.C;
   for_vectors(s.C, [&](int64_t c, auto lanes) {
     Vec sum = {}, squares = {};
-    for (int64_t n = 0; n < pixels; ++n) sum += load(x + n * step + c, lanes);
+    for (int64_t n = 0; n < pixels; ++n) {
+      prefetch_at(x + n * step + c, kNextBytes);
+      sum += load(x + n * step + c, lanes);
+    }
     const Vec mean = sum * (1.f / static_cast<float>(pixels));
     for (int64_t n = 0; n < pixels; ++n) {  // a second pass: a large mean does not cancel
       const Vec centred = load(x + n * step + c, lanes) - mean;
@@ -45,6 +50,8 @@ void sums(const GroupNormSums& task, int64_t unit) {
     const Vec mean = load(channels + c, lanes), deviation = load(channels + s.C + c, lanes);
     Vec along = {}, plain = {};
     for (int64_t n = 0; n < pixels; ++n) {
+      prefetch_at(x + n * task.x.row + c, kNextBytes);
+      prefetch_at(dy + n * task.dy.row + c, kNextBytes);
       const Vec g = load(dy + n * task.dy.row + c, lanes);
       along += g * (load(x + n * task.x.row + c, lanes) - mean);
       plain += g;

@@ -192,7 +192,8 @@ void write_dx(
     float average, X* dx, int64_t D) {
   for_vectors(D, [&](int64_t i, auto lanes) {
     const Vec xhat = (load(x + i, lanes) - mean) * factor;
-    Vec out = (load(dy + i, lanes) * load(gamma + i, lanes) - average - xhat * c) * factor;
+    const Vec weighted = rounded(load(dy + i, lanes) * load(gamma + i, lanes));  // of one column it is the average
+    Vec out = (weighted - average - xhat * c) * factor;
     if constexpr (TOTAL) out += load(dtotal + i, lanes);
     store(dx + i, out, lanes);
   });

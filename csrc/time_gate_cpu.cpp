@@ -21,18 +21,50 @@ struct PairAt {
   }
 };
 
-constexpr int64_t kGroup = 32;  // partial sums that are added up before they join the others: a smaller error
+constexpr int64_t kGroup = 32;  // terms that are added up before their sum joins the others: a smaller error
+
+// f(begin, end) for groups of n terms.
+template <class F>
+DIMR_ALWAYS_INLINE void for_groups(int64_t n, const F& f) {
+  for (int64_t start = 0; start < n; start += kGroup) f(start, n - start < kGroup ? n : start + kGroup);
+}
 
 template <class Lanes>
 DIMR_ALWAYS_INLINE Vec chunk_sum(const float* p, int64_t chunks, int64_t stride, Lanes lanes) {
   Vec sum = {};
-  for (int64_t start = 0; start < chunks; start += kGroup) {
-    const int64_t end = chunks - start < kGroup ? chunks : start + kGroup;
+  for_groups(chunks, [&](int64_t begin, int64_t end) {
     Vec group = {};
-    for (int64_t k = start; k < end; ++k) group += load(p + k * stride, lanes);
+    for (int64_t k = begin; k < end; ++k) group += load(p + k * stride, lanes);
     sum += group;
-  }
+  });
   return sum;
+}
+
+// Of the pair's parameters and gate.
+struct PairSums {
+  Vec first, second, weight, offset;
+};
+
+// The sums over the timesteps begin .. end at column c; dt[k] += what timestep k gets, where dt is wanted.
+template <class Lanes>
+DIMR_ALWAYS_INLINE PairSums
+pair_sums(const GateGradients& task, int64_t kind, int64_t begin, int64_t end, int64_t c, double* dt, Lanes lanes) {
+  const int64_t stride = task.partial_kinds * task.D;
+  PairSums sums = {};
+  for (int64_t k = begin; k < end; ++k) {
+    const float t = task.t[k];
+    const PairAt at(task.pair[kind], t, c, lanes);
+    const float* of_timestep = task.partials + k * task.chunks * stride + kind * task.D + c;
+    const Vec g = chunk_sum(of_timestep, task.chunks, stride, lanes);
+    const Vec open = at.shares.open * g;
+    const Vec gate = open * at.shares.shut * (at.first - at.second);
+    sums.first += open;
+    sums.second += at.shares.shut * g;
+    sums.weight += gate * t;
+    sums.offset += gate;
+    if (task.dt != nullptr) dt[k] += total(kept(at.weight * gate, lanes));
+  }
+  return sums;
 }
 
 }  // namespace
@@ -49,42 +81,29 @@ void gate_table(const GateTable& task, int64_t begin, int64_t end, float*) {
   }
 }
 
-void gate_gradients(const GateGradients& task, int64_t begin, int64_t end, float* dt_lanes) {
-  const int64_t D = task.D, blocks = task.blocks(), stride = task.partial_kinds * D;
+void gate_gradients(const GateGradients& task, int64_t begin, int64_t end, float* scratch) {
+  auto* dt = reinterpret_cast<double*>(scratch);  // [T]: large terms of both signs meet here
+  const int64_t D = task.D, blocks = task.blocks();
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t kind = unit / blocks, start = unit % blocks * GateGradients::kColumns;
     const int64_t columns = D - start < GateGradients::kColumns ? D - start : GateGradients::kColumns;
-    const GatedPair& pair = task.pair[kind];
-    if (task.dt != nullptr) {
-      for (int64_t i = 0; i < task.T * kLanes; ++i) dt_lanes[i] = 0.f;
-    }
+    for (int64_t k = 0; k < task.T; ++k) dt[k] = 0;
     for_vectors(columns, [&](int64_t i, auto lanes) {
       const int64_t c = start + i;
-      Vec first = {}, second = {}, weight = {}, offset = {};
-      for (int64_t k = 0; k < task.T; ++k) {
-        const float t = task.t[k];
-        const PairAt at(pair, t, c, lanes);
-        const float* of_timestep = task.partials + k * task.chunks * stride + kind * D + c;
-        const Vec g = chunk_sum(of_timestep, task.chunks, stride, lanes);
-        const Vec open = at.shares.open * g;
-        const Vec gate = open * at.shares.shut * (at.first - at.second);
-        first += open;
-        second += at.shares.shut * g;
-        weight += gate * t;
-        offset += gate;
-        if (task.dt != nullptr) {
-          float* to = dt_lanes + k * kLanes;
-          store(to, load(to) + kept(at.weight * gate, lanes));
-        }
-      }
-      float* sums = task.sums + kind * 4 * D + c;
-      store(sums, first, lanes);
-      store(sums + D, second, lanes);
-      store(sums + 2 * D, weight, lanes);
-      store(sums + 3 * D, offset, lanes);
+      PairSums sums = {};
+      for_groups(task.T, [&](int64_t from, int64_t to) {
+        const PairSums group = pair_sums(task, kind, from, to, c, dt, lanes);
+        sums = {sums.first + group.first, sums.second + group.second, sums.weight + group.weight,
+                sums.offset + group.offset};
+      });
+      float* to = task.sums + kind * 4 * D + c;
+      store(to, sums.first, lanes);
+      store(to + D, sums.second, lanes);
+      store(to + 2 * D, sums.weight, lanes);
+      store(to + 3 * D, sums.offset, lanes);
     });
     for (int64_t k = 0; task.dt != nullptr && k < task.T; ++k) {
-      task.dt[unit * task.T + k] = total(load(dt_lanes + k * kLanes));
+      task.dt[unit * task.T + k] = static_cast<float>(dt[k]);
     }
   }
 }

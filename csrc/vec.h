@@ -90,6 +90,16 @@ DIMR_ALWAYS_INLINE To as(From v) {
   return to;
 }
 
+// v as float32 can hold it: what is computed from it is not contracted with what it was computed by.
+DIMR_ALWAYS_INLINE Vec rounded(Vec v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+  return v;
+}
+
 DIMR_ALWAYS_INLINE Vec splat(float x) { return x - Vec{}; }
 DIMR_ALWAYS_INLINE Vec select(Ints mask, Vec a, Vec b) { return mask ? a : b; }
 DIMR_ALWAYS_INLINE Bits select(Ints mask, Bits a, Bits b) { return mask ? a : b; }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,6 +28,7 @@ from dimr_kernels import _C
 ops = torch.ops.dimr_kernels
 F32, BF16, F16, F64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
 SETS = list(_C.cpu_capabilities())
+VARIABLE = "DIMR_KERNELS_CPU_CAPABILITY"
 Values = list[Tensor | None]
 
 
@@ -53,17 +57,31 @@ def by_autograd(function: Callable[..., Any], values: Values, grads: list[Tensor
     return [*(out.detach() for out in outputs), *found]
 
 
-def assert_close(found: Values, function: Callable[..., Any], values: Values, grads: list[Tensor]) -> None:
-    """As ``tests.support.parity``: at most twice the error of plain PyTorch in the same dtypes, and two last places."""
+def errors(found: Values, function: Callable[..., Any], values: Values, grads: list[Tensor]) -> Tensor:
+    """Of each result ``[results, 3]``: the largest error, that of plain PyTorch in the same dtypes, and a last place.
+
+    A last place of float32 at the least, which is what both compute in where a parameter is float64.
+    """
     truth = by_autograd(function, values, grads, F64)
     eager = by_autograd(function, values, grads, None)
     assert len(found) == len(truth)
+    rows = []
     for i, (got, true, plain) in enumerate(zip(found, truth, eager, strict=True)):
         assert (got.shape, got.dtype) == (true.shape, plain.dtype), f"result {i}"
-        if true.numel():
-            assert torch.isfinite(got).all(), f"result {i} is not finite"
-            allowed = 2 * largest_error(plain, true) + 2 * torch.finfo(got.dtype).eps * true.abs().max().item()
-            assert largest_error(got, true) <= allowed, f"result {i}: {largest_error(got, true):.3e} > {allowed:.3e}"
+        assert torch.isfinite(got).all(), f"result {i} is not finite"
+        place = max(torch.finfo(got.dtype).eps, torch.finfo(F32).eps) * true.abs().max().item()
+        rows.append([largest_error(got, true), largest_error(plain, true), place])
+    return torch.tensor(rows, dtype=F64)
+
+
+def assert_small(found: Tensor) -> None:
+    """As ``tests.support.parity``: at most twice plain PyTorch's error, and two last places."""
+    for i, (error, of_eager, place) in enumerate(found.tolist()):
+        assert error <= 2 * of_eager + 2 * place, f"result {i}: {error:.3e}, eager {of_eager:.3e}, place {place:.3e}"
+
+
+def assert_close(found: Values, function: Callable[..., Any], values: Values, grads: list[Tensor]) -> None:
+    assert_small(errors(found, function, values, grads))
 
 
 def strided(x: Tensor) -> Tensor:
@@ -159,10 +177,15 @@ def draw_gates(D: int, shift: bool, scalar: bool, dtype: torch.dtype) -> Values:
 
 def check_norm(
     shape, rms=False, dtype=F32, parameters=F32, residual=None, shared=False, shift=True, scalar=False,
-    layout=lambda x: x, mean=0.0,
+    layout=lambda x: x, mean=0.0, draws=1,
 ) -> None:  # fmt: skip
-    """``residual``: its dtype."""
-    torch.manual_seed(0)
+    """``residual``: its dtype. The worst of so many draws: of few numbers, all may be eager's lucky ones."""
+    options = (rms, dtype, parameters, residual, shared, shift, scalar, layout, mean)
+    assert_small(torch.stack([norm_errors(seed, shape, *options) for seed in range(draws)]).amax(0))
+
+
+def norm_errors(seed, shape, rms, dtype, parameters, residual, shared, shift, scalar, layout, mean) -> Tensor:
+    torch.manual_seed(seed)
     eps = 1e-8 if rms else 1e-5
     x = layout((torch.randn(shape) + mean).to(dtype))
     other = None if residual is None else layout(torch.randn(shape).to(residual))
@@ -178,8 +201,11 @@ def check_norm(
     found = [y, *rest, dinput.to(dtype)]
     if other is not None:
         found.append(dinput.to(residual))
-    function: Callable[..., Any] = lambda *v: td_norm(*v, eps, rms)[: 1 if other is None else 2]
-    assert_close([*found, *others], function, values, [dy] if other is None else [dy, dtotal])
+
+    def function(*v: Any) -> Any:
+        return td_norm(*v, eps, rms)[: 1 if other is None else 2]
+
+    return errors([*found, *others], function, values, [dy] if other is None else [dy, dtotal])
 
 
 @pytest.mark.parametrize("rms", [False, True])
@@ -192,7 +218,7 @@ def test_norm(instruction_set, rms, residual, dtype):
 @pytest.mark.parametrize("rms", [False, True])
 @pytest.mark.parametrize("D", [1, 2, 15, 16, 17, 100, 960, 4097])
 def test_norm_widths(instruction_set, rms, D):
-    check_norm((2, 5, D), rms, mean=3.0)
+    check_norm((8, 5, D), rms, mean=3.0, draws=4)
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 38400), (1, 3, 66816)])
@@ -225,7 +251,7 @@ def test_norm_shapes(instruction_set, shape):
 
 @pytest.mark.parametrize("rms", [False, True])
 def test_norm_of_a_large_mean(instruction_set, rms):
-    check_norm((2, 6, 500), rms, mean=1000.0)
+    check_norm((8, 6, 500), rms, mean=1000.0)
 
 
 def test_norm_of_zero_rows(instruction_set):
@@ -317,8 +343,7 @@ def check_group_norm(shape, groups, dtype=F32, parameters=F32, shared=False, shi
     y, stats = ops.td_group_norm_cpp(x, t, groups, *gates, 1e-5)
     needs = [True, True, *(v is not None for v in gates)]
     found = ops.td_group_norm_cpp_backward(grad, x, stats, t, groups, *gates, needs)
-    function: Callable[..., Any] = lambda x, t, *g: td_group_norm(x, t, groups, *g, 1e-5)
-    assert_close([y, *found], function, [x, t, *gates], [grad])
+    assert_close([y, *found], lambda x, t, *g: td_group_norm(x, t, groups, *g, 1e-5), [x, t, *gates], [grad])
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16, F16])
@@ -327,7 +352,7 @@ def test_group_norm(instruction_set, dtype, groups):
     check_group_norm((2, 5, 7, 21), groups, dtype, shift=groups != 3, shared=groups == 1)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 4), (3, 8), (2, 40, 40, 32), (4, 9, 1024)])
+@pytest.mark.parametrize("shape", [(1, 1, 4), (3, 8), (8, 20, 20, 32), (4, 9, 1024)])
 def test_group_norm_shapes(instruction_set, shape):
     check_group_norm(shape, 2, mean=5.0)
 
@@ -459,3 +484,16 @@ def test_nan_stays_nan(instruction_set):
     assert y[1, 1:, 2:, 5].isnan().all()
     assert not y[0].isnan().any()
     assert ops.geglu_packed_cpp(x, "none", True)[1, 2, 3, 5].isnan()
+
+
+@pytest.mark.parametrize("name", [*SETS, "sse9"])
+def test_the_environment_names_the_instruction_set(name):
+    code = "import torch, dimr_kernels; from dimr_kernels import _C; print(_C.cpu_capability())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {VARIABLE: name}, check=False
+    )
+    if name in SETS:
+        assert done.stdout.strip() == name
+    else:
+        assert done.returncode != 0
+        assert f"{VARIABLE} must be baseline, avx2 or avx512, got 'sse9'" in done.stderr
