@@ -1,6 +1,6 @@
 // The operators around depthwise_conv_cpu.cpp.
 //
-// dimr_kernels::depthwise_conv2d_cpp, depthwise_conv2d_cpp_, depthwise_conv2d_cpp_backward; see the schemas below.
+// dimr_kernels_cpp::depthwise_conv2d_cpp, depthwise_conv2d_cpp_, depthwise_conv2d_cpp_backward; see the schemas below.
 
 #include <algorithm>
 
@@ -156,7 +156,7 @@ std::vector<Tensor> depthwise_conv2d_cpp_backward(
 }  // namespace
 }  // namespace dimr
 
-STABLE_TORCH_LIBRARY_FRAGMENT(dimr_kernels, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(dimr_kernels_cpp, m) {
   // x [B, H, W, C], weight [C, 1, K, K] -> conv(x) + bias + residual, and + x with add_input.
   m.def("depthwise_conv2d_cpp(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, bool add_input) -> Tensor");
   m.def("depthwise_conv2d_cpp_(Tensor x, Tensor weight, Tensor? bias, bool add_input, Tensor(a!) out) -> ()");
@@ -165,7 +165,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dimr_kernels, m) {
         "ScalarType weight_dtype, ScalarType bias_dtype) -> Tensor[]");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(dimr_kernels, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(dimr_kernels_cpp, CPU, m) {
   m.impl("depthwise_conv2d_cpp", TORCH_BOX(&dimr::depthwise_conv2d_cpp));
   m.impl("depthwise_conv2d_cpp_", TORCH_BOX(&dimr::depthwise_conv2d_cpp_));
   m.impl("depthwise_conv2d_cpp_backward", TORCH_BOX(&dimr::depthwise_conv2d_cpp_backward));

@@ -132,7 +132,7 @@ Tensor geglu_packed_cpp_backward(Tensor grad, Tensor h, std::string approximate,
 }  // namespace
 }  // namespace dimr
 
-STABLE_TORCH_LIBRARY_FRAGMENT(dimr_kernels, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(dimr_kernels_cpp, m) {
   // As geglu_pair, geglu_packed and their backward.
   m.def("geglu_pair_cpp(Tensor gate, Tensor value, str approximate) -> Tensor");
   m.def("geglu_pair_cpp_backward(Tensor grad, Tensor gate, Tensor value, str approximate) -> (Tensor, Tensor)");
@@ -140,7 +140,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dimr_kernels, m) {
   m.def("geglu_packed_cpp_backward(Tensor grad, Tensor h, str approximate, bool gate_first) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(dimr_kernels, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(dimr_kernels_cpp, CPU, m) {
   m.impl("geglu_pair_cpp", TORCH_BOX(&dimr::geglu_pair_cpp));
   m.impl("geglu_pair_cpp_backward", TORCH_BOX(&dimr::geglu_pair_cpp_backward));
   m.impl("geglu_packed_cpp", TORCH_BOX(&dimr::geglu_packed_cpp));

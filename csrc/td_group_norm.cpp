@@ -150,14 +150,14 @@ std::vector<Tensor> td_group_norm_cpp_backward(
 }  // namespace
 }  // namespace dimr
 
-STABLE_TORCH_LIBRARY_FRAGMENT(dimr_kernels, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(dimr_kernels_cpp, m) {
   // As td_group_norm and td_group_norm_backward: the norm and statistics [2, B * groups]; the gradients of (x, t, gates).
   m.def("td_group_norm_cpp(Tensor x, Tensor t, int num_groups, " DIMR_GATES ", float eps) -> Tensor[]");
   m.def("td_group_norm_cpp_backward(Tensor grad, Tensor x, Tensor stats, Tensor t, int num_groups, " DIMR_GATES
         ", bool[] needs) -> Tensor[]");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(dimr_kernels, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(dimr_kernels_cpp, CPU, m) {
   m.impl("td_group_norm_cpp", TORCH_BOX(&dimr::td_group_norm_cpp));
   m.impl("td_group_norm_cpp_backward", TORCH_BOX(&dimr::td_group_norm_cpp_backward));
 }

@@ -208,7 +208,7 @@ std::vector<Tensor> shuffle_norm_add_cpp_backward(
 }  // namespace
 }  // namespace dimr
 
-STABLE_TORCH_LIBRARY_FRAGMENT(dimr_kernels, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(dimr_kernels_cpp, m) {
   // x [B, ..., D], t [B] or [1] -> the norm; x + residual where there is a residual; statistics where they are wanted
   // ([1, rows], the root mean square, or [2, rows], mean and reciprocal deviation).
   m.def("td_norm_cpp(Tensor x, Tensor? residual, Tensor t, " DIMR_GATES
@@ -228,7 +228,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dimr_kernels, m) {
         ", bool[] needs) -> Tensor[]");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(dimr_kernels, CPU, m) {
+STABLE_TORCH_LIBRARY_IMPL(dimr_kernels_cpp, CPU, m) {
   m.impl("td_norm_cpp", TORCH_BOX(&dimr::td_norm_cpp));
   m.impl("td_norm_cpp_into", TORCH_BOX(&dimr::td_norm_cpp_into));
   m.impl("td_norm_cpp_backward", TORCH_BOX(&dimr::td_norm_cpp_backward));

@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from dimr_kernels.extension import extension_status
-from dimr_kernels.ops.depthwise_conv.eager import depthwise_conv2d
-from dimr_kernels.ops.geglu.eager import geglu_packed, geglu_pair
-from dimr_kernels.ops.shuffle_norm_add.eager import shuffle_norm_add
-from dimr_kernels.ops.td_group_norm.eager import td_group_norm
-from dimr_kernels.ops.td_norm.eager import td_norm
+from dimr_kernels.dispatch import extension_status
+from dimr_kernels.ops.depthwise_conv import depthwise_conv2d_definition as depthwise_conv2d
+from dimr_kernels.ops.geglu import geglu_packed_definition as geglu_packed
+from dimr_kernels.ops.geglu import geglu_pair_definition as geglu_pair
+from dimr_kernels.ops.td_group_norm import td_group_norm_definition as td_group_norm
+from dimr_kernels.ops.td_norm import td_norm_definition as td_norm
+from dimr_kernels.ops.upsample import shuffle_norm_add_definition as shuffle_norm_add
 from tests.support.parity import largest_error
 
 if not extension_status().loaded:
@@ -25,7 +26,7 @@ if not extension_status().loaded:
 
 from dimr_kernels import _C
 
-ops = torch.ops.dimr_kernels
+ops = torch.ops.dimr_kernels_cpp
 F32, BF16, F16, F64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
 SETS = list(_C.cpu_capabilities())
 VARIABLE = "DIMR_KERNELS_CPU_CAPABILITY"
