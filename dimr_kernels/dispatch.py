@@ -172,8 +172,28 @@ def current_backend() -> str:
     return _backend.get()
 
 
-# Elements of the main input from which "auto" takes the C++ form on a CPU; operators that are not listed always do.
-SMALLEST_FOR_CPP = {}
+class Smallest(NamedTuple):
+    """Elements of the main input from which "auto" takes the C++ form on a CPU."""
+
+    eager: float
+    compiled: float
+    """Under torch.compile, where an opaque operator costs some 30 us and keeps Inductor from fusing it."""
+
+
+# As measured on a Zen 3 core (docs/performance.md). The C++ forms were faster than plain PyTorch at every size but for
+# GeGLU's, which competes with two cheap calls. Inductor's norms came out even, forward and backward together, and fuse
+# with what is around them; its GeGLU, group norm and depthwise convolution were slower, the last two by far.
+# geglu_linear's input is several times smaller than what it gates. Operators that are not listed always take it.
+_NEVER = float("inf")
+SMALLEST_FOR_CPP = {
+    "depthwise_conv2d": Smallest(0, 0),
+    "geglu": Smallest(2**14, 2**18),
+    "geglu_linear": Smallest(2**12, 2**16),
+    "pixel_shuffle_td_norm_add": Smallest(0, _NEVER),
+    "td_group_norm": Smallest(0, 2**15),
+    "td_layer_norm": Smallest(0, _NEVER),
+    "td_rms_norm": Smallest(0, _NEVER),
+}
 
 
 def choose(operator: str, x: torch.Tensor) -> str:
@@ -205,9 +225,13 @@ def fused_forms(operator: str, device: torch.device) -> tuple[str, ...]:
 
 
 def _is_worth_cpp(operator: str, x: torch.Tensor) -> bool:
-    """Return True if "auto" takes the C++ form, should it run; an exported program stays free of our operators."""
+    """Return True if "auto" takes the C++ form, should it run; an exported program needs no operators of ours."""
     smallest = SMALLEST_FOR_CPP.get(operator)
-    return smallest is None or (x.numel() >= smallest and not torch.compiler.is_exporting())
+    if smallest is None:
+        return True
+    if torch.compiler.is_compiling():
+        return not torch.compiler.is_exporting() and x.numel() >= smallest.compiled
+    return x.numel() >= smallest.eager
 
 
 def unavailable_reason(form: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:

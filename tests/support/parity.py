@@ -10,16 +10,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 import dimr_kernels as dk
+from dimr_kernels.dispatch import unavailable_reason
 
 # Two units in the last place at the largest magnitude: one for the order of float32 sums, one because Triton's
 # interpreter truncates bfloat16 stores where hardware rounds.
 ULPS = 2.0
 
 Inputs = Mapping[str, Any]
+Results = dict[str, Tensor]
 Function = Callable[..., Any]
 
 
@@ -55,20 +58,39 @@ def _cotangents(outputs: tuple[Tensor, ...]) -> list[Tensor]:
     return [cotangent.to(out.device, out.dtype) for out, cotangent in drawn if out.requires_grad]
 
 
-def assert_parity(function: Function, inputs: Inputs, backend: str = "triton", ulps: float = ULPS) -> None:
-    """Run ``function(**inputs)`` fused, eager and in float64, and compare all that comes out."""
+def kernel_backends(device: torch.device) -> list[str]:
+    """Backends other than "eager" of the operators with Triton kernels: Triton, and C++ where it runs."""
+    return [form for form in ("triton", "cpp") if form == "triton" or unavailable_reason(form, device) is None]
+
+
+def skip_unless_it_runs(backend: str, device: torch.device) -> None:
+    """Skip the test of a fused form that cannot run on this device."""
+    if backend == "cpp" and (problem := unavailable_reason(backend, device)):
+        pytest.skip(problem)
+
+
+def assert_parity(function: Function, inputs: Inputs, backend: str | None = None, ulps: float = ULPS) -> None:
+    """Run ``function(**inputs)`` fused, eager and in float64, and compare all that comes out.
+
+    ``backend``: of the fused form; None for each of :func:`kernel_backends`.
+    """
     reference = results_of(function, inputs, "eager", torch.float64)
     eager = results_of(function, inputs, "eager")
-    fused = results_of(function, inputs, backend)
-    for name, truth in reference.items():
-        got = fused[name]
+    (device,) = {x.device for x in inputs.values() if isinstance(x, Tensor)}
+    for fused in kernel_backends(device) if backend is None else [backend]:
+        _assert_as_close(results_of(function, inputs, fused), eager, reference, ulps, fused)
+
+
+def _assert_as_close(found: Results, eager: Results, reference: Results, ulps: float, backend: str) -> None:
+    for key, truth in reference.items():
+        got, name = found[key], f"{backend}: {key}"
         assert got.shape == truth.shape, f"{name}: shape {tuple(got.shape)}, wanted {tuple(truth.shape)}"
-        assert got.dtype == eager[name].dtype, f"{name}: {got.dtype}, eager gives {eager[name].dtype}"
+        assert got.dtype == eager[key].dtype, f"{name}: {got.dtype}, eager gives {eager[key].dtype}"
         if truth.numel() == 0:
             continue
         assert torch.isfinite(got).all(), f"{name}: {(~torch.isfinite(got)).sum().item()} elements not finite"
         slack = ulps * torch.finfo(got.dtype).eps * truth.abs().max().item()
-        allowed = 2 * largest_error(eager[name], truth) + slack
+        allowed = 2 * largest_error(eager[key], truth) + slack
         error = largest_error(got, truth)
         assert error <= allowed, f"{name}: error {error:.3e}, allowed {allowed:.3e}"
 
