@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import dimr_kernels as dk
+from tests.support.parity import kernel_backends, skip_unless_it_runs
 
 MODULES = (dk.TDLayerNorm, dk.TDRMSNorm)
-from tests.support.parity import kernel_backends, skip_unless_it_runs
 
 
 def randomized(module: nn.Module) -> nn.Module:
