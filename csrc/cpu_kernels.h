@@ -1,7 +1,8 @@
 // The loops of the CPU operators: what they take, and the choice of the instruction set that they run with.
 //
 // A kernel does the units begin .. end of a task; the task says what a unit is. Units may be dealt out to threads in
-// any way: what is summed up over units goes through partial sums of the task's own making, so results never depend on it.
+// any way: what is summed up over units goes through partial sums of the task's own making; results never depend
+// on it.
 
 #pragma once
 

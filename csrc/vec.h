@@ -2,7 +2,8 @@
 //
 // A file that includes this holds an operator's loops. CMake compiles it once for any CPU of the platform (SSE2 on x86,
 // NEON on Arm) and, on x86, again with the flags of AVX2 and of AVX-512; DIMR_SET, the name of the set, is also the
-// name of the namespace that everything here lies in, so that the linker can never take a function of one set for another's.
+// name of the namespace that everything here lies in, so that the linker can never take a function of one set for
+// another's.
 // For the same reason these files include nothing of torch or of the standard library but types.
 //
 // The vectors are the compiler's own (GCC's vector extensions, which Clang has too). The alternatives: at::vec in
