@@ -1,7 +1,8 @@
 // The loops of the CPU operators: what they take, and the choice of the instruction set that they run with.
 //
-// A kernel does the units begin .. end of a task; what a unit is says the task. Units may be dealt out to threads in any
-// way: what is summed up over units goes through partial sums of the task's own making, so results never depend on it.
+// A kernel does the units begin .. end of a task; the task says what a unit is. Units may be dealt out to threads in
+// any way: what is summed up over units goes through partial sums of the task's own making; results never depend
+// on it.
 
 #pragma once
 
@@ -89,7 +90,7 @@ struct DepthwiseBackward {
   Image grad, x;  // x.data is null where the weight wants no gradient
   void* dx;  // contiguous, or null
   const float* taps;  // turned around
-  float* partials;  // [splits, blocks, K * K + 1, kChannelBlock]: of the weight's gradient and the bias's; null without x
+  float* partials;  // [splits, blocks, K * K + 1, kChannelBlock]: of the weight's and bias's gradients; null without x
   int64_t splits;
 
   DIMR_INLINED int64_t units() const { return splits * shape.blocks(); }

@@ -105,7 +105,9 @@ class Parameter {
       data_ = static_cast<const float*>(data);
       return;
     }
-    with_parameter_type(dtype, [&](auto type) { convert(static_cast<const decltype(type)*>(data), copy_.get(), size); });
+    with_parameter_type(dtype, [&](auto type) {
+      convert(static_cast<const decltype(type)*>(data), copy_.get(), size);
+    });
     data_ = copy_.get();
   }
 

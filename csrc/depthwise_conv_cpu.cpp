@@ -1,7 +1,7 @@
 // The depthwise convolution on a CPU: forward, and all gradients.
 //
-// Of one block of channels the last K rows are kept as float32, with zeros on both sides, in the fastest cache. A tile of
-// neighbouring outputs stays in registers while the taps of one kernel row and one input at a time pass by. Read in
+// Of one block of channels the last K rows are kept as float32, with zeros on both sides, in the fastest cache. A tile
+// of neighbouring outputs stays in registers while the taps of one kernel row and one input at a time pass by. Read in
 // place, the inputs would lie a pixel's channels apart, for many widths in the same few lines of the cache.
 
 #include "cpu_kernels.h"
@@ -171,7 +171,8 @@ void finish_tile(const float* made, const Outputs& to) {
 
 // The tile whose windows begin at pixel w of the rows: into `target`, so many floats from pixel to pixel.
 template <int K, int TILE>
-__attribute__((noinline)) void make_tile(const Rows<K>& rows, int64_t w, const float* taps, const float* bias, float* target, int64_t pixel) {
+__attribute__((noinline)) void make_tile(
+    const Rows<K>& rows, int64_t w, const float* taps, const float* bias, float* target, int64_t pixel) {
   for (int v = 0; v < kVectors; ++v) {
     const int64_t first = v * kLanes;
     const Vec start = bias == nullptr ? Vec{} : load(bias + first);
@@ -212,7 +213,8 @@ void convolve_row(
 
 // Adds a row's share of the gradients of taps and bias to `partial`.
 template <int K>
-__attribute__((noinline)) void gather_row(const DepthwiseShape& s, const Rows<K>& grads, const Rows<K>& inputs, float* partial) {
+__attribute__((noinline)) void gather_row(
+    const DepthwiseShape& s, const Rows<K>& grads, const Rows<K>& inputs, float* partial) {
   const float* grad = grads[K / 2] + K / 2 * kChannelBlock;
   for (int v = 0; v < kVectors; ++v) {
     const int64_t first = v * kLanes;

@@ -77,7 +77,8 @@ std::vector<int64_t> halved(const Tensor& h) {
 Tensor forward(const Halves& h, const std::vector<int64_t>& size, int64_t rows, ScalarType dtype, bool tanh) {
   Tensor out = empty(size, dtype);
   const int64_t D = size.back();
-  run(geglu_forward_kernel(), GegluForward{rows, D, h.gate, h.value, {out.mutable_data_ptr(), h.gate.type, 0, D}, tanh});
+  const RowSet to{out.mutable_data_ptr(), h.gate.type, 0, D};
+  run(geglu_forward_kernel(), GegluForward{rows, D, h.gate, h.value, to, tanh});
   return out;
 }
 

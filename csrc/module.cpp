@@ -94,7 +94,7 @@ PYBIND11_MODULE(_C, m) {
       .def_readwrite("avx2", &dimr::CpuLimits::avx2)
       .def_readwrite("cache_bytes", &dimr::CpuLimits::cache_bytes);
   m.def("cpu_limits", &dimr::cpu_limits, py::return_value_policy::reference);
-  m.def("cpu_capabilities", &cpu_capabilities, "Instruction sets that the loops of the CPU operators can run with here.");
+  m.def("cpu_capabilities", &cpu_capabilities, "Instruction sets that the CPU operators can run with here.");
   m.def("cpu_capability", [] { return kCapabilities[static_cast<int>(dimr::cpu_capability())]; });
   m.def("set_cpu_capability", &set_cpu_capability, py::arg("name"), "For tests.");
   py::class_<Shape>(m, "PixelShuffleShape", "Low-resolution image of channels * factor**2 channels.")

@@ -151,7 +151,7 @@ std::vector<Tensor> td_group_norm_cpp_backward(
 }  // namespace dimr
 
 STABLE_TORCH_LIBRARY_FRAGMENT(dimr_kernels_cpp, m) {
-  // As td_group_norm and td_group_norm_backward: the norm and statistics [2, B * groups]; the gradients of (x, t, gates).
+  // As td_group_norm and its backward: the norm and statistics [2, B * groups]; the gradients of (x, t, gates).
   m.def("td_group_norm_cpp(Tensor x, Tensor t, int num_groups, " DIMR_GATES ", float eps) -> Tensor[]");
   m.def("td_group_norm_cpp_backward(Tensor grad, Tensor x, Tensor stats, Tensor t, int num_groups, " DIMR_GATES
         ", bool[] needs) -> Tensor[]");

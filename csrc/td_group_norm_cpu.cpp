@@ -1,7 +1,7 @@
-// The group norm of channels-last images on a CPU: the passes over pixels. What joins them is small, see td_group_norm.cpp.
+// The group norm of channels-last images on a CPU: the passes over pixels. td_group_norm.cpp joins them.
 //
-// A chunk of pixels is walked one vector of channels at a time, whose sums stay in registers; chunks are short enough for
-// the cache that a core has to itself.
+// A chunk of pixels is walked one vector of channels at a time, whose sums stay in registers; chunks are short enough
+// for the cache that a core has to itself.
 
 #include "cpu_kernels.h"
 #include "vec.h"
@@ -88,7 +88,8 @@ void backward(const GroupNormBackward& task, int64_t unit) {
       prefetch_ahead(dy + c);
       const Vec centred = load(x + c, lanes) - load(channels + c, lanes);
       const Vec scaled = load(dy + c, lanes) * load(channels + s.C + c, lanes);
-      store(dx + c, scaled - centred * load(channels + 2 * s.C + c, lanes) - load(channels + 3 * s.C + c, lanes), lanes);
+      const Vec along = centred * load(channels + 2 * s.C + c, lanes);
+      store(dx + c, scaled - along - load(channels + 3 * s.C + c, lanes), lanes);
     });
   }
 }

@@ -29,7 +29,8 @@ void run_norm_backward(
     return;
   }
   const Chunks chunks(rows, gates.T());
-  const Floats table = gates.table(), partials(needs_gates ? chunks.groups * chunks.chunks * gates.kinds() * task.D : 0);
+  const Floats table = gates.table();
+  const Floats partials(needs_gates ? chunks.groups * chunks.chunks * gates.kinds() * task.D : 0);
   task.table = table.get();
   task.table_stride = gates.kinds() * task.D;
   task.shift = gates.shift();
@@ -219,7 +220,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(dimr_kernels_cpp, m) {
   // The gradients that needs asks for, of (x or x + residual, t, the gates in their order).
   m.def("td_norm_cpp_backward(Tensor dy, Tensor? dtotal, Tensor x, Tensor stats, Tensor t, " DIMR_GATES
         ", float eps, bool rms, bool[] needs) -> Tensor[]");
-  // y + norm(shuffle(x)), and statistics [2, rows] where they are wanted; in place of y; the gradients of (x, t, gates).
+  // y + norm(shuffle(x)), and statistics [2, rows] where wanted; in place of y; the gradients of (x, t, gates).
   m.def("shuffle_norm_add_cpp(Tensor x, Tensor y, Tensor t, int upscale_factor, " DIMR_GATES
         ", float eps, bool statistics) -> Tensor[]");
   m.def("shuffle_norm_add_cpp_(Tensor x, Tensor(a!) y, Tensor t, int upscale_factor, " DIMR_GATES

@@ -1,8 +1,8 @@
-// Norms of rows on a CPU, scaled and shifted by tables, forward and backward: the time-dependent norms, and the cascade's
-// way up, whose rows are gathered by a pixel shuffle's index map and added to another tensor.
+// Norms of rows on a CPU, scaled and shifted by tables, forward and backward: the time-dependent norms, and the
+// cascade's way up, whose rows are gathered by a pixel shuffle's index map and added to another tensor.
 //
-// A row is worked on as float32 in place, or in a copy where its elements are shorter; it stays in the cache between the
-// passes over it.
+// A row is worked on as float32 in place, or in a copy where its elements are shorter; it stays in the cache between
+// the passes over it.
 
 #include "cpu_kernels.h"
 #include "vec.h"
@@ -149,8 +149,8 @@ struct RowGroup {
   float along_xhat[ROWS], plain[ROWS];  // sums over a row of gamma * dy * xhat and gamma * dy
 };
 
-// The sums over each row, and what the rows add to the gradients of gamma and beta; in blocks of columns, whose sums are
-// joined in double.
+// The sums over each row, and what the rows add to the gradients of gamma and beta; in blocks of columns, whose sums
+// are joined in double.
 template <int ROWS, bool RMS, bool PARTIAL, bool SHIFT>
 void gather(RowGroup<ROWS>& rows, const float* gamma, float* dgamma, float* dbeta, int64_t D) {
   double joined_along[ROWS] = {}, joined_plain[ROWS] = {};
@@ -269,8 +269,9 @@ void norm_forward(const NormForward& task, int64_t begin, int64_t end, float* sc
     with_type(task.y.type, [&](auto type) {
       using Y = decltype(type);
       Y* y = static_cast<Y*>(task.y.data) + offset_of(task.y, at);
-      const auto with_shift = addend == nullptr ? write_row<Y, true, false> : write_row<Y, true, true>;
-      const auto write = task.shift ? with_shift : addend == nullptr ? write_row<Y, false, false> : write_row<Y, false, true>;
+      const auto shifted = addend == nullptr ? write_row<Y, true, false> : write_row<Y, true, true>;
+      const auto scaled = addend == nullptr ? write_row<Y, false, false> : write_row<Y, false, true>;
+      const auto write = task.shift ? shifted : scaled;
       write(row, found.mean, factor, gamma, beta, addend, y, D);
     });
   }

@@ -1,8 +1,9 @@
 // Vectors of float32 for the CPU operators, and the functions on them. Written once, compiled once per instruction set.
 //
 // A file that includes this holds an operator's loops. CMake compiles it once for any CPU of the platform (SSE2 on x86,
-// NEON on Arm) and, on x86, again with the flags of AVX2 and of AVX-512; DIMR_SET, the name of the set, is also the name
-// of the namespace that everything here lies in, so that the linker can never take a function of one set for another's.
+// NEON on Arm) and, on x86, again with the flags of AVX2 and of AVX-512; DIMR_SET, the name of the set, is also the
+// name of the namespace that everything here lies in, so that the linker can never take a function of one set for
+// another's.
 // For the same reason these files include nothing of torch or of the standard library but types.
 //
 // The vectors are the compiler's own (GCC's vector extensions, which Clang has too). The alternatives: at::vec in
@@ -300,8 +301,8 @@ DIMR_ALWAYS_INLINE GeluValue gelu_exact(Vec a) {
   return {select(negative, Vec{}, a) - z * tail, cdf + side * density * 0.398942280f};
 }
 
-// The value alone, in two thirds of the instructions: Phi(-z) is 2**P(z). Absolute error at most 6e-8, relative error of
-// Phi at most 5e-7 up to z = 1.5 and 7e-6 up to z = 5.6, beyond which Phi is less than 1e-8.
+// The value alone, in two thirds of the instructions: Phi(-z) is 2**P(z). Absolute error at most 6e-8, relative error
+// of Phi at most 5e-7 up to z = 1.5 and 7e-6 up to z = 5.6, beyond which Phi is less than 1e-8.
 DIMR_ALWAYS_INLINE Vec gelu_exact_value(Vec a) {
   const Vec magnitude = absolute(a);
   const Vec z = select(magnitude > 12.f, splat(12.f), magnitude);

@@ -16,9 +16,10 @@ from dimr_kernels.dispatch import extension_status
 from dimr_kernels.ops.depthwise_conv import depthwise_conv2d_definition as depthwise_conv2d
 from dimr_kernels.ops.geglu import geglu_packed_definition as geglu_packed
 from dimr_kernels.ops.geglu import geglu_pair_definition as geglu_pair
-from dimr_kernels.ops.td_group_norm import td_group_norm_definition as td_group_norm
-from dimr_kernels.ops.td_norm import td_norm_definition as td_norm
-from dimr_kernels.ops.upsample import shuffle_norm_add_definition as shuffle_norm_add
+from dimr_kernels.ops.td_group_norm import td_group_norm_definition
+from dimr_kernels.ops.td_norm import td_norm_definition
+from dimr_kernels.ops.time_gate import GateParameters
+from dimr_kernels.ops.upsample import shuffle_norm_add_definition
 from tests.support.parity import largest_error
 
 if not extension_status().loaded:
@@ -31,6 +32,22 @@ F32, BF16, F16, F64 = torch.float32, torch.bfloat16, torch.float16, torch.float6
 SETS = list(_C.cpu_capabilities())
 VARIABLE = "DIMR_KERNELS_CPU_CAPABILITY"
 Values = list[Tensor | None]
+
+
+def td_norm(x: Tensor, residual: Tensor | None, t: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """The definition with the operator's arguments, as the next two."""
+    *gates, eps, rms = rest
+    return td_norm_definition(x, residual, t, GateParameters.from_schema(gates), eps, rms)
+
+
+def td_group_norm(x: Tensor, t: Tensor, num_groups: int, *rest: Any) -> Tensor:
+    *gates, eps = rest
+    return td_group_norm_definition(x, t, num_groups, GateParameters.from_schema(gates), eps)
+
+
+def shuffle_norm_add(x: Tensor, y: Tensor, t: Tensor, upscale_factor: int, *rest: Any) -> Tensor:
+    *gates, eps = rest
+    return shuffle_norm_add_definition(x, y, t, upscale_factor, GateParameters.from_schema(gates), eps)
 
 
 @pytest.fixture(params=SETS)
