@@ -102,7 +102,7 @@ def implementation_of(operator: str, device: torch.device) -> tuple[str, str]:
     except BackendError as error:
         return "error", str(error).removeprefix(f"{operator}: ")
     if chosen != "eager":
-        return ("C++" if chosen == "cuda" and device.type == "cpu" else chosen), ""
+        return chosen, ""
     if current_backend() == "eager":
         return chosen, "it was asked for"
     forms = FUSED_FORMS[operator].cpu if device.type == "cpu" else FUSED_FORMS[operator].gpu

@@ -9,7 +9,7 @@ import dimr_kernels as dk
 from dimr_kernels import functional as F
 from dimr_kernels import inference
 from dimr_kernels.ops import time_gate
-from tests.support.parity import assert_parity
+from tests.support.parity import assert_parity, kernel_backends, skip_unless_it_runs
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -58,9 +58,10 @@ def test_td_norm_writes_the_sum_into_its_slot(dtype, rms, shared, device):
     assert_parity(norm, {"x": x, "residual": residual, "offset": torch.randn(D, device=device), "t": t, **values})
 
 
-@pytest.mark.parametrize("backend", ["eager", "triton"])
+@pytest.mark.parametrize("backend", ["eager", "triton", "cpp"])
 def test_td_norm_is_the_functional_form(backend, device):
     """The offset is seen by the norm and not by the sum; without it, and without a sum, nothing else changes."""
+    skip_unless_it_runs(backend, device)
     x, residual, t, parameters = torch.randn(2, 3, 16), torch.randn(2, 3, 16), torch.rand(2), gates(16)
     x, residual, t, *parameters = (v.to(device) for v in (x, residual, t, *parameters))
     offset = torch.randn(16, device=device)
@@ -154,7 +155,7 @@ def test_operators_are_well_registered(device):
 
 def test_empty_batch(device):
     parameters = [v.to(device) for v in gates(8)]
-    for backend in ("eager", "triton"):
+    for backend in ("eager", *kernel_backends(device)):
         with dk.use_backend(backend):
             x, t = torch.empty(0, 4, 8, device=device), torch.ones(1, device=device)
             assert inference.td_norm(x, t, parameters, 1e-5, False, x, torch.empty_like(x)).shape == x.shape

@@ -10,7 +10,7 @@ import dimr_kernels as dk
 from dimr_kernels.functional import pixel_shuffle_td_norm_add
 from dimr_kernels.ops import time_gate, upsample
 from tests.support import parity
-from tests.support.parity import assert_deterministic, results_of, strided
+from tests.support.parity import assert_deterministic, results_of, skip_unless_it_runs, strided
 from tests.support.td_norms import COLLECTED_ULPS
 
 GATES = ("scale_gate_weight", "scale_gate_offset", "shift_gate_weight", "shift_gate_offset")
@@ -220,8 +220,9 @@ def test_opcheck(device):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["eager", "triton"])
+@pytest.mark.parametrize("backend", ["eager", "triton", "cpp"])
 def test_compiles_whole(backend, device):
+    skip_unless_it_runs(backend, device)
     arguments = inputs(8, device=device)
     compiled = torch.compile(call(), fullgraph=True, backend="aot_eager")
     expected = results_of(call(), arguments, backend)
