@@ -25,7 +25,9 @@ from .ops import attention_backends
 
 # Public operators; those of ``inference`` run as these do.
 OPERATORS = (*(name for name in FUSED_FORMS if "." not in name), "attention")
-COST_WITHOUT_EXTENSION = "pixel_shuffle_add and pixel_unshuffle run as plain PyTorch; everything else works"
+COST_WITHOUT_EXTENSION = (
+    "on a CPU every operator runs as plain PyTorch, on a GPU pixel_shuffle_add and pixel_unshuffle do; nothing is lost"
+)
 COST_WITHOUT_CUDA = "on a GPU, pixel_shuffle_add and pixel_unshuffle run as plain PyTorch; everything else works"
 COST_WITHOUT_TRITON = "the operators whose fused form is Triton's run as plain PyTorch, on a GPU too"
 
