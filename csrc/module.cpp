@@ -4,6 +4,7 @@
 
 #include <stdexcept>
 
+#include "cpu_kernels.h"
 #include "pixel_shuffle.h"
 
 namespace py = pybind11;
@@ -62,6 +63,23 @@ py::dict build_information() {
   return info;
 }
 
+constexpr const char* kCapabilities[] = {"baseline", "avx2", "avx512"};
+
+py::list cpu_capabilities() {
+  py::list names;
+  for (int i = 0; i < 3; ++i) {
+    if (dimr::has_capability(static_cast<dimr::Capability>(i))) names.append(kCapabilities[i]);
+  }
+  return names;
+}
+
+void set_cpu_capability(const std::string& name) {
+  for (int i = 0; i < 3; ++i) {
+    if (name == kCapabilities[i] && dimr::set_cpu_capability(static_cast<dimr::Capability>(i))) return;
+  }
+  throw std::invalid_argument("this machine does not have " + name);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -76,6 +94,9 @@ PYBIND11_MODULE(_C, m) {
       .def_readwrite("avx2", &dimr::CpuLimits::avx2)
       .def_readwrite("cache_bytes", &dimr::CpuLimits::cache_bytes);
   m.def("cpu_limits", &dimr::cpu_limits, py::return_value_policy::reference);
+  m.def("cpu_capabilities", &cpu_capabilities, "Instruction sets that the CPU operators can run with here.");
+  m.def("cpu_capability", [] { return kCapabilities[static_cast<int>(dimr::cpu_capability())]; });
+  m.def("set_cpu_capability", &set_cpu_capability, py::arg("name"), "For tests.");
   py::class_<Shape>(m, "PixelShuffleShape", "Low-resolution image of channels * factor**2 channels.")
       .def(py::init(&make_shape), py::arg("batch"), py::arg("channels"), py::arg("height"), py::arg("width"),
            py::arg("factor"), py::arg("layout"));

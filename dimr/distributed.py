@@ -1,4 +1,4 @@
-"""The processes of a run: one, or as many as torchrun started."""
+"""Communication between the processes of a run, and models replicated (DDP) or sharded (FSDP2) over them."""
 
 from __future__ import annotations
 
@@ -22,74 +22,83 @@ from torch.utils._pytree import tree_map
 
 from .model.network import DiMR
 
+STRATEGIES = ("ddp", "fsdp")
+
 
 @dataclasses.dataclass(frozen=True)
 class Processes:
-    """This process among those of the run. Each must call these methods, in the same order."""
+    """This process's place among the processes of a run. The methods are collective: all ranks call them in order."""
 
     rank: int = 0
     world_size: int = 1
 
     @property
-    def first(self) -> bool:
-        """Whether this is the one that writes."""
+    def is_main(self) -> bool:
+        """True on rank 0, the one that writes files and reports progress."""
         return self.rank == 0
 
     def average(self, values: Tensor) -> Tensor:
-        """The mean over the processes, in place."""
-        return self.total(values) if self.world_size == 1 else self.total(values).div_(self.world_size)
-
-    def total(self, values: Tensor) -> Tensor:
-        """The sum over the processes, in place."""
+        """Replace ``values`` by their mean over the ranks, in place."""
         if self.world_size > 1:
             dist.all_reduce(values)
+            values.div_(self.world_size)
         return values
 
-    def largest(self, value: int) -> int:
-        """The largest of the processes' values. The hosts wait for each other, no device is waited for."""
+    def all_reduce_max(self, value: int) -> int:
+        """Return the largest of the ranks' values. The hosts wait for each other, but not for their devices."""
         if self.world_size == 1:
             return value
-        largest = torch.tensor(value)  # on the CPU, which gloo serves
+        largest = torch.tensor(value)  # on the CPU, so that gloo does it
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         return int(largest)
 
-    def from_first(self, value: Any) -> Any:
-        """What the first process has."""
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        self.all_reduce_max(0)
+
+    def broadcast(self, value: Any) -> Any:
+        """Return rank 0's value on every rank."""
         if self.world_size == 1:
             return value
         values = [value]
         dist.broadcast_object_list(values, src=0)
         return values[0]
 
-    def first_does(self, action: Callable[[], object], *errors: type[Exception]) -> str | None:
-        """Run ``action`` in the first process, and tell all what one of ``errors`` said there: none waits for ever."""
-        failed = None
-        if self.first:
-            try:
-                action()
-            except errors as error:
-                failed = str(error)
-        return self.from_first(failed)
-
-    def all(self, value: Any) -> list[Any]:
-        """What each process has, in the order of their ranks."""
+    def all_gather(self, value: Any) -> list[Any]:
+        """Return the values of all ranks, in the order of the ranks."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
 
+    def run_on_main(self, action: Callable[[], object], error_type: type[Exception]) -> None:
+        """Run ``action`` on rank 0 only. Its failure is raised on every rank, so that none waits for it forever.
+
+        Raises:
+            error_type: ``action`` raised an ``error_type`` or an OSError; the message is the same.
+        """
+        cause, message = None, None
+        if self.is_main:
+            try:
+                action()
+            except (error_type, OSError) as error:
+                cause, message = error, str(error)
+        message = self.broadcast(message)
+        if message is not None:
+            raise error_type(message) from cause
+
 
 def local_device(kind: str) -> torch.device:
-    """The device of this process where each has a GPU of its own."""
+    """Return this process's own device, where each process has one GPU."""
     return torch.device(kind, int(os.environ.get("LOCAL_RANK", 0))) if kind == "cuda" else torch.device(kind)
 
 
 @contextlib.contextmanager
 def joined_processes(device: torch.device) -> Iterator[Processes]:
-    """Inside the block the processes that torchrun started can talk: over NCCL between GPUs, over gloo between CPUs.
+    """Join the process group that torchrun started, for the length of the block: NCCL between GPUs, gloo between CPUs.
 
-    Without torchrun's variables in the environment this process is the only one.
+    Without torchrun's environment variables this process is the only one.
     """
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     if world_size == 1:
@@ -102,14 +111,11 @@ def joined_processes(device: torch.device) -> Iterator[Processes]:
     try:
         yield Processes(dist.get_rank(), world_size)
     finally:
-        gc.collect()  # what holds on to the group in a cycle; its threads must end before the interpreter does
+        gc.collect()  # objects in cycles hold on to the group, whose threads must end before the interpreter does
         dist.destroy_process_group()
 
 
-# One model in several processes: replicated (DDP) or sharded (FSDP2).
-
-
-STRATEGIES = ("ddp", "fsdp")
+# Replicated and sharded models.
 
 
 def check_strategy(strategy: str) -> None:
@@ -118,7 +124,7 @@ def check_strategy(strategy: str) -> None:
 
 
 def shard(model: DiMR, processes: Processes) -> None:
-    """Shard the parameters over all processes, in place; a block's are together only while it runs."""
+    """Shard the parameters over all processes (FSDP2), in place. A block's parameters are gathered while it runs."""
     mesh = init_device_mesh(model.device.type, (processes.world_size,))
     for branch in model.branches:
         for block in branch.blocks:  # type: ignore[union-attr]
@@ -127,31 +133,31 @@ def shard(model: DiMR, processes: Processes) -> None:
 
 
 def replicate(model: DiMR, processes: Processes) -> nn.Module:
-    """What to call so that the processes' gradients are averaged in the backward."""
+    """Wrap the model in DDP, which averages the gradients in the backward; a single process gets the model itself."""
     if processes.world_size == 1:
         return model
     device_ids = [model.device] if model.device.type == "cuda" else None
-    # Of a depthwise kernel [C, 1, K, K]: the stride of the dimension of one element, which means nothing.
+    # A depthwise kernel [C, 1, K, K] has a dimension of size 1, whose stride means nothing.
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
     return DistributedDataParallel(model, device_ids, gradient_as_bucket_view=True)
 
 
-def forget_gathered(model: nn.Module) -> None:
-    """Let go of whole parameters that a forward of a sharded model left; the next one gathers them anew."""
+def reshard(model: nn.Module) -> None:
+    """Free the full parameters that a forward of a sharded model left, so that the next one gathers them anew."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
-def local_gradients(predictor: nn.Module, model: nn.Module) -> AbstractContextManager[Any]:
-    """Inside it a backward keeps its gradients to this process; the next one outside sends the sum."""
+def no_gradient_sync(predictor: nn.Module, model: nn.Module) -> AbstractContextManager[Any]:
+    """Accumulate gradients locally inside the block; the first backward after it synchronises their sum."""
     if isinstance(predictor, DistributedDataParallel):
         return predictor.no_sync()
-    return _unsynchronized(model) if isinstance(model, FSDPModule) else contextlib.nullcontext()
+    return _no_fsdp_sync(model) if isinstance(model, FSDPModule) else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
-def _unsynchronized(model: FSDPModule) -> Iterator[None]:
+def _no_fsdp_sync(model: FSDPModule) -> Iterator[None]:
     model.set_requires_gradient_sync(False)
     try:
         yield
@@ -159,21 +165,25 @@ def _unsynchronized(model: FSDPModule) -> Iterator[None]:
         model.set_requires_gradient_sync(True)
 
 
-# A sharded model's tensors as if they were in one process.
+# Sharded state, saved and loaded as one process has it.
+#
+# torch.distributed.checkpoint.state_dict gives the same tensors (tried with torch 2.13) but would need more code. It
+# keys the optimizer's state by parameter name, where files of runs have torch's own indices, and accepts moments of a
+# wrong shape; the moving average is no module's state, so that it would still need the functions below.
 
 
-def local_part(tensor: Tensor) -> Tensor:
-    """This process's shard, or the tensor itself."""
+def local_tensor(tensor: Tensor) -> Tensor:
+    """Return this process's shard of a sharded tensor; any other tensor is returned as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """The tensor that a sharded one is part of, on its device. All processes must ask."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Gather a sharded tensor, on its device; any other tensor is returned as it is. Collective."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gathered(tree: Any, keep: bool) -> Any:
-    """The tree with sharded tensors whole, on the CPU; empty where not to ``keep``. All processes must ask."""
+def full_state(tree: Any, keep: bool) -> Any:
+    """Gather the sharded tensors of a tree on the CPU. Collective. Ranks that do not ``keep`` them get empty ones."""
 
     def gather(leaf: Any) -> Any:
         if not isinstance(leaf, DTensor):
@@ -184,8 +194,8 @@ def gathered(tree: Any, keep: bool) -> Any:
     return tree_map(gather, tree)
 
 
-def sharded_like(value: Tensor, parameter: Tensor) -> Tensor:
-    """A whole tensor's shard as ``parameter`` is sharded; if it is not, the tensor itself."""
+def shard_like(value: Tensor, parameter: Tensor) -> Tensor:
+    """Shard a full tensor as ``parameter`` is sharded; if it is not, return the tensor as it is."""
     if not isinstance(parameter, DTensor):
         return value
     local = value.to(parameter.device)
@@ -194,19 +204,26 @@ def sharded_like(value: Tensor, parameter: Tensor) -> Tensor:
 
 @torch.no_grad()
 def load_model_state(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Load full tensors into a model that may be sharded."""
     own = model.state_dict()
-    model.load_state_dict({name: sharded_like(v, own[name]) if name in own else v for name, v in state.items()})
+    model.load_state_dict({name: shard_like(v, own[name]) if name in own else v for name, v in state.items()})
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """From a state of whole tensors. ValueError where one has another shape than its parameter."""
+    """Load full tensors into an optimizer of parameters that may be sharded.
+
+    Raises:
+        ValueError: a tensor's shape is not its parameter's.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    moments: dict[int, dict[str, Any]] = {}
     for index, values in state["state"].items():
-        for k, v in values.items():
-            if k != "step" and v.shape != parameters[index].shape:
-                raise ValueError(f"{k} of parameter {index}: {list(v.shape)}, wanted {list(parameters[index].shape)}")
-    moments = {
-        index: {k: sharded_like(v, parameters[index]) if k != "step" else v for k, v in values.items()}
-        for index, values in state["state"].items()
-    }
+        moments[index] = {}
+        for key, value in values.items():
+            if key != "step":
+                if value.shape != parameters[index].shape:
+                    found, wanted = list(value.shape), list(parameters[index].shape)
+                    raise ValueError(f"{key} of parameter {index}: {found}, wanted {wanted}")
+                value = shard_like(value, parameters[index])
+            moments[index][key] = value
     optimizer.load_state_dict({**state, "state": moments})

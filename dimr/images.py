@@ -1,4 +1,4 @@
-"""Pictures from tensors."""
+"""Pictures from tensors: image grids, PNG files, loss curves."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INK = (40, 40, 40)
 
 
 def to_pixels(images: Tensor) -> Tensor:
-    """``[N, C, H, W]`` in [-1, 1] (clamped) -> uint8 ``[N, H, W, 3]``; C is 1 (grey) or 3."""
+    """Convert images ``[N, C, H, W]`` in [-1, 1] (clamped) to uint8 ``[N, H, W, 3]``; C is 1 (grey) or 3."""
     if images.dim() != 4 or images.shape[1] not in SHOWN_CHANNELS:
         raise ValueError(f"images must have shape [N, 1 or 3, H, W], got {list(images.shape)}")
     pixels = ((images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
@@ -27,7 +27,7 @@ def to_pixels(images: Tensor) -> Tensor:
 
 
 def tile(images: Tensor, columns: int, zoom: int = 1) -> Tensor:
-    """Images ``[N, C, H, W]`` row by row on white, each pixel ``zoom`` wide: uint8 ``[height, width, 3]``."""
+    """Arrange images ``[N, C, H, W]`` in rows on white, enlarged ``zoom`` times: uint8 ``[height, width, 3]``."""
     if columns < 1 or zoom < 1 or len(images) == 0:
         raise ValueError(f"wanted images, columns and zoom of at least 1, got {len(images)}, {columns} and {zoom}")
     pixels = to_pixels(images).repeat_interleave(zoom, dim=1).repeat_interleave(zoom, dim=2)
@@ -41,14 +41,14 @@ def tile(images: Tensor, columns: int, zoom: int = 1) -> Tensor:
 
 
 def save_image(path: str | os.PathLike[str], pixels: Tensor) -> None:
-    """uint8 ``[height, width, 3]`` to the format that the name's ending stands for."""
+    """Write uint8 ``[height, width, 3]`` in the format of the file name's suffix."""
     image = require("PIL.Image", "demo", "writing pictures").fromarray(pixels.contiguous().numpy())
     with replacing(path) as temporary:
         image.save(temporary)
 
 
 def side_by_side(panels: Sequence[tuple[str, Tensor]], row_labels: Sequence[str]) -> Tensor:
-    """Titled panels of equal height (as from :func:`tile`) with one label to each of their rows."""
+    """Draw panels of equal height (from :func:`tile`) side by side, with titles and one label per row."""
     Image, ImageDraw, ImageFont = (
         require(f"PIL.{name}", "demo", "drawing pictures") for name in ("Image", "ImageDraw", "ImageFont")
     )
@@ -68,11 +68,8 @@ def side_by_side(panels: Sequence[tuple[str, Tensor]], row_labels: Sequence[str]
     return torch.from_numpy(require("numpy", "demo", "drawing pictures").array(picture))
 
 
-# Diagrams.
-
-
 def smooth(values: Tensor, window: int) -> Tensor:
-    """Mean over each value and up to ``window - 1`` before it: ``[N, K]`` -> ``[N, K]``."""
+    """Average each value with up to ``window - 1`` values before it: ``[N, K]`` -> ``[N, K]``."""
     sums = values.double().cumsum(dim=0)
     means = sums.clone()
     means[window:] -= sums[:-window]
@@ -82,7 +79,7 @@ def smooth(values: Tensor, window: int) -> Tensor:
 
 
 def save_loss_curves(path: str | os.PathLike[str], losses: Tensor, resolutions: Sequence[int]) -> None:
-    """``losses [steps, branches]``, each step faint and their running mean, one colour to each branch."""
+    """Plot ``losses [steps, branches]`` and their running means, one colour per branch."""
     figure_module = require("matplotlib.figure", "demo", "the loss curves")
     figure = figure_module.Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()

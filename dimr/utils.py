@@ -1,4 +1,4 @@
-"""Packages that only some parts need."""
+"""Helpers that several parts share: optional packages, errors, files, locks, a description of the machine."""
 
 from __future__ import annotations
 
@@ -19,32 +19,39 @@ import torch
 from torch import Tensor, nn
 
 
-class MissingPackageError(ImportError):
-    """A package is missing that the part in use needs; the message says how to install it."""
+class UserError(Exception):
+    """Base class of the errors that a user can put right. The command line shows their message without a traceback."""
+
+
+class MissingPackageError(UserError, ImportError):
+    """An optional package is not installed; the message says how to install it."""
+
+
+class OutOfMemoryError(UserError, RuntimeError):
+    """Out of memory; the message says what can be done about it."""
 
 
 def require(module: str, extra: str | None, purpose: str) -> ModuleType:
-    """``importlib.import_module(module)``, or an error that names the extra that brings it, if one does."""
+    """Import and return ``module``.
+
+    Raises:
+        MissingPackageError: it is not installed. The message names the extra to install, or the package itself where
+            ``extra`` is None.
+    """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         package = module.partition(".")[0]
         if (error.name or "").partition(".")[0] != package:
-            raise  # the package is there, something it needs itself is not
+            raise  # the package is installed, but not something that it needs itself
         message = f"{purpose} needs {package}, which is not installed: pip install 'dimr_kernels[{extra}]'"
         if extra is None:
             message = f"{purpose} needs {package}, which is not installed: pip install {package}"
         raise MissingPackageError(message, name=error.name) from error
 
 
-# Words for errors.
-
-
 def first_line(error: BaseException) -> str:
-    """Of the error's message, for a message of one line; other libraries write pages.
-
-    What only announces the next line takes it along.
-    """
+    """Return the first line of the error's message, and the second too if the first ends with a colon."""
     line, _, rest = str(error).strip().partition("\n")
     if not line.endswith(":"):
         return line
@@ -52,35 +59,29 @@ def first_line(error: BaseException) -> str:
     return f"{line} {announced}".strip()
 
 
-# Running out of memory, on a GPU or on the host.
-
-
-# How torch's allocator on a CPU and its size arithmetic say it, in errors of no type of their own.
-HOST_WORDS = ("can't allocate memory", "not enough memory", "storage size calculation overflowed")
-
-
-class OutOfMemoryError(RuntimeError):
-    """Out of memory, with what can be done about it."""
+# torch raises plain RuntimeErrors when the host's memory runs out and when a size overflows; only their text tells.
+_OUT_OF_HOST_MEMORY = ("can't allocate memory", "not enough memory", "storage size calculation overflowed")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
+    """Return True if the error means that a GPU or the host ran out of memory."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in HOST_WORDS)
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _OUT_OF_HOST_MEMORY)
 
 
-# Files that are either whole or not there.
+# Files
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary name beside ``path``, which takes ``path``'s place when the block ends without an error.
+    """Write a file atomically: the block writes to the yielded temporary path, which then replaces ``path``.
 
-    Missing parent folders are made. After an error the old file, if any, is as it was.
+    Missing parent folders are created. If the block raises, ``path`` is left as it was.
     """
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last: savers choose a format by it.
+    # The suffix stays last, because savers choose the format by it.
     temporary = final.with_name(f".{final.stem}.{os.getpid()}.partial{final.suffix}")
     try:
         yield temporary
@@ -90,7 +91,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """What the file says; whatever it is instead of JSON is a ValueError."""
+    """Read a JSON file. Anything that is not JSON is a ValueError."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except RecursionError:
@@ -98,32 +99,30 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def write_json(path: str | os.PathLike[str], values: Any) -> None:
-    """``values`` as indented JSON. NaN and infinity are errors: no other reader would take them."""
+    """Write ``values`` as indented JSON. NaN and infinity, which JSON does not have, are errors."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-# SHA-256 of files and of networks, by which it is known that they are the same.
-
-
-BLOCK = 2**24  # bytes read at a time
+_BLOCK = 2**24  # bytes read at a time
 
 
 def add_file(digest: Any, path: str | os.PathLike[str]) -> None:
-    """Feed the file's content to one of hashlib's digests."""
+    """Update one of hashlib's digests with the file's content."""
     with open(path, "rb") as file:
-        while block := file.read(BLOCK):
+        while block := file.read(_BLOCK):
             digest.update(block)
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of the file's content."""
     digest = hashlib.sha256()
     add_file(digest, path)
     return digest.hexdigest()
 
 
 def weights_sha256(module: nn.Module) -> str:
-    """Over names, dtypes, shapes and bytes of parameters and buffers; not over the code that uses them."""
+    """Return the SHA-256 of the names, dtypes, shapes and bytes of all parameters and buffers."""
     state: dict[str, Any] = module.state_dict()
     digest = hashlib.sha256()
     for name, tensor in sorted(state.items()):
@@ -133,32 +132,29 @@ def weights_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-# One process at a time writes to a folder.
+LOCK_FILE = ".lock"
 
 
-NAME = ".lock"
-
-
-class OccupiedError(OSError):
-    """Another process writes to the folder."""
+class FolderLockedError(OSError):
+    """Another process holds the folder's lock."""
 
 
 @contextlib.contextmanager
-def occupied(folder: Path) -> Iterator[None]:
-    """Inside the block no other process gets into a block of this folder. Missing folders are made.
+def exclusive_lock(folder: Path) -> Iterator[None]:
+    """Hold an exclusive lock on the folder, which is created if missing.
 
-    The system lets go of the folder when the process ends, however it does, and worker processes that it forked do not
-    hold on to it. Where the system or the file system knows no locks there is none.
+    The operating system releases the lock when the process ends, even if it is killed. Where the system or the file
+    system has no locks, the block runs without one.
 
     Raises:
-        OccupiedError: another process is inside.
+        FolderLockedError: another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / NAME).open("w") as file:
+    with (folder / LOCK_FILE).open("w") as file:
         try:
             _lock(file.fileno())
         except (BlockingIOError, PermissionError) as error:
-            raise OccupiedError(
+            raise FolderLockedError(
                 f"another process writes to {folder}: end it first "
                 f"(where torchrun itself was killed, its workers may go on)"
             ) from error
@@ -168,23 +164,25 @@ def occupied(folder: Path) -> Iterator[None]:
 
 
 def _lock(file: int) -> None:
-    if importlib.util.find_spec("fcntl") is not None:  # not on Windows
+    """Lock the open file with ``lockf``.
+
+    The package filelock uses ``flock``, whose lock is inherited by forked processes: after a run is killed, the
+    workers of its data loader would keep the folder locked. A lock of ``lockf`` belongs to the process that took it.
+    """
+    if importlib.util.find_spec("fcntl") is not None:  # missing on Windows
         fcntl = importlib.import_module("fcntl")
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-# What a result was made with.
-
-
-PACKAGES = ("dimr_kernels", "torch", "triton", "numpy", "scikit-learn", "safetensors", "diffusers")
+_REPORTED_PACKAGES = ("dimr_kernels", "torch", "triton", "numpy", "scikit-learn", "safetensors", "diffusers")
 
 
 def describe_environment(device: torch.device) -> dict[str, Any]:
-    """Versions and the device, as plain values."""
+    """Return the versions and the device that a result was computed with, as plain values."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in _REPORTED_PACKAGES},
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "threads": torch.get_num_threads(),

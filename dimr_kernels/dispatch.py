@@ -1,8 +1,8 @@
-"""Choice of the implementation that runs: ``auto``, ``eager``, ``triton`` or ``cuda``.
+"""Choice of the implementation that runs: ``auto``, ``eager``, ``triton``, ``cuda`` or ``cpp``.
 
-``auto`` takes an operator's fused form where it runs and the eager definition elsewhere. Any other choice is binding:
-if it cannot run, :class:`BackendError` says why. ``cuda`` names the compiled extension, which has a C++ form for CPU
-tensors and a CUDA form for GPU tensors.
+``auto`` takes an operator's fused form where it runs and is worth its call, and the eager definition elsewhere. Any
+other choice is binding: if it cannot run, :class:`BackendError` says why. ``cpp`` and ``cuda`` are in the compiled
+extension, for CPU and for GPU tensors; for the pixel shuffles of CPU tensors ``cuda`` means ``cpp``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 T = TypeVar("T")
 AnyFunction = TypeVar("AnyFunction", bound=Callable[..., object])
 
-BACKENDS = ("auto", "eager", "triton", "cuda")
+BACKENDS = ("auto", "eager", "triton", "cuda", "cpp")
 BACKEND_VARIABLE = "DIMR_KERNELS_BACKEND"
 FUSED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 OLDEST_CAPABILITY = (8, 0)
@@ -39,8 +39,8 @@ class Forms(NamedTuple):
     cpu: tuple[str, ...]
 
 
-_TRITON = Forms(gpu=("triton",), cpu=("triton",))  # on CPU tensors: Triton's interpreter, if asked for
-_EXTENSION = Forms(gpu=("cuda",), cpu=("cuda",))
+_TRITON = Forms(gpu=("triton",), cpu=("cpp", "triton"))  # on CPU tensors: Triton's interpreter, if asked for
+_EXTENSION = Forms(gpu=("cuda",), cpu=("cpp", "cuda"))
 
 # Attention is not listed: its fused forms are torch's and flash-attn's (ops/attention_backends.py).
 FUSED_FORMS = {
@@ -162,7 +162,7 @@ def use_backend(name: str) -> ScopedSetting[str]:
         >>> use_backend("fastest")
         Traceback (most recent call last):
             ...
-        ValueError: use_backend: expected one of auto, eager, triton, cuda; got 'fastest'
+        ValueError: use_backend: expected one of auto, eager, triton, cuda, cpp; got 'fastest'
     """
     return _backend.set_to(_checked(name, "use_backend"))
 
@@ -172,14 +172,40 @@ def current_backend() -> str:
     return _backend.get()
 
 
+class Smallest(NamedTuple):
+    """Elements of the main input from which "auto" takes the C++ form on a CPU."""
+
+    eager: float
+    compiled: float
+    """Under torch.compile, where an opaque operator costs some 30 us and keeps Inductor from fusing it."""
+
+
+# As measured on a Zen 3 core (docs/performance.md). The C++ forms were faster than plain PyTorch at every size but for
+# GeGLU's, which competes with two cheap calls. Inductor's norms came out even, forward and backward together, and fuse
+# with what is around them; its GeGLU, group norm and depthwise convolution were slower, the last two by far.
+# geglu_linear's input is several times smaller than what it gates. Operators that are not listed always take it.
+_NEVER = float("inf")
+SMALLEST_FOR_CPP = {
+    "depthwise_conv2d": Smallest(0, 0),
+    "geglu": Smallest(2**14, 2**18),
+    "geglu_linear": Smallest(2**12, 2**16),
+    "pixel_shuffle_td_norm_add": Smallest(0, _NEVER),
+    "td_group_norm": Smallest(0, 2**15),
+    "td_layer_norm": Smallest(0, _NEVER),
+    "td_rms_norm": Smallest(0, _NEVER),
+}
+
+
 def choose(operator: str, x: torch.Tensor) -> str:
     """Return the fused form that computes a call with main input ``x``, or "eager"."""
     requested = _backend.get()
     if requested == "eager":
         return "eager"
     device = x.device
-    forms = FUSED_FORMS[operator].cpu if device.type == "cpu" else FUSED_FORMS[operator].gpu
+    forms = fused_forms(operator, device)
     if requested == "auto":
+        if device.type == "cpu" and not _is_worth_cpp(operator, x):
+            return "eager"
         for form in forms:
             if (device.type, form) not in _ONLY_ON_REQUEST and unavailable_reason(form, device, x.dtype) is None:
                 return form
@@ -193,12 +219,29 @@ def choose(operator: str, x: torch.Tensor) -> str:
     return requested
 
 
+def fused_forms(operator: str, device: torch.device) -> tuple[str, ...]:
+    """Return the fused forms of an operator for tensors of this device, best first."""
+    return FUSED_FORMS[operator].cpu if device.type == "cpu" else FUSED_FORMS[operator].gpu
+
+
+def _is_worth_cpp(operator: str, x: torch.Tensor) -> bool:
+    """Return True if "auto" takes the C++ form, should it run; an exported program needs no operators of ours."""
+    smallest = SMALLEST_FOR_CPP.get(operator)
+    if smallest is None:
+        return True
+    if torch.compiler.is_compiling():
+        return not torch.compiler.is_exporting() and x.numel() >= smallest.compiled
+    return x.numel() >= smallest.eager
+
+
 def unavailable_reason(form: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
     """Explain why a fused form cannot run on tensors of this device and dtype; None if it can."""
     if dtype not in FUSED_DTYPES:
         return f"it computes in float32 and takes float32, float16 or bfloat16, not {dtype}"
     if form == "triton":
         return _triton_unavailable_reason(device)
+    if form == "cpp" and device.type != "cpu":
+        return f"it needs CPU tensors, these are on {device.type!r}"
     return _extension_unavailable_reason(device)
 
 

@@ -25,7 +25,9 @@ from .ops import attention_backends
 
 # Public operators; those of ``inference`` run as these do.
 OPERATORS = (*(name for name in FUSED_FORMS if "." not in name), "attention")
-COST_WITHOUT_EXTENSION = "pixel_shuffle_add and pixel_unshuffle run as plain PyTorch; everything else works"
+COST_WITHOUT_EXTENSION = (
+    "on a CPU every operator runs as plain PyTorch, on a GPU pixel_shuffle_add and pixel_unshuffle do; nothing is lost"
+)
 COST_WITHOUT_CUDA = "on a GPU, pixel_shuffle_add and pixel_unshuffle run as plain PyTorch; everything else works"
 COST_WITHOUT_TRITON = "the operators whose fused form is Triton's run as plain PyTorch, on a GPU too"
 
@@ -102,7 +104,7 @@ def implementation_of(operator: str, device: torch.device) -> tuple[str, str]:
     except BackendError as error:
         return "error", str(error).removeprefix(f"{operator}: ")
     if chosen != "eager":
-        return ("C++" if chosen == "cuda" and device.type == "cpu" else chosen), ""
+        return chosen, ""
     if current_backend() == "eager":
         return chosen, "it was asked for"
     forms = FUSED_FORMS[operator].cpu if device.type == "cpu" else FUSED_FORMS[operator].gpu

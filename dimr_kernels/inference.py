@@ -15,11 +15,11 @@ from torch import Tensor
 from . import checks
 from .dispatch import choose
 from .ops import time_gate
-from .ops.depthwise_conv import depthwise_conv2d_into_definition, depthwise_conv2d_into_op
+from .ops.depthwise_conv import depthwise_conv2d_into_definition, depthwise_conv2d_into_ops
 from .ops.pixel_shuffle import check_shuffle, check_shuffled
-from .ops.td_norm import td_norm_into_definition, td_norm_into_op
+from .ops.td_norm import td_norm_into_definition, td_norm_into_ops
 from .ops.time_gate import GATES, GateParameters
-from .ops.upsample import shuffle_norm_add_definition, shuffle_norm_add_in_place_op
+from .ops.upsample import shuffle_norm_add_definition, shuffle_norm_add_in_place_ops
 
 Gates = Sequence[Tensor | None]
 """The parameters of a time-dependent norm in the order of ``GATES``; the shift's four are None where there is none."""
@@ -74,10 +74,11 @@ def td_norm(
     _check_timestep(operator, t, x.shape[0])
     gates = _check_gates(operator, gates, D, x.device)
     _refuse_gradients(operator, x, residual, total, offset, t, *gates)
-    fits = D <= time_gate.WIDEST_IN_REGISTERS or (residual is None and offset is None)
-    if choose(operator, x) == "eager" or not fits:
+    form = choose(operator, x)
+    fits = form != "triton" or D <= time_gate.WIDEST_IN_REGISTERS or (residual is None and offset is None)
+    if form == "eager" or not fits:
         return td_norm_into_definition(x, residual, total, offset, t, gates, eps, rms)
-    return td_norm_into_op(x, residual, total, offset, t, *gates.in_schema_order(), eps, rms)
+    return td_norm_into_ops[form](x, residual, total, offset, t, *gates.in_schema_order(), eps, rms)
 
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
@@ -104,8 +105,9 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor
     checks.check_same_dtype(operator, x=x, out=out)
     _check_pixels(operator, "out", out, across_samples=True)
     _refuse_gradients(operator, x, weight, bias, out)
-    eager = choose(operator, x) == "eager"
-    (depthwise_conv2d_into_definition if eager else depthwise_conv2d_into_op)(x, weight, bias, out)
+    form = choose(operator, x)
+    compute = depthwise_conv2d_into_definition if form == "eager" else depthwise_conv2d_into_ops[form]
+    compute(x, weight, bias, out)
 
 
 def pixel_shuffle_td_norm_add_(
@@ -131,10 +133,11 @@ def pixel_shuffle_td_norm_add_(
     if gates.p3 is None:
         raise ValueError(f"{operator}: gates must have a shift, got none")
     _refuse_gradients(operator, y, x, t, *gates)
-    if choose(operator, y) == "eager" or C > time_gate.WIDEST_IN_REGISTERS:
+    form = choose(operator, y)
+    if form == "eager" or (form == "triton" and C > time_gate.WIDEST_IN_REGISTERS):
         y.copy_(shuffle_norm_add_definition(x, y, t, r, gates, eps))
     else:
-        shuffle_norm_add_in_place_op(x, y, t, r, *gates.in_schema_order(), eps)
+        shuffle_norm_add_in_place_ops[form](x, y, t, r, *gates.in_schema_order(), eps)
 
 
 def _check_pixels(operator: str, name: str, tensor: Tensor | None, across_samples: bool = False) -> None:

@@ -11,15 +11,16 @@ future torch lacks one, every call takes the dispatcher, with the same results a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .dispatch import constant_when_traced
+from .dispatch import constant_when_traced, extension_status
 
 NAMESPACE = "dimr_kernels"
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -181,6 +182,7 @@ def define_op(
     kernel: Callable[..., Any] | None,
     fake: Callable[..., Any],
     inference: Callable[..., Any] | None = None,
+    devices: tuple[str, ...] = ("CPU", "CUDA"),
 ) -> Operator:
     """Register ``schema`` ("name(arguments) -> results") and return the operator.
 
@@ -190,7 +192,7 @@ def define_op(
     name = schema.partition("(")[0]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     if kernel is not None:
-        for key in ("CPU", "CUDA"):
+        for key in devices:
             _library.impl(name, kernel, key)
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
     overload = getattr(torch.ops.dimr_kernels, name).default
@@ -198,6 +200,61 @@ def define_op(
         torch.library.register_vmap(overload, _one_by_one(overload), lib=_library)
     kernel = kernel or _below_autograd(overload)
     return Operator(overload, kernel, inference or kernel)
+
+
+Operators = dict[str, Operator]
+"""The operators of a schema by their fused form."""
+_DEVICES = {"triton": ("CPU", "CUDA"), "cpp": ("CPU",)}  # Triton's interpreter takes CPU tensors
+
+
+def define_forms(
+    schema: str,
+    *,
+    kernels: Mapping[str, Callable[..., Any]],
+    fake: Callable[..., Any],
+    inference: Mapping[str, Callable[..., Any]] | None = None,
+) -> Operators:
+    """Register an operator for each fused form of one schema, with a kernel of its own and everything else alike.
+
+    Triton's has the schema's name, the C++ one ``_cpp`` behind it. Arguments as for :func:`define_op`, by form.
+    """
+    name, rest = schema.partition("(")[0], schema[schema.index("(") :]
+    stem = name.rstrip("_")
+    names = {"triton": name, "cpp": f"{stem}_cpp{name[len(stem) :]}"}
+    return {
+        form: define_op(
+            names[form] + rest,
+            kernel=kernel,
+            fake=fake,
+            inference=None if inference is None else inference[form],
+            devices=_DEVICES[form],
+        )
+        for form, kernel in kernels.items()
+    }
+
+
+def define_gradients(
+    operator: str,
+    forms: Operators,
+    backwards: Operators,
+    *,
+    setup_context: Callable[..., None],
+    backward: Callable[..., Any],
+) -> None:
+    """Give each form a gradient: ``backward(op, ctx, *output_gradients)``, with ``op`` the form's own of ``backwards``.
+
+    The operators of ``backwards`` refuse to be differentiated; ``operator`` is the public name in their message.
+    """
+    for form, op in forms.items():
+        define_gradient(op, setup_context=setup_context, backward=partial(backward, backwards[form]))
+        refuse_double_backward(backwards[form], operator)
+
+
+@cache
+def cpp_kernel(name: str) -> Callable[..., Any]:
+    """Return a C++ function of the compiled extension, which registers them as ``dimr_kernels_cpp::name``."""
+    extension_status()
+    return getattr(torch.ops.dimr_kernels_cpp, name).default
 
 
 def _one_by_one(overload: Any) -> Callable[..., Any]:

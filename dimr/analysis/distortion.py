@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checkpoints.reading import read_state_dict
-from ..data.dataset import DataError, SampleError
+from ..checkpoints.weights import read_state_dict
 from ..data.digits import load_digits
+from ..data.errors import DataError, SampleError
 from ..evaluation.digits import DigitClassifier
 from ..evaluation.extractors import load_extractor
 from ..evaluation.metrics import EvaluationError
@@ -128,7 +128,7 @@ def _from_source(path: Path) -> Samples:
 
 
 def _read(source: Any, index: int) -> Tensor:
-    from ..data.dataset import as_tensor, to_model_range
+    from ..data.pictures import as_tensor, to_model_range
 
     try:
         return to_model_range(as_tensor(source.picture(index)))

@@ -1,9 +1,12 @@
-"""Weights on disk: the published names and this package's, safetensors folders, conversion both ways."""
+"""Checkpoints: folders that hold a model, published checkpoint files, and conversion between them."""
 
-from .convert import convert_to_folder, convert_to_published
-from .folder import load_model, save_model
-from .official import load_official_checkpoint, to_official_state_dict
-from .reading import CheckpointError
+from .official import (
+    convert_to_folder,
+    convert_to_published,
+    load_official_checkpoint,
+    to_official_state_dict,
+)
+from .weights import CheckpointError, load_model, save_model
 
 __all__ = [
     "CheckpointError",

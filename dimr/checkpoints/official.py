@@ -1,45 +1,149 @@
-"""Loading a published checkpoint, and giving a model's weights back under the published names."""
+"""Published checkpoint files: loading, writing, and the tensor names they use.
+
+The published implementation keeps the two halves of a gated projection apart, stores patch and position weights in
+other shapes, and stores a gate's weight as ``w - 1``.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..model.config import DiMRConfig, described
+from ..model.config import DiMRConfig
 from ..model.network import DiMR, without_weights
 from ..model.variants import model_config
-from .reading import CheckpointError, check_keys, check_weights, read_state_dict
+from ..utils import replacing
+from .weights import (
+    CheckpointError,
+    check_keys,
+    check_weights,
+    load_model,
+    read_state_dict,
+    require_safetensors,
+    save_model,
+)
 
-# Which published tensor holds which parameter.
-#
-# The published implementation keeps the two halves of a gated projection apart, patch and position weights in other
-# shapes, and a gate's weight as ``w - 1``.
+SUFFIXES = (".pth", ".pt", ".safetensors")
+
+
+def load_official_checkpoint(
+    path_or_state_dict: str | os.PathLike[str] | Mapping[str, Tensor], config_or_name: DiMRConfig | str
+) -> DiMR:
+    """Load a published checkpoint.
+
+    Args:
+        path_or_state_dict: a ``.pth`` file (read with ``weights_only=True``), a ``.safetensors`` file, or the state
+            dict itself, under the published names.
+        config_or_name: the model's configuration, or a name from :func:`dimr.list_models`.
+
+    Returns:
+        The model on the CPU, in float32, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError: an unreadable file, or keys that are missing, unexpected or misshapen, by name.
+    """
+    config = model_config(config_or_name) if isinstance(config_or_name, str) else config_or_name
+    if isinstance(path_or_state_dict, Mapping):
+        state, source = path_or_state_dict, "state dict"
+    else:
+        state, source = read_state_dict(path_or_state_dict), os.fspath(path_or_state_dict)
+    weights = from_official_state_dict(state, config, source)
+    model = without_weights(config)
+    model.load_state_dict(weights, assign=True)
+    for parameter in model.parameters():
+        parameter.requires_grad_()
+    return model.eval()
+
+
+def convert_to_folder(
+    source: str | os.PathLike[str], folder: str | os.PathLike[str], config_or_name: DiMRConfig | str
+) -> Path:
+    """Convert a published ``.pth`` or ``.safetensors`` file to a folder for :func:`load_model`."""
+    return save_model(load_official_checkpoint(source, config_or_name), folder)
+
+
+def convert_to_published(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> Path:
+    """Convert a model's folder to one file under the published names, ``.pth`` or ``.safetensors``.
+
+    Converting there and back changes no tensor but the gates' weights, where ``(w - 1) + 1`` rounds to float32.
+    """
+    target = Path(target)
+    if target.suffix not in SUFFIXES:
+        raise CheckpointError(f"{target} must end in {', '.join(SUFFIXES)}")
+    return publish(load_model(folder), target)
+
+
+def publish(model: DiMR, target: Path) -> Path:
+    """Write the model under the published names to a file whose suffix is one of ``SUFFIXES``."""
+    write = require_safetensors().torch.save_file if target.suffix == ".safetensors" else torch.save
+    state = to_official_state_dict(model)
+    with replacing(target) as temporary:
+        write(state, temporary)
+    return target
+
+
+def from_official_state_dict(
+    state: Mapping[str, Tensor], config: DiMRConfig, source: str = "state dict"
+) -> dict[str, Tensor]:
+    """Convert published tensors to this package's names, as newly allocated float32 tensors."""
+    check_weights(state, source)
+    check_keys({name: tuple(v.shape) for name, v in state.items()}, official_shapes(config), source)
+    return {entry.ours: _to_ours(entry, state) for entry in entries(config)}
+
+
+def to_official_state_dict(model: DiMR) -> dict[str, Tensor]:
+    """Return the model's weights under the published names, float32, on the CPU."""
+    state = model.state_dict()
+    published: dict[str, Tensor] = {}
+    for entry in entries(model.config):
+        value = state[entry.ours].detach().to("cpu", torch.float32)
+        parts = (value - entry.offset if entry.offset else value).chunk(len(entry.published))
+        for name, part in zip(entry.published, parts, strict=True):
+            published[name] = part.reshape(entry.published_shape).clone()
+    return published
+
+
+def _to_ours(entry: Entry, state: Mapping[str, Tensor]) -> Tensor:
+    value = torch.cat([state[name].to("cpu", torch.float32) for name in entry.published])
+    return (value + entry.offset if entry.offset else value).reshape(entry.shape)
+
+
+# The published names of every parameter
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One parameter and the published tensors it is made of."""
+    """A parameter and the published tensors it is made from."""
 
     ours: str
     published: tuple[str, ...]
-    """More than one are concatenated along dimension 0."""
+    """Several tensors are concatenated along dimension 0."""
     published_shape: tuple[int, ...]
     """The shape of each published tensor."""
     shape: tuple[int, ...]
     """The shape of the parameter."""
     offset: float = 0.0
-    """Added to what is published."""
+    """Added to the published values."""
 
 
 def entries(config: DiMRConfig) -> list[Entry]:
-    """Every parameter of the model, in the model's order. An ablation's has no published name: CheckpointError."""
+    """List every parameter in the model's order. Ablations have no published names and raise a CheckpointError."""
     if config.ablations:
-        raise CheckpointError(f"published checkpoints have the paper's own architecture only, not {described(config)}")
+        raise CheckpointError(
+            f"published checkpoints have the paper's own architecture only, not {config.describe_ablations()}"
+        )
     return [entry for branch in range(config.num_branches) for entry in _branch(config, branch)]
+
+
+def official_shapes(config: DiMRConfig) -> dict[str, tuple[int, ...]]:
+    """Map each published name to its tensor's shape."""
+    return {name: entry.published_shape for entry in entries(config) for name in entry.published}
 
 
 def _plain(ours: str, published: str, shape: tuple[int, ...]) -> Entry:
@@ -53,7 +157,7 @@ def _linear(ours: str, published: str, dim_in: int, dim_out: int, bias: bool = T
 
 
 def _gated(ours: str, published: str, names: tuple[str, str], D: int) -> Iterator[Entry]:
-    """One time-dependent vector: its two ends and the gate between them ("scale" or "shift")."""
+    """A time-dependent vector: its two end points and the gate that blends them."""
     kind = "scale" if names == ("p1", "p2") else "shift"
     yield _plain(f"{ours}.{names[0]}", f"{published}.param0", (D,))
     yield _plain(f"{ours}.{names[1]}", f"{published}.param1", (D,))
@@ -120,64 +224,3 @@ def _branch(config: DiMRConfig, i: int) -> Iterator[Entry]:
         yield from _layer_norm(f"{ours}.upsample.norm_in", f"{published}.upsample.0", lower)
         yield from _linear(f"{ours}.upsample.proj", f"{published}.upsample.1.kernel", lower, 4 * D)
         yield from _layer_norm(f"{ours}.upsample.norm_out", f"{published}.upsample.2", D)
-
-
-def load_official_checkpoint(
-    path_or_state_dict: str | os.PathLike[str] | Mapping[str, Tensor], config_or_name: DiMRConfig | str
-) -> DiMR:
-    """A model with published weights.
-
-    Args:
-        path_or_state_dict: a ``.pth`` file (read with ``weights_only=True``), a ``.safetensors`` file, or the state
-            dict itself, under the published names.
-        config_or_name: the model's configuration, or a name from :func:`dimr.list_models`.
-
-    Returns:
-        The model on the CPU, in float32, in evaluation mode.
-
-    Raises:
-        FileNotFoundError: no such file.
-        CheckpointError: an unreadable file, or keys that are missing, unexpected or misshapen, by name.
-    """
-    config = model_config(config_or_name) if isinstance(config_or_name, str) else config_or_name
-    if isinstance(path_or_state_dict, Mapping):
-        state, source = path_or_state_dict, "state dict"
-    else:
-        state, source = read_state_dict(path_or_state_dict), os.fspath(path_or_state_dict)
-    weights = from_official_state_dict(state, config, source)
-    model = without_weights(config)
-    model.load_state_dict(weights, assign=True)
-    for parameter in model.parameters():
-        parameter.requires_grad_()
-    return model.eval()
-
-
-def official_shapes(config: DiMRConfig) -> dict[str, tuple[int, ...]]:
-    """Published name -> shape, for this model."""
-    return {name: entry.published_shape for entry in entries(config) for name in entry.published}
-
-
-def from_official_state_dict(
-    state: Mapping[str, Tensor], config: DiMRConfig, source: str = "state dict"
-) -> dict[str, Tensor]:
-    """Published names to this package's, float32 and freshly allocated."""
-    check_weights(state, source)
-    check_keys({name: tuple(v.shape) for name, v in state.items()}, official_shapes(config), source)
-    return {entry.ours: _to_ours(entry, state) for entry in entries(config)}
-
-
-def to_official_state_dict(model: DiMR) -> dict[str, Tensor]:
-    """The model's weights under the published names, float32, on the CPU."""
-    state = model.state_dict()
-    published: dict[str, Tensor] = {}
-    for entry in entries(model.config):
-        value = state[entry.ours].detach().to("cpu", torch.float32)
-        parts = (value - entry.offset if entry.offset else value).chunk(len(entry.published))
-        for name, part in zip(entry.published, parts, strict=True):
-            published[name] = part.reshape(entry.published_shape).clone()
-    return published
-
-
-def _to_ours(entry: Entry, state: Mapping[str, Tensor]) -> Tensor:
-    value = torch.cat([state[name].to("cpu", torch.float32) for name in entry.published])
-    return (value + entry.offset if entry.offset else value).reshape(entry.shape)

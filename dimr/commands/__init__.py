@@ -1,1 +1,1 @@
-"""The subcommands of ``dimr``, one module each: ``HELP``, ``add_arguments(parser)``, ``run(arguments)``."""
+"""The subcommands of ``dimr``, one module each: ``add_arguments(parser)``, ``run(arguments)``."""

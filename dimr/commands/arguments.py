@@ -1,4 +1,4 @@
-"""Types of command-line arguments: each turns text into a value or says what was wanted."""
+"""Shared parts of the subcommands: types of arguments, which say what was wanted; devices; checkpoints."""
 
 from __future__ import annotations
 
@@ -14,12 +14,23 @@ import torch
 from ..checkpoints import load_model
 from ..distributed import local_device
 from ..model.network import DiMR
+from ..utils import UserError
 
-LARGEST = 2**31 - 1
-LARGEST_SIDE = 1024
-MOST_SHOWN = 64
-MOST_THREADS = 1024
-MOST_STEPS = 10_000  # ten times as many as the noise schedule has levels
+MAX_INT = 2**31 - 1
+MAX_SIDE = 1024
+MAX_COMPONENTS = 64
+MAX_THREADS = 1024
+MAX_STEPS = 10_000  # ten times the levels of the noise schedule
+INTERRUPTED = 130  # exit code after Ctrl-C
+
+
+class CommandError(UserError):
+    """Bad input of a subcommand; the message is one line."""
+
+
+def say(text: str) -> None:
+    """Write a result to stdout."""
+    sys.stdout.write(text + "\n")
 
 
 def _parsed(text: str, kind: Callable[[str], Any], fits: Callable[[Any], bool], wanted: str) -> Any:
@@ -32,7 +43,7 @@ def _parsed(text: str, kind: Callable[[str], Any], fits: Callable[[Any], bool], 
     return value
 
 
-def _at_least(least: int, text: str, most: int = LARGEST) -> int:
+def _at_least(least: int, text: str, most: int = MAX_INT) -> int:
     return _parsed(text, int, lambda n: least <= n <= most, f"a whole number of at least {least}, at most {most}")
 
 
@@ -49,15 +60,15 @@ def count(text: str) -> int:
 
 
 def sampling_steps(text: str) -> int:
-    return _at_least(1, text, MOST_STEPS)
+    return _at_least(1, text, MAX_STEPS)
 
 
 def components(text: str) -> int:
-    return _up_to(MOST_SHOWN, text)
+    return _up_to(MAX_COMPONENTS, text)
 
 
 def threads(text: str) -> int:
-    return _up_to(MOST_THREADS, text)
+    return _up_to(MAX_THREADS, text)
 
 
 def several(text: str) -> int:
@@ -65,7 +76,7 @@ def several(text: str) -> int:
 
 
 def multiple_of_8(text: str) -> int:
-    return _parsed(text, int, lambda n: 8 <= n <= LARGEST_SIDE and n % 8 == 0, f"a multiple of 8 up to {LARGEST_SIDE}")
+    return _parsed(text, int, lambda n: 8 <= n <= MAX_SIDE and n % 8 == 0, f"a multiple of 8 up to {MAX_SIDE}")
 
 
 def seed(text: str) -> int:
@@ -88,23 +99,8 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the GPU if there is one)")
 
 
-# What the subcommands share.
-
-
-INTERRUPTED = 130  # exit code after Ctrl-C
-
-
-class CommandError(Exception):
-    """Something that the user can put right, said in one line."""
-
-
-def say(text: str) -> None:
-    """A result, to stdout."""
-    sys.stdout.write(text + "\n")
-
-
 def pick_device(name: str | None) -> torch.device:
-    """The named device, or the best there is. A device that is not there is a :class:`CommandError`."""
+    """Return the named device, or the best one. A device that does not exist is a :class:`CommandError`."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -121,13 +117,13 @@ def pick_device(name: str | None) -> torch.device:
 
 
 def pick_own_device(name: str | None) -> torch.device:
-    """:func:`pick_device`; where no GPU is named by its number, each process that torchrun started has its own."""
+    """Call :func:`pick_device`; unless a GPU is named by its number, each process of torchrun gets its own."""
     device = pick_device(name)
     return local_device(device.type) if device.index is None else device
 
 
 def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> DiMR:
-    """The model in a checkpoint folder; a file in its place gets told how to become one."""
+    """Load the model in a checkpoint folder. For a file, the error says how to make a folder of it."""
     if folder.is_file():
         raise CommandError(f"{folder} is a file; a checkpoint here is a folder (dimr convert makes one)")
     return load_model(folder, device)

@@ -1,4 +1,4 @@
-"""``dimr convert``: between published checkpoint files, checkpoint folders and diffusers' pipeline folders."""
+"""``dimr convert``: convert between published checkpoint files, checkpoint folders and diffusers pipelines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from ..model.variants import list_models
 from ..utils import first_line
 from .arguments import CommandError, say
 
-HELP = "turn a published checkpoint, a checkpoint folder and a folder of diffusers' into each other"
 PIPELINE_INDEX = "model_index.json"
 
 
@@ -19,10 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source",
         type=Path,
         metavar="IN",
-        help="a published file (.pth or .safetensors), a checkpoint folder, or a pipeline's",
+        help="a published file (.pth or .safetensors), a checkpoint folder, or a pipeline's folder",
     )
     parser.add_argument("target", type=Path, metavar="OUT", help="a folder, or a file ending in .pth or .safetensors")
-    parser.add_argument("--model", choices=list_models(), help="what a published file holds; needed for one")
+    parser.add_argument("--model", choices=list_models(), help="the model in a published file; required for one")
     parser.add_argument(
         "--pipeline", action="store_true", help="make a folder for diffusers: DiMRPipeline.from_pretrained(OUT)"
     )
@@ -49,7 +48,9 @@ def _convert(arguments: argparse.Namespace) -> Path:
     if from_pipeline or arguments.pipeline:
         try:
             from ..diffusers_pipeline import convert_from_pipeline, convert_to_pipeline
-        except RuntimeError as error:  # of a package that diffusers imports, such as torchvision for another torch
+        except (
+            RuntimeError
+        ) as error:  # from a package that diffusers imports, such as a torchvision built for another torch
             raise CommandError(f"diffusers cannot be imported: {first_line(error)}") from error
         if from_pipeline and arguments.pipeline:
             raise CommandError(f"--pipeline: {source} is a pipeline's folder already")
@@ -57,7 +58,7 @@ def _convert(arguments: argparse.Namespace) -> Path:
             return convert_from_pipeline(source, target)
         try:
             return convert_to_pipeline(source, target, arguments.model, arguments.vae)
-        except ValueError as error:  # parts that do not fit each other
+        except ValueError as error:  # the parts do not fit each other
             raise CommandError(str(error)) from error
     if source.is_dir():
         return convert_to_published(source, target)

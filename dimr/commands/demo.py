@@ -1,4 +1,4 @@
-"""``dimr demo``: train a small model on handwritten digits, sample it, measure it."""
+"""``dimr demo``: train a small model on handwritten digits, sample it and measure the samples."""
 
 from __future__ import annotations
 
@@ -15,15 +15,13 @@ from ..utils import require
 from . import arguments as kinds
 from .arguments import INTERRUPTED, CommandError, pick_device, say
 
-HELP = "train a small DiMR on handwritten digits in minutes, sample it and measure the samples"
-# What a run keeps from its beginning.
-FIXED = ("size", "seed", "steps")
+FIXED_AT_START = ("size", "seed", "steps")
 PACKAGES = ("sklearn", "matplotlib", "PIL", "safetensors", "tqdm")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     usual = SamplingSettings()
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where everything goes")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the run")
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--resume", action="store_true", help="go on with the run in DIR")
     start.add_argument("--overwrite", action="store_true", help="start again though DIR holds a run")
@@ -47,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    for package in PACKAGES:  # now, not after minutes of training
+    for package in PACKAGES:  # now rather than after minutes of training
         require(package, "demo", "the demo")
     torch.set_num_threads(arguments.threads)
     folder = DemoFolder(arguments.output)
@@ -74,7 +72,7 @@ def _stopped(folder: DemoFolder) -> int:
 def _trainer(arguments: argparse.Namespace, folder: DemoFolder) -> Trainer:
     device = pick_device(arguments.device)
     if arguments.resume:
-        given = [f"--{name}" for name in FIXED if getattr(arguments, name) is not None]
+        given = [f"--{name}" for name in FIXED_AT_START if getattr(arguments, name) is not None]
         if given:
             raise CommandError(f"{given[0]} was decided when the run began; leave it out with --resume")
         if not folder.state.is_file():
@@ -82,7 +80,7 @@ def _trainer(arguments: argparse.Namespace, folder: DemoFolder) -> Trainer:
         return resumed_trainer(folder, device)
     if folder.state.exists() and not arguments.overwrite:
         raise CommandError(f"{folder.root} holds a run: add --resume to go on with it or --overwrite to start again")
-    folder.root.mkdir(parents=True, exist_ok=True)  # a name that cannot be a folder fails now
+    folder.root.mkdir(parents=True, exist_ok=True)  # a name that cannot be a folder fails here
     return begin(device, arguments.size or 8, arguments.seed or 0, arguments.steps)
 
 

@@ -1,4 +1,4 @@
-"""``dimr evaluate``: how far samples are from a reference."""
+"""``dimr evaluate``: measure samples against a reference."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from ..evaluation.extractors import WEIGHTS_NAME, load_extractor, load_inception
 from ..utils import describe_environment, require, write_json
 from . import arguments as kinds
 from .arguments import CommandError, pick_device, say
-
-HELP = "FID, sFID, Inception Score, precision and recall of samples; on other features, the same under other names"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,7 +92,7 @@ def _extractor(arguments: argparse.Namespace) -> FeatureExtractor:
         return load_inception(arguments.inception_weights)
     if arguments.inception_weights is not None:
         raise CommandError("--inception-weights: not with --features")
-    sys.path.insert(0, os.getcwd())  # as python -m does, for callables in files beside the caller
+    sys.path.insert(0, os.getcwd())  # as python -m does: the callable may be in a file there
     return load_extractor(arguments.features, arguments.name, arguments.resize)
 
 

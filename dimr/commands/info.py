@@ -1,4 +1,4 @@
-"""``dimr info``: what a model is made of."""
+"""``dimr info``: the size and configuration of a model."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from ..model.counting import count_macs, count_parameters
 from ..model.variants import ABLATIONS, VARIANTS, list_models, model_config
 from .arguments import CommandError, load_checkpoint, say
 
-HELP = "parameters, multiply-adds and configuration of a named model or a checkpoint; without one, of all named models"
 NAMED = {**VARIANTS, **{name: row.config for name, row in ABLATIONS.items()}}
 
-BASE_RECIPE = "dimr-m-3r"  # whose training the ablations share
+BASE_RECIPE = "dimr-m-3r"  # the ablations are trained as this model is
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,10 +27,10 @@ def run(arguments: argparse.Namespace) -> int:
         names = list(ABLATIONS) if arguments.ablations else list_models()
         width = max(map(len, names))
         for name in names:
-            say(f"{name:{width}} {_counts(model_config(name))}{_beside_the_paper(name)}")
+            say(f"{name:{width}} {_counts(model_config(name))}{_paper_values(name)}")
         return 0
     config = _config(arguments.model)
-    say(_counts(config) + _beside_the_paper(arguments.model))
+    say(_counts(config) + _paper_values(arguments.model))
     say(json.dumps(config.to_dict(), indent=2))
     if arguments.model in ABLATIONS:
         overrides = ABLATIONS[arguments.model].recipe_overrides(arguments.model)
@@ -47,8 +46,8 @@ def _config(model: str) -> DiMRConfig:
     return load_checkpoint(Path(model)).config
 
 
-def _beside_the_paper(name: str) -> str:
-    """An ablation's place in the paper, and its parameters there."""
+def _paper_values(name: str) -> str:
+    """Cite an ablation's place in the paper and its parameters there."""
     if name not in ABLATIONS:
         return ""
     row = ABLATIONS[name]

@@ -1,4 +1,4 @@
-"""``dimr sample``: images from a checkpoint."""
+"""``dimr sample``: draw images from a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from ..diffusion.sample import METHODS, NoisePredictor
 from ..distributed import Processes, joined_processes
 from ..images import SHOWN_CHANNELS
 from ..inference import optimize_for_inference
-from ..model.config import described
 from ..model.network import DiMR
 from ..sampling.autoencoder import decode_latents, load_autoencoder
 from ..sampling.class_names import ClassNameError, class_ids, find_class_names
@@ -26,9 +25,8 @@ from ..utils import require
 from . import arguments as kinds
 from .arguments import CommandError, load_checkpoint, pick_own_device, say
 
-HELP = "draw images from a checkpoint folder, on one device or under torchrun on many"
-FIRST_CLASSES, PER_CLASS = 10, 8
-WANTED = f"a folder, or a name ending in {', '.join(PICTURES + TENSORS)}"
+DEFAULT_CLASSES, DEFAULT_PER_CLASS = 10, 8
+OUTPUT_KINDS = f"a folder, or a name ending in {', '.join(PICTURES + TENSORS)}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="PATH",
-        help=f"{WANTED}; latents too go to {' and '.join(TENSORS)}",
+        help=f"{OUTPUT_KINDS}; latents too go to {' and '.join(TENSORS)}",
     )
     parser.add_argument("--overwrite", action="store_true", help="start again though there are samples already")
     parser.add_argument(
@@ -90,7 +88,7 @@ def _check_output(arguments: argparse.Namespace) -> None:
     output: Path = arguments.output
     suffix = output.suffix.lower()
     if suffix and suffix not in PICTURES + TENSORS and not output.is_dir():
-        raise CommandError(f"--output: wanted {WANTED}, got {output}")
+        raise CommandError(f"--output: wanted {OUTPUT_KINDS}, got {output}")
     if suffix not in TENSORS:
         require("PIL", "demo", "writing pictures")
     if suffix != ".safetensors":
@@ -109,7 +107,7 @@ def _run(arguments: argparse.Namespace, device: torch.device, processes: Process
     predictor, how = _predictor(arguments.engine, model)
     del model  # with an engine, its memory is free again
     files = _files(arguments, plan, pixels)
-    settings = _settings(arguments, plan, classes, guidance, f"{device.type}, {how}") if processes.first else {}
+    settings = _settings(arguments, plan, classes, guidance, f"{device.type}, {how}") if processes.is_main else {}
     claim_first(files, settings, arguments.overwrite, processes)
     missing = missing_batches(files, plan, processes)
     began = time.perf_counter()
@@ -125,7 +123,7 @@ def _run(arguments: argparse.Namespace, device: torch.device, processes: Process
         guidance=guidance,
     )
     seconds = time.perf_counter() - began
-    if processes.first:
+    if processes.is_main:
         shape = files.finish(plan.batches, plan.labels)
         kind, drawn, wanted = "images" if pixels else "latents", sum(map(len, missing)), len(plan.labels)
         before = f", {wanted - drawn} of them from before" if drawn < wanted else ""
@@ -136,7 +134,7 @@ def _run(arguments: argparse.Namespace, device: torch.device, processes: Process
 
 
 def _decoder(arguments: argparse.Namespace, model: DiMR) -> Any:
-    """The autoencoder, or None where samples are kept as the model makes them."""
+    """Load the autoencoder; None if the samples are kept as the model makes them."""
     channels = model.config.in_channels
     if arguments.decoder is None:
         if channels not in SHOWN_CHANNELS and arguments.output.suffix.lower() not in TENSORS:
@@ -155,14 +153,14 @@ def _decoder(arguments: argparse.Namespace, model: DiMR) -> Any:
 
 
 def _labels(arguments: argparse.Namespace, classes: list[int]) -> torch.Tensor:
-    return labels_of(classes, arguments.per_class or PER_CLASS, arguments.count)
+    return labels_of(classes, arguments.per_class or DEFAULT_PER_CLASS, arguments.count)
 
 
 def _files(arguments: argparse.Namespace, plan: SamplePlan, pixels: bool) -> SampleFiles:
     output: Path = arguments.output
     if output.suffix.lower() not in PICTURES + TENSORS or output.is_dir():
         return PictureFolder(output)
-    columns = math.isqrt(arguments.count - 1) + 1 if arguments.count else arguments.per_class or PER_CLASS
+    columns = math.isqrt(arguments.count - 1) + 1 if arguments.count else arguments.per_class or DEFAULT_PER_CLASS
     files = OneFile(output, pixels, columns)
     if files.finished and not arguments.overwrite:
         raise CommandError(f"--output: {output} is there already: give another name, or --overwrite to draw it again")
@@ -172,7 +170,7 @@ def _files(arguments: argparse.Namespace, plan: SamplePlan, pixels: bool) -> Sam
 def _settings(
     arguments: argparse.Namespace, plan: SamplePlan, classes: list[int], guidance: Guidance | None, computed: str
 ) -> dict[str, Any]:
-    """All that the samples depend on."""
+    """Collect everything that the samples depend on."""
     return {
         "model": fingerprint(arguments.checkpoint),
         "decoder": None if arguments.decoder is None else fingerprint(arguments.decoder),
@@ -189,10 +187,12 @@ def _settings(
 
 
 def _predictor(engine: bool | None, model: DiMR) -> tuple[NoisePredictor, str]:
-    """The model or an engine made of it, and a description."""
+    """Return the model or an engine made of it, and a description."""
     on_gpu = model.device.type == "cuda"
     if engine and model.config.ablations:
-        raise CommandError(f"--engine: it cannot pack an ablation, and this model has {described(model.config)}")
+        raise CommandError(
+            f"--engine: it cannot pack an ablation, and this model has {model.config.describe_ablations()}"
+        )
     if not (on_gpu and not model.config.ablations if engine is None else engine):
         return model, "the model as it is, in float32"
     dtype = torch.bfloat16 if on_gpu else torch.float32
@@ -204,7 +204,7 @@ def _predictor(engine: bool | None, model: DiMR) -> tuple[NoisePredictor, str]:
 def _classes(arguments: argparse.Namespace, model: DiMR) -> list[int]:
     count = model.config.num_classes
     if arguments.classes is None:
-        return list(range(count if arguments.count else min(FIRST_CLASSES, count)))
+        return list(range(count if arguments.count else min(DEFAULT_CLASSES, count)))
     names = find_class_names(count, arguments.checkpoint, arguments.class_names)
     try:
         return class_ids(arguments.classes, count, names)

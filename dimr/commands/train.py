@@ -1,4 +1,4 @@
-"""``dimr train``: a run as a recipe describes it."""
+"""``dimr train``: train a model as a recipe describes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from ..distributed import Processes, joined_processes
 from ..training.recipe import RecipeError
-from ..utils import occupied, require
+from ..utils import exclusive_lock, require
 from . import arguments as kinds
 from .arguments import CommandError, pick_own_device, say
 
@@ -20,16 +20,15 @@ if TYPE_CHECKING:
     from ..training.run import RunFolder
 
 
-HELP = "train a model as a recipe describes it, on one device or under torchrun on many"
 PACKAGES = ("numpy", "PIL", "safetensors", "tqdm")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="TOML file, or the name of a recipe that comes along, such as dimr-xl-2r")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where everything goes")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the run")
     start = parser.add_mutually_exclusive_group()
     start.add_argument(
-        "--resume", action="store_true", help="go on from DIR's newest checkpoint, or begin where there is none"
+        "--resume", action="store_true", help="continue from DIR's newest checkpoint, or begin if there is none"
     )
     start.add_argument("--overwrite", action="store_true", help="start again though DIR holds a run")
     parser.add_argument(
@@ -41,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    for package in PACKAGES:  # now, not after hours of training
+    for package in PACKAGES:  # now rather than after hours of training
         require(package, "train", "dimr train")
     from ..training.recipe import load_recipe
     from ..training.run import RunFolder
@@ -56,9 +55,9 @@ def run(arguments: argparse.Namespace) -> int:
             signal, step = _train(arguments, recipe, folder, device, processes)
     except RecipeError as error:
         raise CommandError(str(error)) from error
-    if processes.first and signal == 0:
+    if processes.is_main and signal == 0:
         say(f"trained to step {step}; sample with: dimr sample {folder.model} --output samples.png")
-    elif processes.first:
+    elif processes.is_main:
         say(f"stopped after {step} steps, all saved; the same command with --resume goes on.")
     return 128 + signal if signal else 0
 
@@ -66,14 +65,12 @@ def run(arguments: argparse.Namespace) -> int:
 def _train(
     arguments: argparse.Namespace, recipe: Recipe, folder: RunFolder, device: torch.device, processes: Processes
 ) -> tuple[int, int]:
-    """The signal that ended it, or 0, and the steps done. When it returns, nothing holds on to the processes."""
+    """Train; return the signal that ended the run, or 0, and the number of steps. No reference to ``run`` is left."""
     from ..training.run import TrainingRun
 
     run = TrainingRun(recipe, folder, device, processes)
     with contextlib.ExitStack() as stack:
-        taken = processes.first_does(lambda: stack.enter_context(occupied(folder.root)), OSError)
-        if taken is not None:
-            raise CommandError(taken)
+        processes.run_on_main(lambda: stack.enter_context(exclusive_lock(folder.root)), CommandError)
         if not (arguments.overwrite or arguments.resume) and run.checkpoints.newest is not None:
             raise CommandError(f"{folder.root} holds a run: add --resume to go on or --overwrite to start again")
         return run.train(afresh=arguments.overwrite), run.trainer.step

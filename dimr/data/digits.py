@@ -1,6 +1,6 @@
 """Scikit-learn's handwritten digits: 1,797 scans of 8x8 pixels (UCI "Optical Recognition of Handwritten Digits").
 
-They come inside scikit-learn's wheel, so nothing is downloaded.
+They are part of scikit-learn's wheel, so nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class LabelledImages:
 
 
 def load_digits(size: int = NATIVE_SIZE) -> LabelledImages:
-    """All digits, enlarged bilinearly where ``size`` is a larger multiple of 8.
+    """Load all digits, enlarged bilinearly if ``size`` is a larger multiple of 8.
 
     Raises:
-        ValueError: a size that is not a positive multiple of 8.
+        ValueError: ``size`` is not a positive multiple of 8.
         MissingPackageError: scikit-learn is not installed.
     """
     if size < NATIVE_SIZE or size % NATIVE_SIZE:
@@ -45,7 +45,7 @@ def load_digits(size: int = NATIVE_SIZE) -> LabelledImages:
 
 
 def split(data: LabelledImages, held_out: int, seed: int = 0) -> tuple[LabelledImages, LabelledImages]:
-    """Two disjoint parts with equal shares of each class: the rest, and about ``held_out`` images."""
+    """Split into the rest and about ``held_out`` images, with the same share of each class in both parts."""
     if not 0 < held_out < len(data):
         raise ValueError(f"held_out must be between 1 and {len(data) - 1}, got {held_out}")
     generator = torch.Generator().manual_seed(seed)

@@ -1,8 +1,8 @@
-"""Pictures to latents on disk, resumable.
+"""Encoding pictures to latents on disk, resumably.
 
-Encoding is the same in every epoch of training, so it is done once. What is kept is each latent's distribution, mean
-and log variance, for the picture and for its mirror image, as U-ViT does (Bao et al., 2023), so that training still
-draws a fresh latent each time.
+Encoding gives the same in every epoch of training, so it is done once. The files keep the mean and log variance of
+each latent's distribution, for the picture and for its mirror image, as U-ViT does (Bao et al., 2023), so that training
+still draws a new latent each time.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from torch import Tensor
 
 from ..sampling.autoencoder import downsampling, encode_moments, latent_scale
 from ..utils import replacing, require, weights_sha256
-from .dataset import DataError, ImageDataset, Skipped, to_model_range
+from .dataset import ImageDataset
+from .errors import DataError, Skipped
 from .latents import LatentIndex, ShardEntry
 from .loader import Batch, PlainReader, SkipLog, read_batches
+from .pictures import to_model_range
 from .spec import LATENT_INDEX
 
 logger = logging.getLogger(__name__)
@@ -31,7 +33,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 @dataclasses.dataclass(frozen=True)
 class EncodingSettings:
-    """How to encode. A variational latent of 4 x 32 x 32 takes 64 KiB with its mirror image in float32."""
+    """Encoding options. A variational latent of 4 x 32 x 32 and its mirror image take 64 KiB in float32."""
 
     shard_size: int = 2048
     dtype: str = "float32"
@@ -47,10 +49,10 @@ class EncodingSettings:
 class Encoder:
     """Writes a data set's latents to a folder, a shard at a time; a shard is written whole or not at all.
 
-    A run into a folder that holds some of the shards makes the others.
+    If the folder holds some of the shards already, only the others are made.
 
     Raises:
-        DataError: the folder holds something made otherwise, or the image size does not fit the autoencoder.
+        DataError: the folder's latents were made with other settings, or the image size does not fit the autoencoder.
     """
 
     def __init__(self, dataset: ImageDataset, autoencoder: Any, folder: Path, settings: EncodingSettings) -> None:
@@ -58,14 +60,14 @@ class Encoder:
         self.autoencoder = autoencoder
         self.settings = settings
         self._save = require("safetensors.torch", "train", "writing latents").save
-        self.index = _opened(_new_index(dataset, autoencoder, folder, settings))
+        self.index = _open_index(_new_index(dataset, autoencoder, folder, settings))
         self.skips = SkipLog(dataset.max_skipped)
         self.skips.record(dataset.missing)
         for entry in self.index.shards.values():
             self.skips.record(Skipped(*one) for one in entry.skipped)
 
     def remaining(self) -> list[int]:
-        """Numbers of the shards that are still to be made."""
+        """List the numbers of the shards that are still to be made."""
         return [number for number in range(self.index.num_shards) if number not in self.index.shards]
 
     def samples_of(self, shard: int) -> range:
@@ -73,11 +75,11 @@ class Encoder:
         return range(first, min(first + self.settings.shard_size, len(self.dataset)))
 
     def run(self, batch_size: int = 16, num_workers: int = 0) -> Iterator[int]:
-        """Make what remains; yields how many samples have been dealt with after each batch.
+        """Make the remaining shards; yield the number of samples of each batch after it is encoded.
 
         Raises:
-            DataError: too much is unreadable, a latent is not finite, or a file cannot be written. Finished shards
-                are kept.
+            DataError: too many files are unreadable, a latent is not finite, or a file cannot be written. Finished
+                shards are kept.
         """
         shards = self.remaining()
         batches = [part for shard in shards for part in _parts(self.samples_of(shard), batch_size)]
@@ -92,7 +94,7 @@ class Encoder:
             self._write(shard, done)
 
     def _encode(self, batch: Batch) -> Tensor:
-        """``[B, 1 or 2, M, h, w]``: plain and mirrored; M as from :func:`encode_moments`."""
+        """Encode a batch: ``[B, 1 or 2, M, h, w]``, plain and flipped; M as from :func:`encode_moments`."""
         if len(batch.labels) == 0:
             return torch.empty(0)
         images = to_model_range(batch.samples.to(self.autoencoder.device))
@@ -148,15 +150,15 @@ def _new_index(dataset: ImageDataset, autoencoder: Any, folder: Path, settings: 
 
 
 def _fingerprint(dataset: ImageDataset) -> str:
-    """Of the labels and names, not of the pictures, which would have to be read."""
+    """Hash labels and names, not the pictures, which would have to be read."""
     digest = hashlib.sha256(dataset.labels.astype("<i8").tobytes())
     for i in range(len(dataset)):
         digest.update(dataset.source.name(i).encode() + b"\n")
     return digest.hexdigest()
 
 
-def _opened(new: LatentIndex) -> LatentIndex:
-    """``new``, with the finished shards that its folder holds."""
+def _open_index(new: LatentIndex) -> LatentIndex:
+    """Return ``new``, or the index in its folder with the finished shards."""
     folder = new.folder
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".*.partial*"):

@@ -1,4 +1,4 @@
-"""Latents that were computed beforehand, see :mod:`dimr.data.encoding`."""
+"""Folders of latents that ``dimr encode`` wrote: the index of a folder, and the data set to train on."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ from torch import Tensor
 
 from ..sampling.autoencoder import LatentScale
 from ..utils import file_sha256, read_json, require, write_json
-from .dataset import DataError, Dataset, SampleError, SampleRandom, Skipped, count_classes
+from .dataset import Dataset, SampleRandom, count_classes
+from .errors import DataError, SampleError, Skipped
 from .spec import LATENT_INDEX
 
-# The index of a folder of latents: what was encoded and how, and which shards are finished.
-
-
 FORMAT = "dimr-latents-1"
+DTYPES = ("F32", "F16")  # as safetensors calls them
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardEntry:
-    """A finished file: its samples come from the source's samples ``first`` and on, less the ``skipped``."""
+    """A finished file: the source's samples from number ``first`` on, without the ``skipped``."""
 
     file: str
     first: int
@@ -37,11 +36,13 @@ class ShardEntry:
 
 @dataclasses.dataclass
 class LatentIndex:
-    """Attributes:
-    settings: what decides the files' content; a later run must have the same.
-    num_classes, class_names: the source's.
-    latent_shape: ``(C, h, w)``.
-    shards: finished ones by number, of ``num_shards``.
+    """The index of a folder of latents: what was encoded and how, and which shards are finished.
+
+    Attributes:
+        settings: everything that decides the files' content; a later run must have the same.
+        num_classes, class_names: those of the source.
+        latent_shape: ``(C, h, w)``.
+        shards: finished ones by number, of ``num_shards``.
     """
 
     folder: Path
@@ -74,9 +75,11 @@ class LatentIndex:
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str]) -> LatentIndex:
-        """Raises:
-        FileNotFoundError: the folder has no index.
-        DataError: the file is something else, or damaged.
+        """Read the index of a folder.
+
+        Raises:
+            FileNotFoundError: the folder has no index.
+            DataError: the file is something else, or damaged.
         """
         path = Path(folder) / LATENT_INDEX
         if not path.is_file():
@@ -97,7 +100,7 @@ class LatentIndex:
             raise DataError(f"{path} is not an index of latents: {type(error).__name__}: {error}") from error
 
     def _check(self) -> None:
-        """Raises ValueError, KeyError or TypeError where a value cannot be what :meth:`write` wrote."""
+        """Raise ValueError, KeyError or TypeError for a value that :meth:`write` cannot have written."""
         counts = [self.num_classes, self.num_shards, *self.latent_shape, self.settings["image_size"]]
         counts += [count for entry in self.shards.values() for count in (entry.samples, entry.bytes)]
         if not all(type(count) is int and 0 <= count < 2**63 for count in counts):
@@ -118,12 +121,14 @@ class LatentIndex:
 
     @property
     def scale(self) -> LatentScale:
-        """From the autoencoder's latents to the model's."""
+        """The scale from the autoencoder's latents to the model's."""
         return LatentScale(**self.settings["autoencoder"]["scale"])
 
     def check_same(self, other: LatentIndex) -> None:
-        """Raises:
-        DataError: ``other``'s settings are not these.
+        """Compare the settings.
+
+        Raises:
+            DataError: they differ.
         """
         for key, mine in self.settings.items():
             theirs = other.settings.get(key)
@@ -131,7 +136,7 @@ class LatentIndex:
                 raise DataError(f"{self.folder} was made with {key} = {mine}, not {theirs}: choose another folder")
 
     def drop_damaged(self) -> list[ShardEntry]:
-        """Forget and return the shards whose file is missing or has another checksum."""
+        """Remove and return the shards whose file is missing or has another checksum."""
         damaged = {number: entry for number, entry in self.shards.items() if not self._whole(entry)}
         for number in damaged:
             del self.shards[number]
@@ -142,12 +147,11 @@ class LatentIndex:
         return path.is_file() and path.stat().st_size == entry.bytes and file_sha256(path) == entry.sha256
 
 
-DTYPES = ("F32", "F16")
-
-
 class LatentDataset(Dataset):
-    """The folder that ``dimr encode`` wrote. A sample is drawn from the distribution that the autoencoder gave for the
-    picture, or for its mirror image, and scaled as the autoencoder's configuration says.
+    """The latents in a folder that ``dimr encode`` wrote.
+
+    A sample is drawn from the distribution that the autoencoder gave for the picture or its mirror image, and scaled
+    by the factor in the autoencoder's configuration.
     """
 
     def __init__(
@@ -172,7 +176,7 @@ class LatentDataset(Dataset):
         self.num_classes = max(index.num_classes, count_classes(self.labels, self.class_names))
 
     def _present(self, entries: list[ShardEntry]) -> list[ShardEntry]:
-        """Those whose file is there and whole; others are errors where nothing may be skipped."""
+        """Keep the entries whose file has the right size; the others are errors if nothing may be skipped."""
         present, missing = [], []
         for entry in entries:
             path = self.folder / entry.file
@@ -191,7 +195,7 @@ class LatentDataset(Dataset):
         return {**self.__dict__, "_open": {}}  # open files stay in this process
 
     def _read_labels(self) -> np.ndarray:
-        """Of all files, whose tensors must have the shapes that the index gives them."""
+        """Read the labels of all files, and check the shapes of their tensors against the index."""
         counts = np.bincount(self._shard, minlength=len(self._files)).tolist()
         try:
             labels = [self._labels_of(i, count) for i, count in enumerate(counts)]
@@ -229,10 +233,10 @@ class LatentDataset(Dataset):
         return self._open[shard]
 
     def load(self, index: int, random: SampleRandom | None = None) -> Tensor:
-        """float32 ``[C, h, w]``; without ``random`` the mean, not mirrored."""
-        mirrored = random is not None and self.flip and random.coin()
+        """Draw a float32 latent ``[C, h, w]``; without ``random``, return the mean of the picture as it is."""
+        flipped = random is not None and self.flip and random.coin()
         stored = self._handle(int(self._shard[index])).get_slice("moments")
-        moments = stored[int(self._row[index]), int(mirrored)].float()  # [C or 2C, h, w]
+        moments = stored[int(self._row[index]), int(flipped)].float()  # [C or 2C, h, w]
         channels = self.sample_shape[0]
         latent = moments[:channels]
         if random is not None and len(moments) > channels:

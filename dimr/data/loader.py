@@ -15,19 +15,22 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from .dataset import DataError, Dataset, SampleError, SampleRandom, Skipped, permutation, replacement, to_model_range
-
-# What could not be read, counted, up to a limit.
-
+from .dataset import Dataset, SampleRandom, permutation, replacement
+from .errors import DataError, SampleError, Skipped
+from .pictures import to_model_range
 
 logger = logging.getLogger(__name__)
 
+MAX_ATTEMPTS = 32  # samples tried in a row for one place in a batch
+
 
 class SkipLog:
-    """Attributes:
-    limit: how many files may be unreadable; 0 makes the first one an error.
-    files: reasons by name. A file counts once, however often it is met.
-    count: how many samples were skipped for them.
+    """A count of unreadable files, up to a limit.
+
+    Attributes:
+        limit: number of files that may be unreadable; with 0 the first one is an error.
+        files: reasons by name. A file counts once, however often it is met.
+        count: number of samples skipped because of them.
     """
 
     def __init__(self, limit: int) -> None:
@@ -36,10 +39,10 @@ class SkipLog:
         self.count = 0
 
     def record(self, skipped: Iterable[Skipped]) -> None:
-        """Each file is logged when it is met first.
+        """Count what was skipped, and log each file the first time.
 
         Raises:
-            DataError: there are more unreadable files than the limit.
+            DataError: more files are unreadable than the limit allows.
         """
         for one in skipped:
             self.count += 1
@@ -60,14 +63,8 @@ class SkipLog:
         self.count = int(state["count"])
 
 
-# Batches of samples, read by worker processes, with word of what could not be read.
-
-
-MAX_ATTEMPTS = 32
-
-
 class Reading(NamedTuple):
-    """A sample, or None where it could not be read, and what was skipped for it."""
+    """A sample, or None if it could not be read, and what was skipped."""
 
     sample: Tensor | None
     label: int
@@ -86,16 +83,16 @@ class Batch:
         return Batch(self.samples.pin_memory(), self.labels.pin_memory(), self.skipped)
 
     def to(self, device: torch.device | str) -> tuple[Tensor, Tensor]:
-        """What a model is trained on: images in [-1, 1] or latents, float32 ``[B, C, S, S]``, and labels ``[B]``.
+        """Move to a device: images in [-1, 1] or latents, float32 ``[B, C, S, S]``, and labels ``[B]``.
 
-        Pixels travel to the device as bytes; from pinned memory nothing waits.
+        Pixels travel as bytes; from pinned memory the copy does not block.
         """
         samples = to_model_range(self.samples.to(device, non_blocking=True))
         return samples, self.labels.to(device, non_blocking=True)
 
 
 def collate(readings: list[Reading]) -> Batch:
-    """The samples that were read; others are among ``skipped`` only."""
+    """Stack the samples that were read; the others are only listed in ``skipped``."""
     kept = [(one.sample, one.label) for one in readings if one.sample is not None]
     samples = torch.stack([sample for sample, _ in kept]) if kept else torch.empty(0)
     labels = torch.tensor([label for _, label in kept], dtype=torch.int64)
@@ -103,7 +100,7 @@ def collate(readings: list[Reading]) -> Batch:
 
 
 class PlainReader(TorchDataset):
-    """Samples by index, unchanged by chance; an unreadable one is left out."""
+    """Reads samples by index without augmentation; leaves unreadable ones out."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
@@ -116,7 +113,7 @@ class PlainReader(TorchDataset):
 
 
 class RandomReader(TorchDataset):
-    """Samples by (epoch, index), as chance has it there; an unreadable one is replaced where the data set allows it."""
+    """Reads augmented samples by (epoch, index); replaces unreadable ones if the data set allows any."""
 
     def __init__(self, dataset: Dataset, seed: int) -> None:
         self.dataset = dataset
@@ -140,7 +137,7 @@ class RandomReader(TorchDataset):
 def read_batches(
     reader: TorchDataset, batches: Iterable[list[Any]], num_workers: int = 0, pin_memory: bool = False
 ) -> Iterator[Batch]:
-    """A batch for each list of what ``reader`` is indexed with, in order. Global random state is left alone."""
+    """Read a batch for each list of the reader's indices, in order. Leaves the global random state alone."""
     keys: Iterable[list[Hashable]] = batches
     return iter(
         DataLoader(
@@ -149,33 +146,35 @@ def read_batches(
             num_workers=num_workers,
             collate_fn=collate,
             pin_memory=pin_memory,
-            generator=torch.Generator().manual_seed(0),  # else torch's own would give a seed away
+            generator=torch.Generator().manual_seed(0),  # by default a seed is drawn from the global one
             worker_init_fn=_leave_process_group,
         )
     )
 
 
 def _leave_process_group(worker: int) -> None:
-    """Ctrl-C, or a scheduler's signal to the whole group, then reaches the parent only: it ends its workers itself,
-    after what it has to save."""
+    """Put the worker in a process group of its own.
+
+    Ctrl-C, or a scheduler's signal to the whole group, then reaches the parent alone, which saves its state before it
+    ends its workers.
+    """
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
 
 
 class TrainingLoader:
-    """Endless batches over a data set, for one of ``world_size`` processes.
+    """Endless training batches for one of ``world_size`` processes.
 
-    All epochs in a row, each in an order of its own, are one sequence. A step of training takes the next
-    ``world_size * batch_size`` places of it, of which process ``rank`` gets the ``rank``-th ``batch_size``. So in
-    every epoch each sample comes once, all batches are full, and a batch may hold the end of an epoch and the
-    beginning of the next. Whichever way a global batch is divided, over processes or over steps of accumulation, its
-    samples are the same, and so is what chance does to each of them.
+    The epochs, each in its own order, form one sequence. A training step takes the next ``world_size * batch_size``
+    places of it, and process ``rank`` gets the ``rank``-th ``batch_size`` of these. So every epoch has each sample
+    once, all batches are full, and a batch may span two epochs. However a global batch is divided over processes or
+    accumulation steps, its samples and their augmentation are the same.
 
-    An unreadable sample is replaced by another, the same whenever that place of the sequence is read, and counted.
+    An unreadable sample is counted and replaced by another, always the same one for that place in the sequence.
 
     Attributes:
-        consumed: places of the sequence in the batches handed out so far, over all processes.
-        skips: what this process could not read, see :class:`SkipLog`; the limit is the data set's ``max_skipped``.
+        consumed: number of places in the batches handed out so far, over all processes.
+        skips: files that this process could not read; the limit is the data set's ``max_skipped``.
     """
 
     def __init__(
@@ -207,7 +206,7 @@ class TrainingLoader:
         self.skips.record(dataset.missing)
 
     def __iter__(self) -> Iterator[Batch]:
-        """From where the last batch handed out ended; what workers have read ahead does not count.
+        """Continue after the last batch handed out; what workers have read ahead does not count.
 
         Raises:
             DataError: more files are unreadable than the data set allows.
@@ -221,7 +220,7 @@ class TrainingLoader:
             yield batch
 
     def _places(self) -> Iterator[list[tuple[int, int]]]:
-        """(epoch, index) for each sample of this process, a list for each batch, without end."""
+        """Yield a list of (epoch, index) for each batch of this process, without end."""
         start = self.consumed + self.rank * self.batch_size
         orders: dict[int, np.ndarray] = {}
         while True:
@@ -232,7 +231,7 @@ class TrainingLoader:
             start += self.batch_size * self.world_size
 
     def state_dict(self) -> dict[str, Any]:
-        """Position and counts, plain values. Batch size and number of processes may differ when it is loaded."""
+        """Return the position and counts as plain values. It may be loaded with another batch size or world size."""
         return {
             "seed": self.seed,
             "samples": len(self.dataset),
@@ -242,20 +241,20 @@ class TrainingLoader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after :meth:`state_dict`'s position. An iteration that has begun is not affected.
+        """Continue from the position in ``state``. An iteration that has begun is not affected.
 
         Raises:
-            DataError: the state is of another order: the seed, the number of samples or their labels differ.
+            DataError: the seed, the number of samples or their labels differ, and so does the order.
         """
         for key, mine in (("samples", len(self.dataset)), ("seed", self.seed)):
             if state[key] != mine:
                 raise DataError(f"the saved run's data has {key} = {state[key]}, this data has {mine}")
         labels = self._labels_sha256()
-        if state.get("labels", labels) != labels:  # checkpoints of before have none
+        if state.get("labels", labels) != labels:  # older checkpoints have none
             raise DataError("the saved run's data has other labels, or the same in another order")
         self.consumed = int(state["consumed"])
         self.skips.load_state_dict(state["skips"])
 
     def _labels_sha256(self) -> str:
-        """Tells data sets apart without reading their pictures."""
+        """Identify the data set without reading its pictures."""
         return hashlib.sha256(self.dataset.labels.astype("<i8").tobytes()).hexdigest()

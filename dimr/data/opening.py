@@ -1,18 +1,21 @@
-"""From a description to a data set."""
+"""Opening the data set that a :class:`DataSpec` describes."""
 
 from __future__ import annotations
 
-from .dataset import DataError, Dataset, ImageDataset, ImageSource
+from .dataset import Dataset, ImageDataset, ImageSource
+from .errors import DataError
 from .latents import LatentDataset
+from .pictures import Decoding
 from .sources.folder import FolderSource
 from .sources.hub import HuggingFaceSource
-from .sources.npz import NpzSource
+from .sources.npz import open_npz
 from .sources.tar import TarSource
+from .sources.zip import ZipSource
 from .spec import DataSpec
 
 
 def open_dataset(spec: DataSpec) -> Dataset:
-    """The data set that ``spec`` describes.
+    """Open the data set that ``spec`` describes.
 
     Raises:
         FileNotFoundError: there is nothing at the path.
@@ -26,7 +29,7 @@ def open_dataset(spec: DataSpec) -> Dataset:
 
 
 def open_images(spec: DataSpec) -> ImageDataset:
-    """As :func:`open_dataset`, of any kind but latents."""
+    """Open a data set of any kind but latents; raises the errors of :func:`open_dataset`."""
     spec = spec.resolved()
     source = _open_source(spec)
     try:
@@ -36,12 +39,17 @@ def open_images(spec: DataSpec) -> ImageDataset:
 
 
 def _open_source(spec: DataSpec) -> ImageSource:
+    decoding = Decoding(spec.exif_orientation, spec.background)
     if spec.kind == "folder":
-        return FolderSource(spec.path)
-    if spec.kind == "hugging_face":
-        return HuggingFaceSource(spec.path, spec.split, spec.image_key, spec.label_key)
+        return FolderSource(spec.path, decoding, spec.split, spec.label_key)
+    if spec.kind in ("hugging_face", "parquet"):
+        return HuggingFaceSource(
+            spec.path, spec.split, spec.image_key, spec.label_key, decoding, parquet=spec.kind == "parquet"
+        )
     if spec.kind == "npz":
-        return NpzSource(spec.path, spec.image_key, spec.label_key)
+        return open_npz(spec.path, spec.image_key, spec.label_key, decoding)
+    if spec.kind == "zip":
+        return ZipSource(spec.path, decoding)
     if spec.kind == "tar":
-        return TarSource(spec.path, strict=spec.max_skipped == 0)
+        return TarSource(spec.path, spec.max_skipped == 0, decoding)
     raise DataError(f"wanted pictures, {spec.path} holds {spec.kind}")

@@ -1,4 +1,4 @@
-"""DiMR among the models and pipelines of the ``diffusers`` library, which is optional and imported only here."""
+"""DiMR as a model and a pipeline of the ``diffusers`` library, which is optional."""
 
 from ..utils import require
 

@@ -1,4 +1,4 @@
-"""This package's checkpoints to diffusers' folders, and back."""
+"""Conversion between this package's checkpoints and pipeline folders of diffusers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints import CheckpointError, save_model
-from ..checkpoints.convert import SUFFIXES, publish
+from ..checkpoints.official import SUFFIXES, publish
 from ..sampling.class_names import save_class_names
 from ..utils import first_line
 from .pipeline import DiMRPipeline
@@ -21,10 +21,10 @@ INDEX = DiMRPipeline.config_name
 def convert_to_pipeline(
     source: str | os.PathLike[str], folder: str | os.PathLike[str], model: str | None = None, vae: Any = None
 ) -> Path:
-    """A checkpoint folder or a published file becomes a folder for ``DiMRPipeline.from_pretrained``.
+    """Convert a checkpoint folder or a published file to a folder for ``DiMRPipeline.from_pretrained``.
 
     Args:
-        folder: a new one; it is either whole or not there.
+        folder: must not exist; it is written atomically.
         model, vae: as for :meth:`DiMRPipeline.from_checkpoint`.
     """
     folder = Path(folder)
@@ -34,7 +34,7 @@ def convert_to_pipeline(
 
 
 def convert_from_pipeline(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> Path:
-    """A pipeline's folder becomes a checkpoint folder, or a published file by ``target``'s suffix. Without the vae."""
+    """Convert a pipeline's folder, without its vae, to a checkpoint folder, or to a published file by the suffix."""
     if not (Path(folder) / INDEX).is_file():
         raise FileNotFoundError(f"no pipeline at {folder}: there is no {INDEX}")
     target = Path(target)
@@ -53,7 +53,7 @@ def convert_from_pipeline(folder: str | os.PathLike[str], target: str | os.PathL
 
 @contextlib.contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that becomes ``folder`` when the block ends without an error."""
+    """Write a folder atomically: the block fills the yielded temporary folder, which is then renamed."""
     if folder.exists():
         raise FileExistsError(f"{folder} is there already; a pipeline needs a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Schedulers that fit the models: noise levels, what is predicted, how steps are counted."""
+"""Schedulers that fit the models, and a check that a scheduler does."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ import torch
 from ..diffusion.samplers import multistep_scheduler
 from ..diffusion.schedule import NoiseSchedule
 
-TOLERANCE = 1e-4  # schedulers take products of a thousand numbers in float32
+TOLERANCE = 1e-4  # schedulers multiply a thousand numbers in float32
 
 
 def make_scheduler(schedule: NoiseSchedule | None = None) -> Any:
-    """The scheduler of ``dimr.sample(..., method="dpm-solver-multistep")``: DPM-Solver++ for 10 to 25 steps.
+    """Make the scheduler of ``dimr.sample(..., method="dpm-solver-multistep")``: DPM-Solver++ for 10 to 25 steps.
 
     ``DDIMScheduler.from_config(make_scheduler().config)`` and so on fit the models as well.
     """
     scheduler = multistep_scheduler(schedule or NoiseSchedule())
-    # For the others: DDIM's and DDPM's own idea of the step before fits this spacing, which starts at the noisiest
-    # step; and they would clip the data to [-1, 1], which latents exceed. Neither changes this scheduler's steps.
+    # Both settings are for schedulers made from this config and do not change its own steps. DDIM and DDPM compute the
+    # previous timestep correctly with this spacing, which starts at the noisiest step. They would also clip the data to
+    # [-1, 1], which latents exceed.
     scheduler = type(scheduler).from_config(scheduler.config, timestep_spacing="trailing")
     scheduler.register_to_config(clip_sample=False)
     return scheduler
 
 
 def check_scheduler(scheduler: Any, schedule: NoiseSchedule) -> None:
-    """That ``scheduler`` is made for noise prediction at the noise levels of ``schedule``.
+    """Check that ``scheduler`` is for noise prediction at the noise levels of ``schedule``.
 
     Raises:
-        ValueError: it is not; the message says in what.
+        ValueError: it is not; the message names the setting.
     """
     name = f"scheduler {type(scheduler).__name__}"
     config = getattr(scheduler, "config", {})

@@ -1,4 +1,4 @@
-"""The network as one of diffusers' models."""
+"""The network as a model of diffusers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ..model.network import (
 
 @dataclasses.dataclass
 class DiMRTransformer2DModelOutput(BaseOutput):
-    """``sample [B, C, S, S]`` is the noise prediction; ``predictions`` has every resolution's, the lowest first."""
+    """``sample [B, C, S, S]`` is the noise prediction; ``predictions`` has all resolutions, lowest first."""
 
     sample: Tensor
     predictions: tuple[Tensor, ...]
@@ -43,8 +43,8 @@ class DiMRTransformer2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # 
     """
 
     _supports_gradient_checkpointing = True
-    # The cascade reads its last norm's parameters without calling it: were they elsewhere until then, they would never
-    # come.
+    # Group offloading moves parameters in when their module is called. The cascade reads its last norm's parameters
+    # without calling the norm.
     _supports_group_offloading = False
     _skip_layerwise_casting_patterns: Any = ("embed", "norm", "time_")
     _no_split_modules = None
@@ -77,20 +77,20 @@ class DiMRTransformer2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # 
 
     @classmethod
     def from_dimr(cls, model: DiMR) -> DiMRTransformer2DModel:
-        """``model`` as one of diffusers' models. They share their parameters."""
+        """Wrap ``model``; both share their parameters."""
         with torch.device("meta"):
             made = cls(**model.config.to_dict())
         made.branches = model.branches
         return made.train(model.training)
 
     def to_dimr(self) -> DiMR:
-        """The inverse of :meth:`from_dimr`: what ``dimr.sample``, ``dimr.save_model`` and so on take."""
+        """Return the :class:`dimr.DiMR` with the same parameters, the inverse of :meth:`from_dimr`."""
         model = without_weights(self.architecture)
         model.branches = self.branches
         return model.train(self.training)
 
     def set_checkpointing(self, mode: str) -> DiMRTransformer2DModel:
-        """As :meth:`dimr.DiMR.set_checkpointing`; :meth:`enable_gradient_checkpointing` is "blocks"."""
+        """See :meth:`dimr.DiMR.set_checkpointing`; :meth:`enable_gradient_checkpointing` sets "blocks"."""
         set_checkpointing(self.branches, mode)
         self._checkpointing = mode
         return self
@@ -100,10 +100,10 @@ class DiMRTransformer2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # 
         return self._checkpointing != "none"
 
     def enable_gradient_checkpointing(self, gradient_checkpointing_func: Callable[..., Any] | None = None) -> None:
-        """Keep the input of each block and run it again in the backward.
+        """Keep the input of each block and recompute the block in the backward.
 
         Raises:
-            ValueError: ``gradient_checkpointing_func`` is given; torch's is used in a form of the model's own.
+            ValueError: ``gradient_checkpointing_func`` is given; the model has its own.
         """
         if gradient_checkpointing_func is not None:
             raise ValueError("gradient_checkpointing_func cannot be chosen; set_checkpointing(mode) has what there is")
@@ -115,17 +115,17 @@ class DiMRTransformer2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # 
     def forward(
         self, hidden_states: Tensor, timestep: Tensor | float, class_labels: Tensor, return_dict: bool = True
     ) -> DiMRTransformer2DModelOutput | tuple[Tensor, tuple[Tensor, ...]]:
-        """Noise predictions.
+        """Predict the noise.
 
         Args:
             hidden_states: ``[B, C, S, S]`` noised images or latents in the model's dtype.
-            timestep: as diffusers' schedulers count, 0 to 999: one less than what :class:`dimr.DiMR` takes. ``[B]``,
-                or ``[1]``, a scalar tensor or a number for the whole batch.
+            timestep: 0 to 999, as diffusers' schedulers count; one less than for :class:`dimr.DiMR`. ``[B]``, or
+                ``[1]``, a scalar tensor or a number for the whole batch.
             class_labels: ``[B]`` int64 or int32; the unconditional class, where there is one, is ``num_classes``.
             return_dict: False for the plain tuple ``(sample, predictions)``.
 
         Raises:
-            ValueError, TypeError: as :meth:`dimr.DiMR.forward`.
+            ValueError, TypeError: see :meth:`dimr.DiMR.forward`.
         """
         config, device = self.architecture, hidden_states.device
         first: Any = self.branches[0]

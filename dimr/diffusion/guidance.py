@@ -12,7 +12,7 @@ KINDS = ("constant", "power")
 
 @dataclasses.dataclass(frozen=True)
 class Guidance:
-    """How far predictions are moved away from the unconditional one.
+    """Classifier-free guidance: moves predictions away from the unconditional one.
 
     ``Guidance("constant", s)``: ``cond + s (cond - uncond)``.
     ``Guidance("power", s, p)``: ``uncond + k (cond - uncond)`` with ``k`` rising from 1 at t = 1 to ``s`` at t = 0,
@@ -50,5 +50,5 @@ class Guidance:
         return 1 + (self.scale - 1) * ramp
 
     def combine(self, conditional: Tensor, unconditional: Tensor, timestep: float) -> Tensor:
-        """The guided prediction."""
+        """Return the guided prediction."""
         return unconditional.lerp(conditional, self.strength(timestep))

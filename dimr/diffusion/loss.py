@@ -1,4 +1,4 @@
-"""The training loss (paper, section 3.4)."""
+"""The multi-scale training loss (paper, section 3.4)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 def noise_target(noise: Tensor, size: int) -> Tensor:
-    """The noise that a branch of ``size x size`` is to predict: ``[B, C, S, S]`` -> ``[B, C, size, size]``.
+    """Compute the noise that a branch of ``size x size`` predicts: ``[B, C, S, S]`` -> ``[B, C, size, size]``.
 
-    An average pool times its kernel width, so that white noise of unit variance stays that.
+    This is an average pool times its kernel width, which preserves the unit variance of white noise.
     """
     if noise.dim() != 4 or noise.shape[-1] != noise.shape[-2] or size < 1 or noise.shape[-1] % size:
         raise ValueError(f"noise must have shape [B, C, S, S], S a multiple of {size}, got {list(noise.shape)}")
@@ -21,7 +21,7 @@ def noise_target(noise: Tensor, size: int) -> Tensor:
 
 
 def branch_losses(outputs: Sequence[Tensor], noise: Tensor) -> tuple[Tensor, ...]:
-    """Each branch's mean squared error ``[B]``, float32, before weighting; ``outputs`` as a model returns them."""
+    """Compute each branch's mean squared error ``[B]``, float32 and not weighted, from a model's outputs."""
     if not isinstance(outputs, (tuple, list)) or not outputs:
         raise TypeError("outputs must be a non-empty tuple of predictions, as the model returns it")
     losses = []
@@ -34,12 +34,12 @@ def branch_losses(outputs: Sequence[Tensor], noise: Tensor) -> tuple[Tensor, ...
 
 
 def multi_scale_loss(outputs: Sequence[Tensor], noise: Tensor, weights: Sequence[float] | None = None) -> Tensor:
-    """Sum over branches of the mean squared error times ``1 / 4**(levels below the finest)``, per sample.
+    """Sum the branches' mean squared errors, weighted by ``1 / 4**(levels below the finest)``, per sample.
 
     Args:
         outputs: predictions ``[B, C, s, s]``, lowest resolution first.
-        noise: ``[B, C, S, S]``, what was added to the clean input.
-        weights: others, one to each branch; ``(0, 0, 1)`` trains on the finest prediction only.
+        noise: ``[B, C, S, S]``, the noise that was added to the clean input.
+        weights: other weights, one per branch; ``(0, 0, 1)`` trains on the finest prediction only.
 
     Returns:
         ``[B]`` float32.
@@ -54,7 +54,7 @@ def multi_scale_loss(outputs: Sequence[Tensor], noise: Tensor, weights: Sequence
 
 
 def weighted_sum(losses: Sequence[Tensor], weights: Sequence[float] | None = None) -> Tensor:
-    """:func:`multi_scale_loss` from what :func:`branch_losses` gave, or with other weights, one to each branch."""
+    """Compute :func:`multi_scale_loss` from the result of :func:`branch_losses`."""
     if weights is None:
         weights = [0.25 ** (len(losses) - 1 - i) for i in range(len(losses))]
     elif len(weights) != len(losses) or not all(math.isfinite(weight) and weight >= 0 for weight in weights):

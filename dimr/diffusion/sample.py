@@ -1,4 +1,4 @@
-"""Images from a model."""
+"""Sampling: class labels and noise to images or latents."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ METHODS = ("dpm-solver-fast", "dpm-solver-multistep")
 
 
 class NoisePredictor(Protocol):
-    """What sampling needs of a model."""
+    """The part of a model's interface that sampling uses."""
 
     config: DiMRConfig
 
@@ -46,27 +46,27 @@ def sample(
     """Draw one image or latent per class label.
 
     Args:
-        model: a :class:`~dimr.DiMR`, what :func:`~dimr.optimize_for_inference` made of one, or anything else
-            with its ``config``, ``device``, ``dtype`` and call.
+        model: a :class:`~dimr.DiMR`, an engine from :func:`~dimr.optimize_for_inference`, or another object with the
+            same ``config``, ``device``, ``dtype`` and call.
         class_labels: ``[B]`` class ids.
-        noise: ``[B, C, S, S]`` to start from; None draws it from ``generator`` (on the generator's own device, so that
-            a CPU generator gives the same images on every machine).
+        noise: ``[B, C, S, S]``, the initial noise; None draws it from ``generator``, on the generator's device: a
+            CPU generator gives the same images on every machine.
         steps: model calls per image; with guidance each is one forward of 2B.
         method: "dpm-solver-fast" (single-step, third order), "dpm-solver-multistep" (diffusers, for few steps), or a
             diffusers scheduler for noise prediction.
         guidance: None for plain conditional sampling.
         generator: source of the noise; None is torch's global one.
-        schedule: what the model was trained with.
+        schedule: the noise schedule that the model was trained with; None is the default one.
         progress: show a progress bar (needs tqdm).
 
-    The host never waits for a GPU: all coefficients are computed on the host, so it runs ahead of the device.
+    All coefficients are computed on the host, which never waits for the GPU.
 
     Returns:
         ``[B, C, S, S]`` float32 on the model's device.
 
     Raises:
-        ValueError, TypeError: an argument that does not fit, by name.
-        ImportError: the method or the progress bar needs a library that is not installed.
+        ValueError, TypeError: an argument does not fit.
+        ImportError: the method or the progress bar needs a package that is not installed.
 
     Example:
         >>> import dimr
@@ -85,7 +85,7 @@ def sample(
         method = multistep_scheduler(schedule)
     elif method != "dpm-solver-fast" and not hasattr(method, "set_timesteps"):
         raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))} or a scheduler; got {method!r}")
-    x = _start(model, labels.shape[0], noise, generator)
+    x = _initial_noise(model, labels.shape[0], noise, generator)
     with torch.inference_mode(), _progress_bar(progress, steps) as advance:
         denoise = guided(model, labels, guidance, advance)
         if method == "dpm-solver-fast":
@@ -98,7 +98,7 @@ def sample(
 def guided(
     model: NoisePredictor, class_labels: Tensor, guidance: Guidance | None, advance: Any = lambda: None
 ) -> Denoise:
-    """``denoise(x, timestep)``: the finest prediction, float32, guided in one batch of 2B where asked for."""
+    """Make ``denoise(x, timestep)``, which returns the finest prediction in float32, guided in one batch of 2B."""
     if guidance is not None:
         if not isinstance(guidance, Guidance):
             raise TypeError(f'guidance must be a Guidance, such as Guidance("constant", 0.4), got {guidance!r}')
@@ -107,11 +107,11 @@ def guided(
         both = torch.cat((class_labels, torch.full_like(class_labels, model.config.num_classes)))
 
     def denoise(x: Tensor, timestep: float) -> Tensor:
-        step = torch.full((1,), timestep, device=model.device)  # a tensor: a compiled model would keep a number
+        step = torch.full((1,), timestep, device=model.device)  # a number would be compiled in
         if guidance is None:
             out = model(x.to(model.dtype), step, class_labels)[-1].float()
         else:
-            twice = torch.empty((2, *x.shape), dtype=model.dtype, device=x.device).copy_(x)  # cast on the way
+            twice = torch.empty((2, *x.shape), dtype=model.dtype, device=x.device).copy_(x)  # casts too
             conditional, unconditional = model(twice.flatten(0, 1), step, both)[-1].float().chunk(2)
             out = guidance.combine(conditional, unconditional, timestep)
         advance()
@@ -120,7 +120,9 @@ def guided(
     return denoise
 
 
-def _start(model: NoisePredictor, batch: int, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
+def _initial_noise(
+    model: NoisePredictor, batch: int, noise: Tensor | None, generator: torch.Generator | None
+) -> Tensor:
     config = model.config
     shape = (batch, config.in_channels, config.input_size, config.input_size)
     if noise is None:
@@ -128,7 +130,7 @@ def _start(model: NoisePredictor, batch: int, noise: Tensor | None, generator: t
         noise = torch.randn(shape, generator=generator, device=device)
     elif tuple(noise.shape) != shape or not noise.is_floating_point():
         raise ValueError(f"noise must be floating-point of shape {list(shape)}, got {noise.dtype} {list(noise.shape)}")
-    to_gpu = model.device.type == "cuda"  # where pinned noise need not be waited for
+    to_gpu = model.device.type == "cuda"  # copying pinned noise does not block
     return noise.to(model.device, torch.float32, non_blocking=to_gpu)
 
 

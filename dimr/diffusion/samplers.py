@@ -1,4 +1,4 @@
-"""From noise to data with few model calls. ``denoise(x, timestep)`` gives the (guided) noise prediction."""
+"""Samplers: DPM-Solver++, and the schedulers of the ``diffusers`` library, which is optional."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..utils import require
 from .schedule import NoiseSchedule
 
-Denoise = Callable[[Tensor, float], Tensor]
+Denoise = Callable[[Tensor, float], Tensor]  # denoise(x, timestep) -> the (guided) noise prediction
 
 
 # DPM-Solver++, single-step, orders 1 to 3 (Lu et al. 2022, arXiv:2206.00927 and 2211.01095).
@@ -24,7 +24,7 @@ Denoise = Callable[[Tensor, float], Tensor]
 
 
 def fast_orders(steps: int) -> list[int]:
-    """Orders that spend exactly ``steps`` model calls: third order as far as it goes, lower ones at the end."""
+    """Choose orders that add up to ``steps`` model calls: as many third-order steps as fit, lower orders at the end."""
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     thirds, rest = divmod(steps, 3)
@@ -34,9 +34,9 @@ def fast_orders(steps: int) -> list[int]:
 
 
 def sample_fast(denoise: Denoise, x: Tensor, schedule: NoiseSchedule, steps: int) -> Tensor:
-    """``x [B, ...]`` at timestep 1000 -> the same at timestep 1, in ``steps`` model calls.
+    """Integrate ``x [B, ...]`` from timestep 1000 to timestep 1 in ``steps`` model calls.
 
-    The calls are uniform in time: a step of order n spans n cells of one uniform grid.
+    The calls are uniform in time: a step of order n spans n cells of a uniform grid.
     """
     first, last = schedule.num_steps, 1
     grid = [first + (last - first) * i / steps for i in range(steps + 1)]
@@ -48,7 +48,7 @@ def sample_fast(denoise: Denoise, x: Tensor, schedule: NoiseSchedule, steps: int
 
 
 def dpm_solver_step(denoise: Denoise, x: Tensor, schedule: NoiseSchedule, times: Sequence[float]) -> Tensor:
-    """One step over ``times``, which start at s, end at t and hold one timestep per model call before t."""
+    """Take one step over ``times``, which start at s, end at t and have one timestep per model call before t."""
     s, *inner, t = times
     m = _clean(denoise, x, schedule, s)
     end = _first_order(x, m, schedule, s, t)
@@ -66,12 +66,12 @@ def dpm_solver_step(denoise: Denoise, x: Tensor, schedule: NoiseSchedule, times:
 
 
 def _clean(denoise: Denoise, x: Tensor, schedule: NoiseSchedule, s: float) -> Tensor:
-    """The prediction ``m`` of the clean data."""
+    """Predict the clean data ``m``."""
     return (x - schedule.sigma(s) * denoise(x, s)) / schedule.alpha(s)
 
 
 def _first_order(x: Tensor, m: Tensor, schedule: NoiseSchedule, s: float, t: float) -> Tensor:
-    """Exact where ``m`` stays what it is at s."""
+    """Step from s to t, exactly if ``m`` is constant in between."""
     h = schedule.half_log_snr(t) - schedule.half_log_snr(s)
     return (schedule.sigma(t) / schedule.sigma(s)) * x - (schedule.alpha(t) * math.expm1(-h)) * m
 
@@ -80,14 +80,14 @@ def _phi_2(h: float) -> float:
     return math.expm1(-h) / h + 1
 
 
-# Sampling with the schedulers of the ``diffusers`` library, which is optional.
+# Schedulers of diffusers
 
 
 def multistep_scheduler(schedule: NoiseSchedule) -> Any:
-    """diffusers' DPM-Solver++ of second order, one model call per step, for 10 to 25 steps.
+    """Make diffusers' DPM-Solver++ of second order, with one model call per step, for 10 to 25 steps.
 
-    The steps are uniform in lambda. Uniform in time, the last few would each halve the noise several times over: on
-    Gaussian data 10 steps are then off by 35%, uniform in lambda by 1%.
+    The steps are uniform in lambda. Uniform in time, each of the last few would halve the noise several times:
+    on Gaussian data, 10 steps then err by 35%, against 1% uniform in lambda.
     """
     diffusers = require("diffusers", "demo", "method 'dpm-solver-multistep'")
     return diffusers.DPMSolverMultistepScheduler(
@@ -105,14 +105,13 @@ def multistep_scheduler(schedule: NoiseSchedule) -> Any:
 def sample_with_scheduler(
     denoise: Denoise, x: Tensor, scheduler: Any, steps: int, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Run a diffusers scheduler made for noise prediction: ``x [B, ...]`` of unit variance -> clean ``[B, ...]``.
+    """Run a diffusers scheduler for noise prediction: ``x [B, ...]`` of unit variance -> clean ``[B, ...]``.
 
-    diffusers counts its training steps from 0, the models here from 1. ``generator`` serves the schedulers that add
-    noise of their own.
+    ``generator`` is for schedulers that add noise in their steps.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    scheduler.set_timesteps(steps, device="cpu")  # on the host, where reading a timestep waits for nothing
+    scheduler.set_timesteps(steps, device="cpu")  # on the CPU, where reading a timestep does not synchronise
     x = x * scheduler.init_noise_sigma
     options = step_options(scheduler, generator=generator)
     for step in scheduler.timesteps:
@@ -121,12 +120,15 @@ def sample_with_scheduler(
 
 
 def scheduler_step(denoise: Denoise, x: Tensor, scheduler: Any, step: Tensor, options: dict[str, Any]) -> Tensor:
-    """From ``step``, one of the scheduler's timesteps, to the next: ``x [B, ...]`` -> ``[B, ...]``."""
+    """Go from ``step``, one of the scheduler's timesteps, to the next: ``x [B, ...]`` -> ``[B, ...]``.
+
+    diffusers counts timesteps from 0, the models here from 1.
+    """
     noise = denoise(scheduler.scale_model_input(x, step), float(step) + 1)
     return scheduler.step(noise, step, x, **options).prev_sample
 
 
 def step_options(scheduler: Any, **options: Any) -> dict[str, Any]:
-    """Those of ``options`` that are not None and that this scheduler's steps take."""
+    """Select the options that are not None and that this scheduler's ``step`` accepts."""
     taken = inspect.signature(scheduler.step).parameters
     return {name: value for name, value in options.items() if value is not None and name in taken}

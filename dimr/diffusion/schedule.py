@@ -15,9 +15,8 @@ from torch import Tensor
 class NoiseSchedule:
     """Scaled-linear betas: linear in their square roots from ``beta_start`` to ``beta_end``.
 
-    A timestep is a step number, whole or not, in [1, num_steps]; between steps log(alpha) is interpolated linearly.
-    ``alpha = sqrt(alpha_bar)``, ``sigma = sqrt(1 - alpha_bar)``. These four functions take and give Python numbers, in
-    double precision.
+    A timestep is a number in [1, num_steps]; between whole steps, log(alpha) is interpolated linearly.
+    ``alpha = sqrt(alpha_bar)`` and ``sigma = sqrt(1 - alpha_bar)`` are Python numbers in double precision.
 
     Example:
         >>> schedule = NoiseSchedule()
@@ -37,7 +36,7 @@ class NoiseSchedule:
         if not 1 <= timestep <= self.num_steps:
             raise ValueError(f"timestep must be in [1, {self.num_steps}], got {timestep}")
         table = _log_alphas(self)
-        below = min(int(timestep), self.num_steps - 1)  # the step at or below, with another one above it
+        below = min(int(timestep), self.num_steps - 1)
         return table[below - 1] + (timestep - below) * (table[below] - table[below - 1])
 
     def alpha(self, timestep: float) -> float:
@@ -47,14 +46,14 @@ class NoiseSchedule:
         return math.sqrt(-math.expm1(2 * self.log_alpha(timestep)))
 
     def half_log_snr(self, timestep: float) -> float:
-        """``lambda = log(alpha / sigma)``; it falls as the timestep rises."""
+        """Return ``lambda = log(alpha / sigma)``, which falls as the timestep rises."""
         return math.log(self.alpha(timestep) / self.sigma(timestep))
 
     def add_noise(self, x0: Tensor, noise: Tensor, step: Tensor) -> Tensor:
-        """``x0, noise [B, ...]`` and whole steps ``[B]`` in 1 .. num_steps -> the noised ``[B, ...]``.
+        """Add noise: ``x0, noise [B, ...]`` and whole steps ``[B]`` in 1 .. num_steps -> ``[B, ...]``.
 
         Raises:
-            ValueError: shapes or devices that differ, or (where ``step`` is on the CPU) a step out of range.
+            ValueError: different shapes or devices, or a step out of range, which is checked on the CPU only.
 
         Example:
             >>> NoiseSchedule().add_noise(torch.ones(1), torch.zeros(1), torch.tensor([1000]))  # little is left of x0
@@ -79,7 +78,7 @@ class NoiseSchedule:
 
 @lru_cache(maxsize=8)
 def _log_alphas(schedule: NoiseSchedule) -> tuple[float, ...]:
-    """log(alpha) of steps 1 .. num_steps."""
+    """Compute log(alpha) of steps 1 .. num_steps."""
     start, end, n = math.sqrt(schedule.beta_start), math.sqrt(schedule.beta_end), schedule.num_steps
     table, total = [], 0.0
     for i in range(n):
@@ -91,7 +90,7 @@ def _log_alphas(schedule: NoiseSchedule) -> tuple[float, ...]:
 
 @lru_cache(maxsize=8)
 def _coefficients(schedule: NoiseSchedule, device: torch.device) -> tuple[Tensor, Tensor]:
-    """alpha and sigma of steps 1 .. num_steps, float32; kept, so that training copies them to the device once."""
+    """Compute float32 alpha and sigma of steps 1 .. num_steps; cached, so that training copies them only once."""
     with torch.inference_mode(False):
         log_alpha = torch.tensor(_log_alphas(schedule), dtype=torch.float64)
         alpha, sigma = log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt()

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..checkpoints import CheckpointError
-from ..checkpoints.reading import read_state_dict
+from ..checkpoints.weights import read_state_dict
 from ..utils import file_sha256, first_line, is_out_of_memory, require, weights_sha256
 from .metrics import EvaluationError
 

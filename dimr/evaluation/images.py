@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from ..data.dataset import DataError, SampleError
+from ..data.errors import DataError, SampleError
 from ..utils import require
 from .metrics import EvaluationError
 
@@ -83,7 +83,7 @@ class StoredImages:
 
     def _read(self, index: int) -> Tensor:
         """uint8 ``[3, H, W]``."""
-        from ..data.dataset import as_tensor, centre_crop
+        from ..data.pictures import as_tensor, centre_crop
 
         try:
             picture = self._source.picture(index)

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..utils import require
+from ..utils import UserError, require
 
 
-class EvaluationError(ValueError):
+class EvaluationError(UserError, ValueError):
     """Samples, a reference or a feature extractor that cannot be evaluated; the message names it."""
 
 

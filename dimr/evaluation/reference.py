@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.dataset import DataError
+from ..data.errors import DataError
 from ..utils import replacing, require
 from .extractors import FeatureExtractor
 from .images import Images, open_images

@@ -1,4 +1,4 @@
-"""The model for inference: packed weights, no copies between operators, one CUDA graph per batch size."""
+"""Fast inference: packed weights, no copies between operators, one CUDA graph per batch size."""
 
 from .engine import InferenceEngine, optimize_for_inference
 

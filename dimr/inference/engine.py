@@ -1,7 +1,7 @@
-"""The engine: a model's weights, packed, and its forward as a list of launches.
+"""The inference engine: packed weights and a forward without copies between operators, replayed as a CUDA graph.
 
-Between two operators nothing is copied, cast or concatenated (``features``), every addition rides in a kernel that
-reads the numbers anyway (``packing``, ``blocks``), and where CUDA graphs can be had the host launches one of them.
+Between operators nothing is copied, cast or concatenated, and every addition is fused into a kernel that reads its
+operands anyway (``packed``). On a GPU the host launches one CUDA graph per call (``graphs``).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import dimr_kernels as dk
 from dimr_kernels.environment import implementation_of
 
-from ..model.config import DiMRConfig, described
+from ..model.config import DiMRConfig
 from ..model.network import DiMR, as_timestep, check_class_labels, check_image
 from .graphs import CudaRecorder, GraphCache
 from .packed import PackedBranch, PackedConvNeXtBranch, PackedTransformerBranch, Packer
@@ -30,22 +30,22 @@ MAX_GRAPHS = 8
 def optimize_for_inference(
     model: DiMR, dtype: torch.dtype = torch.bfloat16, cuda_graph: bool = True, max_graphs: int = MAX_GRAPHS
 ) -> InferenceEngine:
-    """The same function as ``model`` without a gradient, in few launches that move few bytes.
+    """Make an engine that computes the same as ``model``, without gradients, with fewer launches and less traffic.
 
-    The engine holds copies: the model is left as it is, later changes to it do not reach the engine, and until the
-    model is deleted the weights are there twice (four bytes a parameter, and the engine's two).
+    The engine copies the weights: the model is not changed, later changes to it do not reach the engine, and until the
+    model is deleted both copies take memory (four bytes per parameter for the model, two for the engine).
 
     Args:
-        model: on the device where the engine is to run.
-        dtype: of weights and activations; bfloat16, float16 or float32. Norms keep float32 parameters and statistics,
-            products and attention sum in float32.
-        cuda_graph: record a CUDA graph for each batch size when it first comes. Without a GPU, or where recording
-            fails, calls are launched one by one; :meth:`InferenceEngine.report` says why.
-        max_graphs: batch sizes whose graphs are kept at a time.
+        model: the model, on the device where the engine will run.
+        dtype: dtype of weights and activations: bfloat16, float16 or float32. Norms keep float32 parameters and
+            statistics; matrix products and attention accumulate in float32.
+        cuda_graph: record a CUDA graph for each batch size at its first call. Without a GPU, or if recording fails,
+            kernels are launched one by one; :meth:`InferenceEngine.report` has the reason.
+        max_graphs: number of batch sizes whose graphs are kept.
 
     Raises:
-        TypeError: ``model`` is no :class:`~dimr.model.network.DiMR`.
-        ValueError: another dtype, ``max_graphs`` below 1, or a model with one of the paper's ablations.
+        TypeError: ``model`` is not a :class:`~dimr.DiMR`.
+        ValueError: an unsupported dtype, ``max_graphs`` below 1, or a model with one of the paper's ablations.
 
     Example:
         >>> import dimr
@@ -57,7 +57,7 @@ def optimize_for_inference(
         raise TypeError(f"model must be a DiMR, got {type(model).__name__}")
     if model.config.ablations:
         raise ValueError(
-            f"the engine packs the paper's own architecture, this model has {described(model.config)}; "
+            f"the engine packs the paper's own architecture, this model has {model.config.describe_ablations()}; "
             f"sample with the model itself"
         )
     if dtype not in DTYPES:
@@ -72,10 +72,10 @@ def optimize_for_inference(
 
 
 class InferenceEngine(nn.Module):
-    """What :func:`optimize_for_inference` returns. Call it as the model: ``engine(x, timestep, class_labels)``.
+    """The result of :func:`optimize_for_inference`. Call it like the model: ``engine(x, timestep, class_labels)``.
 
-    Calls from several threads or streams take turns. Results are the caller's own. An engine stays on its device and
-    keeps its dtype, and has no parameters to train, save or move.
+    Calls from several threads or streams are serialised. Results belong to the caller. An engine keeps its device and
+    dtype, and has no parameters to train, save or move.
     """
 
     def __init__(self, model: DiMR, dtype: torch.dtype, cuda_graph: bool, max_graphs: int) -> None:
@@ -100,9 +100,9 @@ class InferenceEngine(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor, timestep: Tensor | float, class_labels: Tensor) -> tuple[Tensor, ...]:
-        """Noise predictions, lowest resolution first; arguments, results and errors as for :class:`~dimr.DiMR`.
+        """Predict the noise, lowest resolution first; arguments, results and errors are those of :class:`~dimr.DiMR`.
 
-        ``x`` has the engine's dtype. Autocast does not act inside, and nothing is recorded for autograd.
+        ``x`` has the engine's dtype. Autocast has no effect, and nothing is recorded for autograd.
         """
         check_image(self.config, x, self.dtype, self.device)
         check_class_labels(self.config, class_labels, x.shape[0], self.device)
@@ -116,8 +116,8 @@ class InferenceEngine(nn.Module):
             return self._graphs(dk.current_backend(), x, timestep, class_labels.long())
 
     def _compute(self, x: Tensor, timestep: Tensor, class_labels: Tensor) -> tuple[Tensor, ...]:
-        """Predictions with channels last in memory: the caller makes them contiguous, the one copy of an output."""
-        t = timestep / 500 - 1  # what the norms see, in (-1, 1]
+        """Compute predictions in channels-last memory, which the caller makes contiguous in their only copy."""
+        t = timestep / 500 - 1  # the norms' time, in (-1, 1]
         x = x.contiguous()
         predictions: list[Tensor] = []
         source: Any = class_labels
@@ -127,12 +127,12 @@ class InferenceEngine(nn.Module):
         return tuple(predictions)
 
     def free_graphs(self) -> None:
-        """Give back the memory of every CUDA graph; the next call of each batch size records its own again."""
+        """Free the memory of every CUDA graph. The next call of each batch size records a new one."""
         if self._graphs is not None:
             self._graphs.free()
 
     def memory(self) -> dict[str, Any]:
-        """Bytes: ``weights``; ``graphs``, by the shapes of their inputs; ``features_per_sample``, by branch."""
+        """Count bytes: ``weights``; ``graphs``, by the shapes of their inputs; ``features_per_sample``, by branch."""
         size = torch.empty((), dtype=self.dtype).element_size()
         return {
             "weights": self._weight_bytes,
@@ -141,12 +141,45 @@ class InferenceEngine(nn.Module):
         }
 
     def report(self) -> dict[str, Any]:
-        """What the engine is made of, as plain values (see :func:`dimr.inference.engine.describe`)."""
-        return describe(self)
+        """Describe the engine in plain values, fit for JSON.
+
+        ``packed``: how the weights are packed. ``operators``: the implementation of each operator. ``not_fused``: the
+        parts that do not run in their fastest form, each with the reason; empty if there are none. ``cuda_graph``:
+        "on", or the reason why not. ``memory``: see :meth:`memory`.
+        """
+        operators = {name: implementation_of(name, self.device) for name in self._operators()}
+        not_fused = {name: f"{chosen}, because {reason}" for name, (chosen, reason) in operators.items() if reason}
+        if self.graph_status != "on":
+            not_fused["CUDA graph"] = self.graph_status
+        head_dim = self.config.dims[0] // self.config.num_heads
+        return {
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "packed": {
+                "head_dim": {
+                    "model": head_dim,
+                    "engine": head_dim if self.dtype == torch.float32 else dk.padded_head_dim(head_dim),
+                },
+                "slots": [blocks + 1 for blocks in self.config.blocks],
+                "concatenations": 0,
+            },
+            "operators": {name: chosen for name, (chosen, _) in operators.items()},
+            "not_fused": not_fused,
+            "cuda_graph": self.graph_status,
+            "memory": self.memory(),
+        }
+
+    def _operators(self) -> list[str]:
+        names = ["attention", "geglu_linear", "td_layer_norm"]
+        if self.config.norm == "td_rms":
+            names.append("td_rms_norm")
+        if self.config.num_branches > 1:
+            names += ["depthwise_conv2d", "pixel_shuffle_td_norm_add"]
+        return names
 
     @property
     def graph_status(self) -> str:
-        """ "on", or why there are no CUDA graphs."""
+        """ "on", or the reason why there are no CUDA graphs."""
         if not self._graph_wanted:
             return "cuda_graph=False was asked for"
         if self._graphs is None:
@@ -164,48 +197,3 @@ def _no_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]
     if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return contextlib.nullcontext()
-
-
-# What an engine is made of, and what of it could not be had here.
-
-
-def describe(engine: InferenceEngine) -> dict[str, Any]:
-    """Plain values, fit for JSON.
-
-    ``packed``: what was done to the weights. ``operators``: the implementation that each takes in this place.
-    ``not_fused``: parts that run otherwise than they could, each with its reason; empty where nothing is missing.
-    ``cuda_graph``: "on" or the reason why not. ``memory``: see :meth:`InferenceEngine.memory`.
-    """
-    operators = {name: implementation_of(name, engine.device) for name in _operators(engine)}
-    missing = {name: f"{chosen}, because {why}" for name, (chosen, why) in operators.items() if why}
-    if engine.graph_status != "on":
-        missing["CUDA graph"] = engine.graph_status
-    return {
-        "dtype": str(engine.dtype).removeprefix("torch."),
-        "device": str(engine.device),
-        "packed": _packed(engine),
-        "operators": {name: chosen for name, (chosen, _) in operators.items()},
-        "not_fused": missing,
-        "cuda_graph": engine.graph_status,
-        "memory": engine.memory(),
-    }
-
-
-def _operators(engine: InferenceEngine) -> list[str]:
-    names = ["attention", "geglu_linear", "td_layer_norm"]
-    if engine.config.norm == "td_rms":
-        names.append("td_rms_norm")
-    if engine.config.num_branches > 1:
-        names += ["depthwise_conv2d", "pixel_shuffle_td_norm_add"]
-    return names
-
-
-def _packed(engine: InferenceEngine) -> dict[str, Any]:
-    config = engine.config
-    head_dim = config.dims[0] // config.num_heads
-    padded = head_dim if engine.dtype == torch.float32 else dk.padded_head_dim(head_dim)
-    return {
-        "head_dim": {"model": head_dim, "engine": padded},
-        "slots": [blocks + 1 for blocks in config.blocks],
-        "concatenations": 0,
-    }

@@ -1,7 +1,7 @@
-"""One CUDA graph per kind of call, recorded when it first comes and replayed afterwards.
+"""A cache of CUDA graphs, one per input shape and backend, recorded at the first call and replayed afterwards.
 
-The graphs share one pool of memory, which therefore is as large as the largest of them needs: they are never replayed
-at the same time, and their results are copied out before the next replay.
+The graphs share one memory pool, as large as the largest graph needs: they are never replayed at the same time, and
+their results are copied out before the next replay.
 """
 
 from __future__ import annotations
@@ -20,30 +20,32 @@ from ..utils import first_line
 
 logger = logging.getLogger(__name__)
 
-WARM_UPS = 2  # compilations and choices of algorithms happen in the first, the second has only launches
+WARM_UPS = 2  # the first compiles and chooses algorithms, the second only launches
 Tensors = tuple[Tensor, ...]
 
 
 class Recorder(Protocol):
-    """How calls are recorded and replayed: CUDA's way is below, tests on a CPU have theirs."""
+    """Interface of recording and replaying calls; tests on a CPU have their own implementation."""
 
     def is_recorded_by_caller(self) -> bool:
-        """Whether the call is part of a recording of the caller's own, which a replay cannot be part of."""
+        """Return True while the caller records a graph of its own, which cannot contain a replay."""
 
     def warm_up(self, function: Callable[[], Tensors]) -> None:
-        """Run ``function`` so that what is done only once (compilation, choice of algorithms) is done."""
+        """Run ``function`` so that one-time work (compilation, choice of algorithms) is done."""
 
     def record(self, function: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors, int]:
-        """Run ``function`` -> what runs it again on the same memory, its results, bytes that were set aside for it."""
+        """Record ``function``; return a function that replays it, its results, and the bytes reserved for it."""
 
     def turn(self) -> Any:
-        """A context in which nothing else uses the recorded memory."""
+        """Return a context in which nothing else uses the recorded memory."""
 
     def release(self) -> None:
-        """Give the memory back. The host may wait; nothing recorded is replayed any more."""
+        """Free the memory. May synchronise; no earlier recording may be replayed afterwards."""
 
 
 class CudaRecorder:
+    """Records and replays with CUDA graphs."""
+
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool: Any = None
@@ -56,7 +58,7 @@ class CudaRecorder:
     def warm_up(self, function: Callable[[], Tensors]) -> None:
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):  # libraries keep workspaces by stream
+        with torch.cuda.stream(self._stream):  # libraries keep one workspace per stream
             for _ in range(WARM_UPS):
                 function()
         current.wait_stream(self._stream)
@@ -75,7 +77,7 @@ class CudaRecorder:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Callers on different streams take turns on the device, without the host waiting."""
+        """Serialise callers on different streams on the device, without blocking the host."""
         stream = torch.cuda.current_stream(self._device)
         stream.wait_event(self._idle)
         with torch.cuda.device(self._device):
@@ -96,12 +98,12 @@ class _Recording(NamedTuple):
 
 
 class GraphCache:
-    """``compute(*inputs)`` replayed from the last ``limit`` kinds of call; the least recently used makes room.
+    """Replays ``compute(*inputs)`` from the ``limit`` most recently used recordings.
 
     Args:
-        compute: tensors -> tensors; must launch the same kernels for inputs of the same shapes and ``key``.
+        compute: a function of tensors that launches the same kernels for inputs of the same shapes and ``key``.
         recorder: see :class:`Recorder`.
-        limit: recordings kept.
+        limit: number of recordings kept.
     """
 
     def __init__(self, compute: Callable[..., Tensors], recorder: Recorder, limit: int) -> None:
@@ -111,10 +113,10 @@ class GraphCache:
         self._recordings: OrderedDict[Hashable, _Recording] = OrderedDict()
         self._lock = threading.Lock()
         self.problem: str | None = None
-        """Why recording failed, after which every call is computed directly."""
+        """The reason why recording failed; from then on every call is computed directly."""
 
     def __call__(self, key: Hashable, *inputs: Tensor) -> Tensors:
-        """Contiguous results that belong to the caller."""
+        """Return contiguous results that belong to the caller."""
         if self._recorder.is_recorded_by_caller():
             return self._directly(*inputs)
         with self._lock:
@@ -135,7 +137,7 @@ class GraphCache:
     def _record(self, kind: Hashable, inputs: Tensors) -> _Recording | None:
         if self.problem is not None:
             return None
-        with torch.inference_mode(False), torch.no_grad():  # memory that is written to in either mode
+        with torch.inference_mode(False), torch.no_grad():  # the inputs are written to in either mode
             static = tuple(x.clone() for x in inputs)
             self._recorder.warm_up(lambda: self._compute(*static))
             while len(self._recordings) >= self._limit:
@@ -151,13 +153,13 @@ class GraphCache:
         return self._recordings[kind]
 
     def free(self) -> None:
-        """Forget every recording and give its memory back; later calls record anew."""
+        """Drop every recording and free its memory; later calls record again."""
         with self._lock:
             self._recordings.clear()
             self._recorder.release()
 
     def sizes(self) -> dict[str, int]:
-        """Bytes that each recording added to the shared pool, by the shapes of its inputs."""
+        """Return the bytes that each recording added to the shared pool, by the shapes of its inputs."""
         with self._lock:
             return {
                 " ".join("x".join(map(str, x.shape)) for x in recording.inputs): recording.bytes

@@ -1,9 +1,10 @@
-"""The buffer that holds everything a branch keeps: the output of its embedding and of every block, side by side.
+"""A model's branches with packed weights, which write every feature where it is read and copy nothing.
 
-One row per token, one slot of D channels per feature: ``[B, N, slots * D]``. A block writes its output straight into
-its slot, and a whole row is what the cascade's norm reads, so nothing is ever concatenated. The order of the slots is
-free, since the cascade's parameters can be put in the same order once and for all. It is chosen such that the two
-inputs of every long skip are neighbours: ``[h, skip]`` is a view too, and the skip one ordinary product.
+A branch keeps its features in one buffer ``[B, N, slots * D]``, with one row per token and one slot of D channels for
+the output of the embedding and of every block. A block writes its output into its slot, and the cascade's norm reads
+whole rows, so nothing is concatenated. The slots may have any order, because the cascade's parameters are permuted to
+match. In the order used here the two inputs of every long skip are neighbours, so ``[h, skip]`` is a view too and the
+skip is one matrix product.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 import dimr_kernels as dk
 
@@ -21,7 +21,7 @@ from ..model.layers import NoiseHead, PatchEmbedding
 
 
 def slot_order(half: int) -> list[int]:
-    """Which feature each slot holds, for ``half`` blocks before and after the middle one.
+    """List the feature in each slot, for ``half`` blocks before and after the middle one.
 
     Feature 0 is the embedding, feature ``k`` the output of block ``k - 1``. Block ``half + j`` (j = 1 .. half) reads
     features ``half + j`` and, as its long skip, ``half + 1 - j``.
@@ -33,13 +33,13 @@ def slot_order(half: int) -> list[int]:
 
 
 def column_order(half: int, dim: int) -> Tensor:
-    """The channels of a cascade ``[(2 * half + 2) * dim]`` in the order of the slots."""
+    """Return the channel indices of the cascade ``[(2 * half + 2) * dim]`` in the order of the slots."""
     slots = torch.tensor(slot_order(half))
     return (slots[:, None] * dim + torch.arange(dim)).flatten()
 
 
 class FeatureBuffer:
-    """Uninitialised slots for ``tokens`` tokens of each sample."""
+    """The features of a branch: uninitialised slots for ``tokens`` tokens of each sample."""
 
     def __init__(self, batch: int, tokens: int, dim: int, half: int, like: Tensor) -> None:
         order = slot_order(half)
@@ -49,24 +49,24 @@ class FeatureBuffer:
         self._start = {feature: slot * dim for slot, feature in enumerate(order)}
 
     def tokens(self, feature: int) -> Tensor:
-        """``[B, N, D]``."""
+        """Return the slot of a feature, a view ``[B, N, D]``."""
         return self.all.narrow(2, self._start[feature], self.dim)
 
     def with_skip(self, block: int) -> Tensor:
-        """The two inputs of a block behind the middle one: ``[B * N, 2D]``."""
+        """Return both inputs of a block after the middle one, a view ``[B * N, 2D]``."""
         return as_rows(self.all.narrow(2, self._start[block], 2 * self.dim))
 
 
 def as_rows(x: Tensor) -> Tensor:
-    """``[B, N, D]`` -> ``[B * N, D]``, always a view."""
+    """Flatten ``[B, N, D]`` to ``[B * N, D]``, always a view."""
     return x.view(x.shape[0] * x.shape[1], x.shape[2])
 
 
-# Weights in the form in which the engine's products and kernels read them, made once.
+# Packed weights
 
 
 class Packer:
-    """Makes copies that share no memory with the model: weights in ``dtype``, norms' parameters in float32."""
+    """Copies parameters, with weights in ``dtype`` and norms' parameters in float32, and counts their bytes."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
@@ -85,7 +85,7 @@ class Packer:
 
 
 class PackedNorm:
-    """A time-dependent norm. ``columns``: the order in which its input has the channels, where it is another one."""
+    """A time-dependent norm. ``columns`` is the order of its input's channels, if permuted."""
 
     def __init__(self, norm: Any, pack: Packer, columns: Tensor | None = None) -> None:
         def gate(name: str) -> Tensor | None:
@@ -111,23 +111,23 @@ class PackedNorm:
 
 
 class PackedLinear:
-    """``x [M, K]`` -> ``[M, N]``, the bias in the product's epilogue."""
+    """A linear layer ``x [M, K]`` -> ``[M, N]``."""
 
     def __init__(self, linear: nn.Linear, pack: Packer, columns: Tensor | None = None) -> None:
         self.weight = pack.weight(linear.weight if columns is None else linear.weight[:, columns])
         self.bias = pack.weight(linear.bias)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.weight, self.bias)
+        return F.linear(x, self.weight, self.bias)
 
 
 class PackedMLP:
-    """The second half of a block: ``out += W geglu(h)``, where ``out`` holds the bias of W already.
+    """The MLP of a block: ``out += W geglu(h)``, where ``out`` already includes the bias of W.
 
-    The product adds to ``out`` in its epilogue. A bias beside that is more than torch's products take, so whatever
-    writes ``out`` before adds it along with a bias of its own, and the norm in between subtracts it (``offset``):
-    both for nothing. Per element of the stream that is 2 + 2 numbers for this product and the next norm; a product
-    with a bias and a norm with a residual would move 1 + 4.
+    The matrix product adds to ``out`` in its epilogue. torch's products cannot add a bias as well, so the operator that
+    writes ``out`` first adds it together with its own bias, and the norm in between subtracts it (``offset``), both at
+    no cost. Per element, this product and the next norm read and write 2 + 2 numbers; a product with a bias and a norm
+    with a residual would read and write 1 + 4.
     """
 
     def __init__(self, mlp: Any, pack: Packer) -> None:
@@ -139,21 +139,20 @@ class PackedMLP:
         self.offset = pack.exact(-self.bias)
 
     def __call__(self, h: Tensor, out: Tensor) -> None:
-        """``h, out [M, D]``."""
+        """Add the MLP of ``h [M, D]`` to ``out [M, D]``."""
         gated = dk.functional.geglu_linear(h, self.up, self.up_bias, self.approximate, self.gate)
         out.addmm_(gated, self.down)
 
 
-# The two kinds of block: seven and four launches, every one writing where its result is needed.
+# Blocks: seven and four launches, each of which writes where its result is read
 #
-# ``x`` is the block's input and ``out`` its slot, both ``[B, N, D]`` with any distance between rows. The residual
-# stream moves 9 numbers per element through a transformer block (norm 2, projection 1, norm with sum 4, product onto
-# it 2) and 6 through a ConvNeXt block (convolution 2, norm 2, product 2);
-# what is inside attention and MLP comes on top.
+# ``x`` is the block's input and ``out`` its slot, both ``[B, N, D]`` with any row stride. Per element of the residual
+# stream, a transformer block reads and writes 9 numbers (norm 2, projection 1, norm with sum 4, product 2) and a
+# ConvNeXt block 6 (convolution 2, norm 2, product 2), besides those inside attention and MLP.
 
 
 class PackedTransformerBlock:
-    """Norm, qkv, attention, projection, norm (which adds the residual into ``out``), GeGLU, product onto ``out``."""
+    """Norm, qkv, attention, projection, norm (adds the residual into ``out``), GeGLU, product added to ``out``."""
 
     def __init__(self, block: Any, pack: Packer, resolution: int) -> None:
         attn = block.attn
@@ -161,7 +160,7 @@ class PackedTransformerBlock:
         self.scale = attn.head_dim**-0.5
         self.norm1, self.norm2 = PackedNorm(block.norm1, pack), PackedNorm(block.norm2, pack)
         qkv, out = attn.qkv.weight, attn.out.weight
-        if pack.dtype != torch.float32 and not attn.is_packed:  # flash kernels, which float32 has not, want it
+        if pack.dtype != torch.float32 and not attn.is_packed:  # flash kernels need it; there are none for float32
             qkv, out = dk.pad_head_dim(qkv, out, self.num_heads)
         self.mlp = PackedMLP(block.mlp, pack)
         self.qkv, self.out = pack.weight(qkv), pack.weight(out)
@@ -169,16 +168,16 @@ class PackedTransformerBlock:
 
     def __call__(self, x: Tensor, t: Tensor, out: Tensor) -> None:
         B, N, D = x.shape
-        qkv = linear(as_rows(self.norm1(x, t)), self.qkv).view(B, N, 3, self.num_heads, -1)
+        qkv = F.linear(as_rows(self.norm1(x, t)), self.qkv).view(B, N, 3, self.num_heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # views [B, heads, N, head_dim]
-        h = dk.functional.attention(q, k, v, scale=self.scale).transpose(1, 2)  # as dense as q, so rows are a view
-        h = linear(h.reshape(B * N, -1), self.out, self.bias).view(B, N, D)
+        h = dk.functional.attention(q, k, v, scale=self.scale).transpose(1, 2)  # dense, so its rows are a view
+        h = F.linear(h.reshape(B * N, -1), self.out, self.bias).view(B, N, D)
         h = self.norm2(h, t, residual=x, total=out, offset=self.mlp.offset)
         self.mlp(as_rows(h), as_rows(out))
 
 
 class PackedConvNeXtBlock:
-    """Convolution (with its residual, into ``out``), norm, GeGLU, product onto ``out``."""
+    """Convolution (adds its residual, into ``out``), norm, GeGLU, product added to ``out``."""
 
     def __init__(self, block: Any, pack: Packer, resolution: int) -> None:
         self.resolution = resolution
@@ -195,15 +194,14 @@ class PackedConvNeXtBlock:
         self.mlp(as_rows(self.norm(out, t, offset=self.mlp.offset)), as_rows(out))
 
 
-# The branches: embedding, blocks with long skips, prediction, and the cascade between them, all without a copy.
+# Branches: embedding, blocks with long skips, prediction, and the cascade between branches
 
 
 class PackedEmbedding:
-    """Patches, projected, plus position and bias, straight into a slot.
+    """Projected patches plus position and bias, written into a slot.
 
-    Patches are taken as columns, ``[C * p * p, tokens]``: that is how an image with p = 1 lies in memory, and for
-    p > 1 one small copy makes it so (the input's size, a hundredth of the stream's). Position and bias are written
-    first and the product adds to them: 3 numbers per element, as many as a product and an addition after it.
+    Patches are columns, ``[C * p * p, tokens]``, the layout of an image with p = 1. For p > 1 they are one small copy,
+    of the input's size, a hundredth of a feature's. Position and bias are written first and the product adds to them.
     """
 
     def __init__(self, embed: PatchEmbedding, pack: Packer) -> None:
@@ -213,7 +211,7 @@ class PackedEmbedding:
         self.position = pack.weight(position.flatten(0, 1))  # [tokens, D]
 
     def __call__(self, x: Tensor, out: Tensor) -> None:
-        """``x [B, C, S, S]``, ``out [B, tokens, D]``."""
+        """Embed ``x [B, C, S, S]`` into ``out [B, tokens, D]``."""
         columns = x if self.patch_size == 1 else F.pixel_unshuffle(x, self.patch_size)
         patches = columns.flatten(2).transpose(1, 2)  # [B, tokens, C * p * p]
         weight = self.weight.expand(x.shape[0], -1, -1)
@@ -221,7 +219,7 @@ class PackedEmbedding:
 
 
 class PackedHead:
-    """TD layer norm and 3x3 convolution, both channels last, as the result is."""
+    """TD layer norm and 3x3 convolution, both channels last, like the result."""
 
     def __init__(self, head: NoiseHead, pack: Packer) -> None:
         self.norm = PackedNorm(head.norm, pack)
@@ -234,10 +232,9 @@ class PackedHead:
 
 
 class PackedLift:
-    """The cascade's way from one branch into the next: TD layer norm over all features, and a product.
+    """The first part of the cascade to the next branch: TD layer norm over all features, and a projection.
 
-    The parameters are in the order of the buffer's slots. The norm reads the slots where they are and writes the one
-    copy that the product reads.
+    The parameters are in the order of the buffer's slots. The norm reads the slots in place and writes the only copy.
     """
 
     def __init__(self, upsample: dk.PixelShuffleUpsample, pack: Packer, half: int, dim: int) -> None:
@@ -252,10 +249,10 @@ class PackedLift:
 
 
 class PackedBranch:
-    """What both kinds of branch share. ``above``: the branch that this one feeds."""
+    """Base class of the branches. ``above`` is the next branch, if any."""
 
     leading = 0
-    """Tokens before those of the image."""
+    """Number of tokens before those of the image."""
     block: Any
 
     def __init__(self, branch: Any, pack: Packer, resolution: int, above: Any) -> None:
@@ -273,7 +270,11 @@ class PackedBranch:
         return self.leading + self.resolution**2
 
     def __call__(self, x: Tensor, t: Tensor, source: Tensor) -> tuple[Tensor, Tensor | None]:
-        """``x [B, C, S, S]``, class labels or what the branch below gave -> prediction, what the branch above wants."""
+        """Run the branch on ``x [B, C, S, S]``.
+
+        ``source`` is the class labels in the first branch, else the result of the branch below. Returns the prediction
+        and the source of the branch above.
+        """
         buffer = FeatureBuffer(x.shape[0], self.tokens, self.dim, self.half, like=x)
         self.begin(x, t, source, buffer.tokens(0))
         for i, block in enumerate(self.blocks):

@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds, counted without allocating a weight."""
+"""Counts of parameters and multiply-adds, made without allocating weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .network import DiMR, without_weights
 
 
 def count_parameters(model: nn.Module | DiMRConfig) -> int:
-    """Parameters of a model, or of the model that a configuration describes.
+    """Count the parameters of a model, or of the model that a configuration describes.
 
     Example:
         >>> import dimr
@@ -26,9 +26,10 @@ def count_parameters(model: nn.Module | DiMRConfig) -> int:
 
 
 def count_macs(model: DiMR | DiMRConfig) -> int:
-    """Multiply-adds of one forward of one image without guidance: matrix products, convolutions, attention.
+    """Count the multiply-adds of one forward of one image without guidance.
 
-    The paper's "Gflops" are these. Norms, activations and additions are not counted.
+    These are the paper's "Gflops": matrix products, convolutions and attention. Norms,
+    activations and additions are not counted.
 
     Example:
         >>> import dimr
@@ -39,7 +40,7 @@ def count_macs(model: DiMR | DiMRConfig) -> int:
     meta = without_weights(config)
     x = torch.empty(1, config.in_channels, config.input_size, config.input_size, device="meta")
     labels = torch.zeros(1, dtype=torch.int64, device="meta")
-    # The eager forms are made of torch operators, which the counter knows.
+    # The counter knows torch's operators only, which the eager implementations consist of.
     with torch.no_grad(), dk.use_backend("eager"), FlopCounterMode(display=False) as counter:
         meta(x, 500.0, labels)
     return counter.get_total_flops() // 2

@@ -1,9 +1,4 @@
-"""Checks of a forward's arguments.
-
-Shapes and dtypes are checked everywhere. Values (class ids, timesteps) are checked where that costs nothing: on CPU
-tensors and Python numbers, outside torch.compile. On a GPU reading them would stop the host until the device has
-caught up; there the embedding's own device assertion catches a class id out of range.
-"""
+"""The multi-resolution network: the branches in order, their initialisation, and the checks of arguments."""
 
 from __future__ import annotations
 
@@ -15,9 +10,139 @@ from torch import Tensor, nn
 from dimr_kernels.checks import can_read_values
 
 from .config import DiMRConfig
-from .layers import ConvNeXtBranch, Modulation, NoiseHead, PatchEmbedding, PatchHead, check_mode, make_first_branch
+from .layers import (
+    ConvNeXtBranch,
+    Modulation,
+    NoiseHead,
+    PatchEmbedding,
+    PatchHead,
+    check_checkpointing,
+    make_first_branch,
+)
 
 LAST_TIMESTEP = 1000
+STD = 0.02  # of initial weights
+
+
+class DiMR(nn.Module):
+    """Predict the noise in ``x`` at every resolution (paper, section 3).
+
+    The branches run from the lowest resolution, a transformer, to the input's own, and each passes its features on to
+    the next. Parameters are float32 at first; :meth:`to` and autocast work as for any module.
+    """
+
+    def __init__(self, config: DiMRConfig) -> None:
+        super().__init__()
+        if not isinstance(config, DiMRConfig):
+            raise TypeError(f"config must be a DiMRConfig, got {type(config).__name__}")
+        self.config = config
+        self.branches = make_branches(config)
+        initialize(self)
+
+    def set_checkpointing(self, mode: str) -> DiMR:
+        """Set what training keeps of the forward for the backward. Results and gradients stay the same.
+
+        Args:
+            mode: "none" (the default) keeps everything. "blocks" keeps the input of each block and recomputes the
+                block in the backward. "selective" keeps the results of matrix products, attention and convolutions,
+                and recomputes norms, GeGLU products and concatenations. Computed from shapes, a batch of 64 of XL/2R
+                (bfloat16 autocast, fused operators) holds 33.0, 2.6 and 22.7 GiB.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ValueError: an unknown mode.
+        """
+        set_checkpointing(self.branches, mode)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    def forward(self, x: Tensor, timestep: Tensor | float, class_labels: Tensor) -> tuple[Tensor, ...]:
+        """Noise predictions, lowest resolution first.
+
+        Args:
+            x: ``[B, C, S, S]`` noised images or latents.
+            timestep: in (0, 1000]; ``[B]``, or ``[1]``, a scalar tensor or a number for the whole batch.
+            class_labels: ``[B]`` int64 or int32; the unconditional class, where there is one, is ``num_classes``.
+
+        Returns:
+            One ``[B, C, s, s]`` per branch, ``s`` from ``config.prediction_sizes``.
+
+        Raises:
+            ValueError, TypeError: an argument's shape, dtype, device or value does not fit. Values are checked on the
+                CPU only, outside torch.compile.
+        """
+        check_image(self.config, x, self.dtype, self.device)
+        check_class_labels(self.config, class_labels, x.shape[0], self.device)
+        return run_branches(self.branches, x, as_timestep(timestep, x.shape[0], self.device), class_labels)
+
+
+def without_weights(config: DiMRConfig) -> DiMR:
+    """Build the model on the meta device: it has names and shapes, and can be counted or loaded with weights."""
+    with torch.device("meta"):
+        return DiMR(config)
+
+
+def make_branches(config: DiMRConfig) -> nn.ModuleList:
+    """Build the branches, lowest resolution first. They hold all of a model's parameters."""
+    higher = (ConvNeXtBranch(config, i) for i in range(1, config.num_branches))
+    return nn.ModuleList([make_first_branch(config), *higher])
+
+
+def run_branches(branches: nn.ModuleList, x: Tensor, timestep: Tensor, class_labels: Tensor) -> tuple[Tensor, ...]:
+    """Compute :meth:`DiMR.forward` from checked arguments; ``timestep [B]`` or ``[1]``, float32."""
+    t = timestep / 500 - 1  # the norms' time, in (-1, 1]
+    prediction, features = branches[0](x, t, class_labels)
+    predictions = [prediction]
+    for branch in branches[1:]:  # type: ignore[attr-defined]
+        prediction, features = branch(x, t, features)
+        predictions.append(prediction)
+    return tuple(predictions)
+
+
+def set_checkpointing(branches: nn.ModuleList, mode: str) -> None:
+    """Set the activation checkpointing of every branch; see :meth:`DiMR.set_checkpointing`."""
+    check_checkpointing(mode)
+    for branch in branches:
+        branch.checkpointing = mode  # type: ignore[assignment]
+
+
+def initialize(model: nn.Module) -> None:
+    """Initialise for training from scratch: truncated normal weights and zero biases, and a prediction of zero.
+
+    This is the initialisation of vision transformers and ConvNeXt. Norms keep their own. Depthwise convolutions keep
+    torch's, because with only ``K * K`` inputs to each output, weights of 0.02 would hardly mix neighbours.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=STD)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.trunc_normal_(module.weight, std=STD)
+        elif isinstance(module, PatchEmbedding):
+            nn.init.trunc_normal_(module.position, std=STD)
+        elif isinstance(module, (NoiseHead, PatchHead)):
+            for parameter in module.conv.parameters():
+                nn.init.zeros_(parameter)
+    for module in model.modules():
+        if isinstance(module, Modulation):
+            module.init_zero()  # overrides the linear layers' weights set above
+
+
+# Checks of arguments
+#
+# Shapes and dtypes are always checked. Values (class ids, timesteps) are checked only where reading them does not
+# synchronise: on CPU tensors and Python numbers, outside torch.compile. On a GPU, the embedding's device assertion
+# catches a class id out of range.
 
 
 def check_image(config: DiMRConfig, x: Tensor, dtype: torch.dtype, device: torch.device) -> None:
@@ -49,7 +174,7 @@ def check_class_labels(config: DiMRConfig, class_labels: Tensor, batch: int, dev
 
 
 def as_timestep(timestep: Tensor | float, batch: int, device: torch.device) -> Tensor:
-    """The timesteps as a float32 tensor ``[B]`` or ``[1]`` on the model's device, checked to be in (0, 1000]."""
+    """Convert to a float32 tensor ``[B]`` or ``[1]`` on the model's device; values must be in (0, 1000]."""
     if isinstance(timestep, (int, float)) and not isinstance(timestep, bool):
         if not 0 < timestep <= LAST_TIMESTEP:  # NaN fails too
             raise ValueError(f"timestep must be in (0, {LAST_TIMESTEP}], got {timestep}")
@@ -65,126 +190,3 @@ def as_timestep(timestep: Tensor | float, batch: int, device: torch.device) -> T
             if math.isnan(value) or not 0 < value <= LAST_TIMESTEP:
                 raise ValueError(f"timestep must be in (0, {LAST_TIMESTEP}], got {value}")
     return timestep.reshape(-1).to(device=device, dtype=torch.float32)
-
-
-# How a model starts when it is trained from scratch.
-
-
-STD = 0.02
-
-
-def initialize(model: nn.Module) -> None:
-    """Truncated normal weights and zero biases, as in vision transformers and ConvNeXt; the prediction starts at zero.
-
-    The norms keep their own start. Depthwise convolutions keep torch's: with only ``K * K`` inputs to each output,
-    weights of 0.02 would hardly mix neighbours.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=STD)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            nn.init.trunc_normal_(module.weight, std=STD)
-        elif isinstance(module, PatchEmbedding):
-            nn.init.trunc_normal_(module.position, std=STD)
-        elif isinstance(module, (NoiseHead, PatchHead)):
-            for parameter in module.conv.parameters():
-                nn.init.zeros_(parameter)
-    for module in model.modules():
-        if isinstance(module, Modulation):
-            module.start_at_zero()  # after its linear layers' own start above
-
-
-# The multi-resolution network.
-
-
-class DiMR(nn.Module):
-    """Predicts the noise in ``x`` at every resolution (paper, section 3).
-
-    The branches run from the lowest resolution, a transformer, to the input's own; each hands its features on to the
-    next. Parameters are float32 at first; :meth:`to` and autocast work as for any module.
-    """
-
-    def __init__(self, config: DiMRConfig) -> None:
-        super().__init__()
-        if not isinstance(config, DiMRConfig):
-            raise TypeError(f"config must be a DiMRConfig, got {type(config).__name__}")
-        self.config = config
-        self.branches = make_branches(config)
-        initialize(self)
-
-    def set_checkpointing(self, mode: str) -> DiMR:
-        """What training keeps of the forward for the backward; results and gradients stay the same.
-
-        Args:
-            mode: "none" keeps everything (the start). "blocks" keeps the input of each block and runs the block again
-                in the backward. "selective" keeps the results of matrix products, attention and convolutions, and
-                computes norms, GeGLU products and concatenations again. Counted from shapes, a batch of 64 of XL/2R
-                (bfloat16 autocast, fused operators) holds 33.0, 2.6 and 22.7 GiB.
-
-        Returns:
-            The model itself.
-
-        Raises:
-            ValueError: another mode.
-        """
-        set_checkpointing(self.branches, mode)
-        return self
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
-
-    def forward(self, x: Tensor, timestep: Tensor | float, class_labels: Tensor) -> tuple[Tensor, ...]:
-        """Noise predictions, lowest resolution first.
-
-        Args:
-            x: ``[B, C, S, S]`` noised images or latents.
-            timestep: in (0, 1000]; ``[B]``, or ``[1]``, a scalar tensor or a number for the whole batch.
-            class_labels: ``[B]`` int64 or int32; the unconditional class, where there is one, is ``num_classes``.
-
-        Returns:
-            One ``[B, C, s, s]`` per branch, ``s`` from ``config.prediction_sizes``.
-
-        Raises:
-            ValueError, TypeError: an argument's shape, dtype, device or value does not fit. Values are checked on the
-                CPU only (see ``dimr.model.network``).
-        """
-        check_image(self.config, x, self.dtype, self.device)
-        check_class_labels(self.config, class_labels, x.shape[0], self.device)
-        return run_branches(self.branches, x, as_timestep(timestep, x.shape[0], self.device), class_labels)
-
-
-def without_weights(config: DiMRConfig) -> DiMR:
-    """The model on the meta device: shapes and names, to count or to be given weights."""
-    with torch.device("meta"):
-        return DiMR(config)
-
-
-def make_branches(config: DiMRConfig) -> nn.ModuleList:
-    """The whole of a model's parameters, lowest resolution first."""
-    higher = (ConvNeXtBranch(config, i) for i in range(1, config.num_branches))
-    return nn.ModuleList([make_first_branch(config), *higher])
-
-
-def run_branches(branches: nn.ModuleList, x: Tensor, timestep: Tensor, class_labels: Tensor) -> tuple[Tensor, ...]:
-    """:meth:`DiMR.forward` of arguments that have been checked; ``timestep [B]`` or ``[1]``, float32."""
-    t = timestep / 500 - 1  # what the norms see, in (-1, 1]
-    prediction, features = branches[0](x, t, class_labels)
-    predictions = [prediction]
-    for branch in branches[1:]:  # type: ignore[attr-defined]
-        prediction, features = branch(x, t, features)
-        predictions.append(prediction)
-    return tuple(predictions)
-
-
-def set_checkpointing(branches: nn.ModuleList, mode: str) -> None:
-    """See :meth:`DiMR.set_checkpointing`."""
-    check_mode(mode)
-    for branch in branches:
-        branch.checkpointing = mode  # type: ignore[assignment]

@@ -1,15 +1,4 @@
-"""The rows of the paper's Tables 2 and 3, all on ImageNet-64 at size M, by name.
-
-Two of Table 2's counts leave the architecture open. What is built here reaches them, and no more is claimed:
-
-- adaLN-Zero, multi-branch (217.9 M): six vectors in every block, a norm before each ConvNeXt block's convolution too,
-  and a time MLP 256 -> D -> D in every branch; the layer norms keep weights and biases. 217.94 M.
-- adaLN-Zero (202.4 M): DiT's own six vectors per block, with any time MLP, stay 9 M below. A hidden layer D -> D before
-  each block's six and one time MLP D -> D -> D make 121 layers of D x D more than U-ViT has. 202.40 M.
-
-Table 3's counts are not known here. Its first branch without attention adds the class at every position, its
-concatenation is projected back to the branch's width, and a cascade without skips hands on the last feature only.
-"""
+"""Named configurations: the paper's models (Table 4), small ones for trials, and its ablations (Tables 2 and 3)."""
 
 from __future__ import annotations
 
@@ -19,6 +8,71 @@ from typing import Any
 from .config import DiMRConfig
 from .network import DiMR
 
+_PIXELS_64: dict[str, Any] = {
+    "in_channels": 3, "input_size": 64, "num_classes": 1000, "unconditional_class": False, "norm": "td_layer",
+}  # fmt: skip
+_LATENT_256: dict[str, Any] = {
+    "in_channels": 4, "input_size": 32, "num_classes": 1000, "unconditional_class": True, "norm": "td_rms",
+}  # fmt: skip
+_LATENT_512 = {**_LATENT_256, "input_size": 64}
+_TRIAL: dict[str, Any] = {"in_channels": 3, "num_classes": 10, "unconditional_class": True, "norm": "td_layer"}
+
+VARIANTS: dict[str, DiMRConfig] = {
+    "dimr-tiny-3r": DiMRConfig(dims=(96, 48, 24), layers=(5, 2, 2), num_heads=3, input_size=16, **_TRIAL),
+    "dimr-small-3r": DiMRConfig(dims=(192, 96, 48), layers=(7, 4, 4), num_heads=3, input_size=32, **_TRIAL),
+    "dimr-m-3r": DiMRConfig(dims=(768, 384, 192), layers=(15, 8, 8), num_heads=12, **_PIXELS_64),
+    "dimr-l-3r": DiMRConfig(dims=(768, 384, 192), layers=(33, 16, 16), num_heads=12, **_PIXELS_64),
+    "dimr-xl-2r": DiMRConfig(dims=(960, 480), layers=(39, 20), num_heads=16, **_LATENT_256),
+    "dimr-xl-3r": DiMRConfig(dims=(960, 480, 240), layers=(39, 20, 20), num_heads=16, **_LATENT_512),
+    "dimr-g-2r": DiMRConfig(dims=(1152, 576), layers=(57, 28), num_heads=16, **_LATENT_256),
+}
+
+
+def list_models() -> list[str]:
+    """List the names of the models, smallest first.
+
+    Example:
+        >>> list_models()[0]
+        'dimr-tiny-3r'
+    """
+    return list(VARIANTS)
+
+
+def model_config(name: str, **overrides: Any) -> DiMRConfig:
+    """Return the configuration of the named model or ablation, with fields replaced by ``overrides``.
+
+    Raises:
+        ValueError: an unknown name or field.
+    """
+    if name not in VARIANTS and name not in ABLATIONS:
+        raise ValueError(f"no model is called {name!r}; there are {', '.join((*VARIANTS, *ABLATIONS))}")
+    config = VARIANTS[name] if name in VARIANTS else ABLATIONS[name].config
+    return DiMRConfig.from_dict(config.to_dict() | overrides)
+
+
+def create_model(name: str, **overrides: Any) -> DiMR:
+    """Create the named model with new weights, for example ``create_model("dimr-xl-2r", norm="td_layer")``.
+
+    Example:
+        >>> create_model("dimr-tiny-3r", num_classes=5).config.num_classes
+        5
+    """
+    return DiMR(model_config(name, **overrides))
+
+
+# The paper's ablations (Tables 2 and 3), all on ImageNet-64 at size M
+#
+# Two parameter counts of Table 2 do not determine the architecture. These configurations reach them, and no more is
+# claimed:
+#
+# - adaLN-Zero, multi-branch (217.9 M): six vectors in every block, a norm before each ConvNeXt block's convolution too,
+#   and a time MLP 256 -> D -> D in every branch; the layer norms keep weights and biases. 217.94 M.
+# - adaLN-Zero (202.4 M): DiT's own six vectors per block, with any time MLP, fall 9 M short. A hidden layer D -> D
+#   before each block's six and one time MLP D -> D -> D make 121 layers of D x D more than U-ViT has. 202.40 M.
+#
+# Table 3's counts are unknown. Its first branch without attention adds the class at every position, its concatenation
+# is projected back to the branch's width, and a cascade without skips passes on the last feature only.
+
 _ABLATION_64: dict[str, Any] = {
     "in_channels": 3, "input_size": 64, "num_classes": 1000, "unconditional_class": False,
 }  # fmt: skip
@@ -27,11 +81,11 @@ _MULTI_SCALE = (1 / 16, 1 / 4, 1.0)
 
 
 def uvit_config(dim: int, depth: int, num_heads: int, patch_size: int, **fields: Any) -> DiMRConfig:
-    """U-ViT (Bao et al. 2023): one branch of transformer blocks with long skips, the time and the class as tokens.
+    """Configure a U-ViT (Bao et al. 2023): one transformer branch with long skips, the time and the class as tokens.
 
     Args:
-        depth: blocks, an odd number (an even one gets one more).
-        fields: others of the configuration, such as ``input_size``; they may replace those of U-ViT.
+        depth: number of blocks; an even number gets one more.
+        fields: other fields of the configuration, such as ``input_size``; they may replace U-ViT's own.
     """
     own: dict[str, Any] = {"mlp": "gelu", "mlp_ratio": 4, "norm": "layer"}
     return DiMRConfig(dims=(dim,), layers=(depth,), num_heads=num_heads, patch_size=patch_size, **(own | fields))
@@ -42,10 +96,10 @@ class Ablation:
     """A row of one of the tables.
 
     Attributes:
-        source: where in the paper.
-        config: the model.
-        loss_weights: of the branches' losses, lowest resolution first.
-        paper_parameters: what the paper counts, in millions; None where it is not known here.
+        source: table and row in the paper.
+        config: the model's configuration.
+        loss_weights: weights of the branches' losses, lowest resolution first.
+        paper_parameters: the paper's parameter count in millions; None if unknown.
     """
 
     source: str
@@ -54,7 +108,7 @@ class Ablation:
     paper_parameters: float | None = None
 
     def recipe_overrides(self, name: str) -> tuple[str, ...]:
-        """What turns the recipe of M/3R into this row's, which is called ``name``; see ``dimr train --set``."""
+        """Overrides that turn M/3R's recipe into that of this ablation, called ``name``, for ``dimr train --set``."""
         weights = ", ".join(f"{weight:g}" for weight in self.loss_weights)
         return f"model.name={name}", f"training.loss_weights=[{weights}]"
 
@@ -85,70 +139,5 @@ ABLATIONS: dict[str, Ablation] = {
 
 
 def list_ablations() -> list[str]:
-    """Names of the paper's ablations, in its order; :func:`dimr.create_model` takes them too."""
+    """List the names of the paper's ablations, in its order. :func:`dimr.create_model` takes them too."""
     return list(ABLATIONS)
-
-
-# The paper's models (Table 4) and small ones for trials, by name.
-
-
-_PIXELS_64: dict[str, Any] = {
-    "in_channels": 3,
-    "input_size": 64,
-    "num_classes": 1000,
-    "unconditional_class": False,
-    "norm": "td_layer",
-}
-_LATENT_256: dict[str, Any] = {
-    "in_channels": 4,
-    "input_size": 32,
-    "num_classes": 1000,
-    "unconditional_class": True,
-    "norm": "td_rms",
-}
-_LATENT_512 = {**_LATENT_256, "input_size": 64}
-_TRIAL: dict[str, Any] = {"in_channels": 3, "num_classes": 10, "unconditional_class": True, "norm": "td_layer"}
-
-VARIANTS: dict[str, DiMRConfig] = {
-    "dimr-tiny-3r": DiMRConfig(dims=(96, 48, 24), layers=(5, 2, 2), num_heads=3, input_size=16, **_TRIAL),
-    "dimr-small-3r": DiMRConfig(dims=(192, 96, 48), layers=(7, 4, 4), num_heads=3, input_size=32, **_TRIAL),
-    "dimr-m-3r": DiMRConfig(dims=(768, 384, 192), layers=(15, 8, 8), num_heads=12, **_PIXELS_64),
-    "dimr-l-3r": DiMRConfig(dims=(768, 384, 192), layers=(33, 16, 16), num_heads=12, **_PIXELS_64),
-    "dimr-xl-2r": DiMRConfig(dims=(960, 480), layers=(39, 20), num_heads=16, **_LATENT_256),
-    "dimr-xl-3r": DiMRConfig(dims=(960, 480, 240), layers=(39, 20, 20), num_heads=16, **_LATENT_512),
-    "dimr-g-2r": DiMRConfig(dims=(1152, 576), layers=(57, 28), num_heads=16, **_LATENT_256),
-}
-
-
-def list_models() -> list[str]:
-    """Names that :func:`create_model` and :func:`model_config` take, smallest first.
-
-    Example:
-        >>> list_models()[0]
-        'dimr-tiny-3r'
-    """
-    return list(VARIANTS)
-
-
-def model_config(name: str, **overrides: Any) -> DiMRConfig:
-    """The named model's or ablation's configuration, with fields replaced.
-
-    An unknown name or field is a ``ValueError``.
-    """
-    if name not in VARIANTS and name not in ABLATIONS:
-        raise ValueError(f"no model is called {name!r}; there are {', '.join((*VARIANTS, *ABLATIONS))}")
-    unknown = sorted(set(overrides) - {field.name for field in dataclasses.fields(DiMRConfig)})
-    if unknown:
-        raise ValueError(f"DiMRConfig has no field {', '.join(map(repr, unknown))}")
-    config = VARIANTS[name] if name in VARIANTS else ABLATIONS[name].config
-    return dataclasses.replace(config, **overrides)
-
-
-def create_model(name: str, **overrides: Any) -> DiMR:
-    """The named model, newly initialised, for example ``create_model("dimr-xl-2r", norm="td_layer")``.
-
-    Example:
-        >>> create_model("dimr-tiny-3r", num_classes=5).config.num_classes
-        5
-    """
-    return DiMR(model_config(name, **overrides))

@@ -1,4 +1,4 @@
-"""Autoencoders of the ``diffusers`` library: images to latents and back."""
+"""Autoencoders of the ``diffusers`` library: from images to latents and back."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..checkpoints.reading import CheckpointError, shortened
+from ..checkpoints.weights import CheckpointError, shortened
 from ..utils import first_line, read_json, require
 
 KINDS = ("AutoencoderKL", "AutoencoderTiny")
 
 
 class LatentScale(NamedTuple):
-    """What a model sees is ``(latent - shift) * factor``; 0.18215 and no shift for Stable Diffusion's autoencoders."""
+    """The scaling of a model's latents, ``(latent - shift) * factor``; Stable Diffusion has 0.18215 and no shift."""
 
     factor: float
     shift: float = 0.0
@@ -29,7 +29,7 @@ class LatentScale(NamedTuple):
 
 
 def load_autoencoder(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> Any:
-    """The autoencoder that ``save_pretrained`` wrote to ``folder``. Nothing is downloaded.
+    """Load the autoencoder that ``save_pretrained`` wrote to ``folder``. Nothing is downloaded.
 
     Raises:
         FileNotFoundError: there is no ``config.json``.
@@ -52,7 +52,7 @@ def load_autoencoder(folder: str | os.PathLike[str], device: torch.device | str 
         )
     except Exception as error:  # diffusers checks little of what it reads
         raise CheckpointError(f"the autoencoder in {folder} cannot be read: {first_line(error)}") from error
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):  # of which diffusers only warns
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):  # diffusers only warns of them
         if keys := [str(key) for key in found[problem]]:
             kind = problem.replace("_", " ")
             raise CheckpointError(f"the autoencoder in {folder} cannot be read: {len(keys)} {kind}: {shortened(keys)}")
@@ -60,19 +60,21 @@ def load_autoencoder(folder: str | os.PathLike[str], device: torch.device | str 
 
 
 def latent_scale(autoencoder: Any) -> LatentScale:
+    """Read the scaling from the autoencoder's configuration."""
     config = autoencoder.config
     return LatentScale(float(config.scaling_factor), float(getattr(config, "shift_factor", None) or 0.0))
 
 
 def downsampling(autoencoder: Any) -> int:
-    """How many pixels wide a place of the latent is."""
+    """Return the ratio of an image's width to its latent's."""
     return 2 ** (len(autoencoder.config.block_out_channels) - 1)
 
 
 def encode_moments(autoencoder: Any, images: Tensor) -> Tensor:
-    """Images ``[B, 3, H, W]`` in [-1, 1] -> unscaled latents, float32, on the images' device.
+    """Encode images ``[B, 3, H, W]`` in [-1, 1] to unscaled latents, float32, on the images' device.
 
-    ``[B, 2C, h, w]``, mean and log variance, from a variational autoencoder; ``[B, C, h, w]`` from another.
+    Returns:
+        ``[B, 2C, h, w]``, mean and log variance, from a variational autoencoder; otherwise ``[B, C, h, w]``.
     """
     with torch.inference_mode():
         encoded = autoencoder.encode(images.to(autoencoder.device, autoencoder.dtype))
@@ -83,13 +85,10 @@ def encode_moments(autoencoder: Any, images: Tensor) -> Tensor:
     return moments.float()
 
 
-# Latents to images.
-
-
 def decode_latents(decoder: Any, latents: Tensor, batch_size: int = 4) -> Tensor:
-    """Scaled latents ``[B, C, h, w]`` -> images ``[B, 3, H, W]`` in [-1, 1] on the CPU, ``batch_size`` at a time.
+    """Decode scaled latents ``[B, C, h, w]`` to images ``[B, 3, H, W]`` in [-1, 1] on the CPU.
 
-    A decoder's widest maps, at the image's own resolution, take much memory: hence few at a time.
+    ``batch_size`` latents are decoded at a time: the decoder's feature maps at full resolution take much memory.
     """
     wanted = decoder.config.latent_channels
     if latents.dim() != 4 or latents.shape[1] != wanted:

@@ -1,4 +1,4 @@
-"""Classes by name or id."""
+"""The names of a model's classes, and the ids of the classes that a user asks for by id or name."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ SUGGESTIONS = 3
 
 
 class ClassNameError(ValueError):
-    """A class that is not there, or names that cannot be read."""
+    """An unknown class, or class names that cannot be read."""
 
 
 def find_class_names(num_classes: int, checkpoint: Path, file: Path | None = None) -> list[str] | None:
-    """The names of classes 0, 1, ... from ``file``, the checkpoint folder, or, for 1000 classes, torchvision.
+    """Read the names of classes 0, 1, ... from ``file``, the checkpoint folder or, for 1000 classes, torchvision.
 
     Args:
         file: one name a line, or a JSON list of names.
 
     Returns:
-        The names; None where nothing tells them.
+        The names, or None if there are none.
     """
     if file is None and (checkpoint / FILE).is_file():
         file = checkpoint / FILE
@@ -42,14 +42,14 @@ def find_class_names(num_classes: int, checkpoint: Path, file: Path | None = Non
 def _imagenet_names() -> list[str] | None:
     try:
         from torchvision.models import ResNet50_Weights
-    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision made for another torch
+    except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision was built for another torch
         logger.debug("ImageNet's class names come with torchvision, which cannot be imported: %s", error)
         return None
     return list(ResNet50_Weights.DEFAULT.meta["categories"])
 
 
 def save_class_names(names: Sequence[str], checkpoint: Path) -> None:
-    """Where :func:`find_class_names` finds them."""
+    """Write the names to the checkpoint folder, where :func:`find_class_names` looks for them."""
     write_json(checkpoint / FILE, list(names))
 
 
@@ -67,7 +67,7 @@ def _read(file: Path) -> list[str]:
 
 
 def class_ids(asked: Sequence[str], num_classes: int, names: Sequence[str] | None) -> list[int]:
-    """Ids of what was asked for: ``"all"``, an id, a name, or several of them with commas between."""
+    """Return the ids of classes given as ``"all"``, an id, a name, or several of these separated by commas."""
     found: list[int] = []
     for text in asked:
         whole = names is not None and text.strip().lower() in (name.lower() for name in names)
@@ -77,17 +77,17 @@ def class_ids(asked: Sequence[str], num_classes: int, names: Sequence[str] | Non
 
 
 def class_id(text: str, num_classes: int, names: Sequence[str] | None) -> int:
-    """The id that ``text``, a number or a name in any case, stands for."""
+    """Return the id of a class given as a number or as a name in any case."""
     try:
         number = int(text)
     except ValueError:
-        return _named(text, names)
+        return _id_of_name(text, names)
     if not 0 <= number < num_classes:
         raise ClassNameError(f"this model has classes 0 to {num_classes - 1}, got {number}")
     return number
 
 
-def _named(text: str, names: Sequence[str] | None) -> int:
+def _id_of_name(text: str, names: Sequence[str] | None) -> int:
     if names is None:
         raise ClassNameError(f"wanted class ids such as 0,1,2, got {text!r}; names need --class-names FILE")
     lowered = [name.lower() for name in names]
@@ -96,6 +96,6 @@ def _named(text: str, names: Sequence[str] | None) -> int:
         raise ClassNameError(f"{text!r} names several classes: {', '.join(map(str, found))}; give an id")
     if not found:
         near = difflib.get_close_matches(text.lower(), lowered, SUGGESTIONS)
-        hint = f"; near it: {', '.join(repr(names[lowered.index(name)]) for name in near)}" if near else ""
+        hint = f"; similar: {', '.join(repr(names[lowered.index(name)]) for name in near)}" if near else ""
         raise ClassNameError(f"no class is named {text!r}{hint}")
     return found[0]

@@ -1,4 +1,4 @@
-"""Where samples go, batch by batch, so that a run that was cut off goes on where it stopped."""
+"""Output files of samples, written batch by batch, so that an interrupted run can continue."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ from ..utils import read_json, replacing, require, write_json
 SETTINGS = "sampling.json"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 TENSORS = (".safetensors", ".npz")
-SHOWN_SIZE = 40  # pixels across; smaller images are enlarged in a picture of many
+MIN_SHOWN_SIZE = 40  # in pixels; smaller images are enlarged in a picture of many
 DIGITS = 6
 
 
 class SampleFilesError(Exception):
-    """The place holds something else."""
+    """The output folder holds something else, or a file cannot be written."""
 
 
 class SampleFiles(Protocol):
-    """Samples by batch, ``numbers``. Each file in ``folder`` is whole or not there."""
+    """Samples in batches of consecutive ``numbers``. Each file in ``folder`` is complete or missing."""
 
     folder: Path
 
     def has(self, numbers: range) -> bool:
-        """Whether the whole batch is there and can be read."""
+        """Return True if the whole batch is there and can be read."""
         ...
 
     def put(self, numbers: range, samples: Tensor) -> None:
-        """float32 ``[B, C, H, W]``; images in [-1, 1]."""
+        """Write a batch: float32 ``[B, C, H, W]``, images in [-1, 1]."""
         ...
 
     def finish(self, batches: list[range], labels: Tensor) -> tuple[int, ...]:
-        """Make the output of batches that are all there. The shape ``(C, H, W)`` of one sample."""
+        """Make the output of the batches, which are all there; return the shape ``(C, H, W)`` of one sample."""
         ...
 
 
 def claim(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
-    """Make ``folder`` the place of samples drawn with ``settings``, or go on with those that it holds.
+    """Take ``folder`` for samples drawn with ``settings``, continuing if it holds some of them already.
 
     Raises:
-        SampleFilesError: it holds samples of other settings and not ``overwrite``, or something else altogether.
+        SampleFilesError: without ``overwrite``, it holds samples of other settings; or it holds something else.
     """
     kept = folder / SETTINGS
     if folder.is_dir():
-        for leftover in folder.glob(".*.partial*"):  # of a process that was killed
+        for leftover in folder.glob(".*.partial*"):  # of a killed process
             leftover.unlink()
         if not kept.is_file() and any(folder.iterdir()):
             raise SampleFilesError(f"{folder} holds something else: it has files and no {SETTINGS}")
@@ -64,7 +64,7 @@ def claim(folder: Path, settings: dict[str, Any], overwrite: bool) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """The settings go last: until then the folder is known to be one of samples."""
+    # The settings go last: until then they mark the folder as one of samples.
     for path in [*folder.glob("[0-9]*.png"), *folder.glob("[0-9]*.safetensors"), folder / SETTINGS]:
         path.unlink(missing_ok=True)
 
@@ -94,7 +94,7 @@ def _short(value: Any, limit: int = 40) -> str:
 
 
 class PictureFolder:
-    """``FOLDER/000000.png`` and so on, by number."""
+    """A folder of pictures by number: ``000000.png`` and so on."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -103,7 +103,7 @@ class PictureFolder:
         return self.folder / f"{number:0{DIGITS}d}.png"
 
     def has(self, numbers: range) -> bool:
-        return all(_readable(self.path(number)) for number in numbers)
+        return all(_is_readable(self.path(number)) for number in numbers)
 
     def put(self, numbers: range, samples: Tensor) -> None:
         for number, pixels in zip(numbers, to_pixels(samples), strict=True):
@@ -115,25 +115,25 @@ class PictureFolder:
             return (3, picture.height, picture.width)
 
 
-def _readable(path: Path) -> bool:
+def _is_readable(path: Path) -> bool:
     if not path.is_file():
         return False
     try:
         with require("PIL.Image", "demo", "reading pictures").open(path) as picture:
             picture.verify()  # the checksums of all its chunks
-    except (OSError, SyntaxError):  # Pillow's words for a damaged PNG
+    except (OSError, SyntaxError):  # Pillow raises either over a damaged PNG
         return False
     return True
 
 
 class OneFile:
-    """One picture or one file of tensors, put together of parts, ``FILE.parts/``, when all of them are there.
+    """One picture or one file of tensors, assembled from the parts in ``FILE.parts/`` when all of them are there.
 
     Args:
-        pixels: an ``.npz`` has pixels, as ADM's evaluation suite reads them: ``arr_0`` uint8 ``[N, H, W, 3]`` and
-            ``arr_1`` the classes. Otherwise it has float32 ``samples [N, C, H, W]`` and ``labels``, as
-            ``.safetensors`` always does.
-        columns: of a picture.
+        pixels: write pixels to an ``.npz``, as ADM's evaluation suite reads them: ``arr_0`` uint8 ``[N, H, W, 3]`` and
+            the classes in ``arr_1``. Otherwise, and in ``.safetensors`` always, the arrays are float32
+            ``samples [N, C, H, W]`` and ``labels``.
+        columns: number of images in a row of a picture.
     """
 
     def __init__(self, path: Path, pixels: bool, columns: int) -> None:
@@ -147,7 +147,7 @@ class OneFile:
 
     @property
     def finished(self) -> bool:
-        """Whether the file is there, and no parts that would take its place."""
+        """True if the file is there, and no parts of a run that would replace it."""
         return self.path.exists() and not self.folder.exists()
 
     def _part(self, numbers: range) -> Path:
@@ -168,7 +168,7 @@ class OneFile:
             self._save(temporary, {"samples": kept.contiguous()})
 
     def finish(self, batches: list[range], labels: Tensor) -> tuple[int, ...]:
-        """Parts go only when the file is there. An ``.npz`` takes no more memory than one part."""
+        """Assemble the file, then remove the parts. An ``.npz`` takes no more memory than one part."""
         shape = tuple(self._read(batches[0]).shape[1:])
         with replacing(self.path) as temporary:
             if self.suffix == ".npz":
@@ -189,24 +189,26 @@ class OneFile:
 
     def _write_at_once(self, path: Path, samples: Tensor, labels: Tensor) -> None:
         if self.suffix in PICTURES:
-            save_image(path, tile(samples, self.columns, zoom=max(1, SHOWN_SIZE // samples.shape[-1])))
+            save_image(path, tile(samples, self.columns, zoom=max(1, MIN_SHOWN_SIZE // samples.shape[-1])))
         else:
             self._save(path, {"samples": samples, "labels": labels})
 
     def _save(self, path: Path, tensors: dict[str, Tensor]) -> None:
         try:
             self._safetensors.torch.save_file(tensors, path)
-        except self._safetensors.SafetensorError as error:  # its word for a full disk too
+        except self._safetensors.SafetensorError as error:  # raised for a full disk too
             raise SampleFilesError(f"{self.path} cannot be written: {error}") from error
 
 
 def _write_array(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], parts: Iterator[Tensor]) -> None:
-    """An array of ``shape``, a part of its rows at a time."""
+    """Write an array of ``shape``, given as parts of its rows."""
     from numpy.lib import format as npy
 
     first = next(parts).numpy()
     header = {"descr": npy.dtype_to_descr(first.dtype), "fortran_order": False, "shape": shape}
-    with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:  # with no date: same bytes
+    with archive.open(
+        zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True
+    ) as file:  # without a date, so that the same samples give the same bytes
         npy.write_array_header_1_0(file, header)
         file.write(first.tobytes())
         for part in parts:

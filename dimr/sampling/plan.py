@@ -1,4 +1,4 @@
-"""More samples than fit in one batch."""
+"""Drawing many samples in batches, over several processes and over several runs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from .files import SampleFiles, SampleFilesError, claim
 def sample_in_batches(
     model: NoisePredictor, class_labels: Tensor, seed: int, batch_size: int, **options: Any
 ) -> Tensor:
-    """:func:`dimr.sample` for ``class_labels [N]``, ``batch_size`` at a time under a progress bar.
+    """Call :func:`dimr.sample` for ``class_labels [N]``, ``batch_size`` at a time, with a progress bar.
 
     Returns:
-        ``[N, C, S, S]`` float32 on the CPU. The noise is drawn there, all at once: neither the device nor the batch
-        size changes it.
+        ``[N, C, S, S]`` float32 on the CPU. All noise is drawn there at once, so that it depends neither on the device
+        nor on the batch size.
     """
     config, N = model.config, len(class_labels)
     generator = torch.Generator().manual_seed(seed)
@@ -38,10 +38,10 @@ def sample_in_batches(
 
 
 def draw_batches(model: NoisePredictor, batches: Iterable[tuple[Tensor, Tensor]], **options: Any) -> Iterator[Tensor]:
-    """:func:`dimr.sample` of one ``(class_labels [B], noise [B, C, S, S])`` after another, each on the CPU.
+    """Yield the samples of each ``(class_labels [B], noise [B, C, S, S])`` on the CPU.
 
-    A GPU's batch is handed out once the next is queued, through pinned memory: the device works on while the caller
-    decodes or writes.
+    A GPU's batch is yielded once the next one is queued, through pinned memory, so that the device computes while the
+    caller decodes or writes.
     """
     ahead = 1 if model.device.type == "cuda" else 0
     queued: deque[Callable[[], Tensor]] = deque()
@@ -54,7 +54,7 @@ def draw_batches(model: NoisePredictor, batches: Iterable[tuple[Tensor, Tensor]]
 
 
 def _to_host(samples: Tensor) -> Callable[[], Tensor]:
-    """Start the copy; the result waits for it."""
+    """Start the copy to the CPU; the returned function waits for it."""
     if samples.device.type != "cuda":
         return lambda: samples
     host = torch.empty(samples.shape, pin_memory=True).copy_(samples, non_blocking=True)
@@ -68,10 +68,10 @@ def _to_host(samples: Tensor) -> Callable[[], Tensor]:
 
 
 def numbered_noise(shape: Sequence[int], seed: int, numbers: Sequence[int], pin_memory: bool = False) -> Tensor:
-    """``[B, *shape]`` on the CPU: the noise of the images with these numbers, each from a generator of its own.
+    """Draw the noise ``[B, *shape]`` of the images with these numbers, on the CPU, each with its own generator.
 
-    So an image depends on ``seed`` and its number, not on what else is drawn with it, before it or elsewhere. torch's
-    CPU generator takes 32 bits of a seed: counting on from the hash of ``seed``, no two images of a run share them.
+    So an image depends on ``seed`` and its number, not on the images drawn with it or before it. torch's CPU generator
+    uses 32 bits of its seed; these count up from the hash of ``seed``, so that no two images of a run share them.
     """
     start = int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:4], "little")
     noise = torch.empty((len(numbers), *shape), pin_memory=pin_memory)
@@ -80,18 +80,12 @@ def numbered_noise(shape: Sequence[int], seed: int, numbers: Sequence[int], pin_
     return noise
 
 
-# Drawing many numbered samples, over several processes and over several runs.
-
-
-HASHED = (".json", ".safetensors", ".bin")
-
-
 @dataclasses.dataclass(frozen=True)
 class SamplePlan:
-    """Which samples there are: number i has class ``labels[i]`` and noise made of ``seed`` and i.
+    """The samples of a run: number i has class ``labels[i]`` and noise made from ``seed`` and i.
 
-    Batches hold consecutive numbers, and whole batches go to processes. So neither the number of processes nor a
-    restart changes what is computed together, hence not a bit of the result.
+    Batches hold consecutive numbers, and each is drawn by one process. So neither the number of processes nor a restart
+    changes which samples are computed together, and the result is the same bit for bit.
     """
 
     labels: Tensor  # [N] int64
@@ -105,16 +99,14 @@ class SamplePlan:
 
 
 def claim_first(files: SampleFiles, settings: dict[str, Any], overwrite: bool, processes: Processes) -> None:
-    """:func:`~dimr.sampling.files.claim` in the first process; its error is everyone's."""
-    failed = processes.first_does(lambda: claim(files.folder, settings, overwrite), SampleFilesError, OSError)
-    if failed is not None:
-        raise SampleFilesError(failed)
+    """Call :func:`~dimr.sampling.files.claim` on rank 0; its error is re-raised on every rank."""
+    processes.run_on_main(lambda: claim(files.folder, settings, overwrite), SampleFilesError)
 
 
 def missing_batches(files: SampleFiles, plan: SamplePlan, processes: Processes) -> list[range]:
-    """The batches that no earlier run finished, in order; each process looks at its share of the files."""
+    """List the batches that no earlier run finished, in order; each process checks its share of the files."""
     share = plan.batches[processes.rank :: processes.world_size]
-    missing = processes.all([numbers for numbers in share if not files.has(numbers)])
+    missing = processes.all_gather([numbers for numbers in share if not files.has(numbers)])
     return sorted((numbers for part in missing for numbers in part), key=lambda numbers: numbers.start)
 
 
@@ -127,13 +119,13 @@ def draw_missing(
     decode: Callable[[Tensor], Tensor] | None = None,
     **options: Any,
 ) -> None:
-    """Draw this process's share of the missing batches into ``files``; at the end all of them are there.
+    """Draw this process's share of the missing batches into ``files``, and wait for the other processes.
 
-    The first process shows images/s and time left of the whole run, taking the others to be as fast as itself.
+    Rank 0 shows the progress of the whole run, assuming that the other processes are as fast as itself.
 
     Args:
-        decode: latents on the CPU to images.
-        options: of :func:`dimr.sample`.
+        decode: converts latents on the CPU to images.
+        options: passed on to :func:`dimr.sample`.
     """
     mine = missing[processes.rank :: processes.world_size]
     total = sum(map(len, missing))
@@ -141,13 +133,13 @@ def draw_missing(
     tqdm = require("tqdm", "demo", "the progress bar").tqdm
     with tqdm(
         total=len(plan.labels), initial=done, desc="sampling", unit="images", dynamic_ncols=True,
-        disable=not processes.first,
+        disable=not processes.is_main,
     ) as bar:  # fmt: skip
         drawn = draw_batches(model, _inputs(model, plan, mine), **options)
         for numbers, samples in zip(mine, drawn, strict=True):
             files.put(numbers, samples if decode is None else decode(samples))
             bar.update(min(len(numbers) * processes.world_size, bar.total - bar.n))
-        processes.largest(0)  # the others have written theirs
+        processes.barrier()  # the others have written theirs
         bar.update(bar.total - bar.n)
 
 
@@ -160,17 +152,20 @@ def _inputs(model: NoisePredictor, plan: SamplePlan, batches: list[range]) -> It
         yield labels[numbers.start : numbers.stop], numbered_noise(shape, plan.seed, numbers, pin_memory=on_gpu)
 
 
+_HASHED = (".json", ".safetensors", ".bin")
+
+
 def fingerprint(folder: Path) -> str:
-    """SHA-256 of a model's files, by which a run that goes on knows that the model is the same."""
+    """Return the SHA-256 of a model's files, by which a continued run checks that the model is the same."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.suffix in HASHED):
+    for path in sorted(path for path in folder.iterdir() if path.suffix in _HASHED):
         digest.update(f"{path.name} {path.stat().st_size}\n".encode())
         add_file(digest, path)
     return digest.hexdigest()
 
 
 def labels_of(classes: list[int], per_class: int, count: int | None) -> Tensor:
-    """``[N]``: class after class, ``per_class`` of each; or ``count`` of the classes in turn."""
+    """Return the labels ``[N]``: ``count`` of the classes in turn, or else ``per_class`` of each class in order."""
     ids = torch.tensor(classes)
     if count is not None:
         return ids.repeat(-(-count // len(ids)))[:count]

@@ -1,4 +1,4 @@
-"""A run's whole state in one file, written at once or not at all."""
+"""Training states: the whole state of a run in one file, and the folder that keeps the last few of them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..checkpoints.reading import CheckpointError, read_state_dict
-from ..distributed import Processes
+from ..checkpoints.weights import CheckpointError, read_state_dict
 from ..model.config import DiMRConfig
 from ..utils import first_line, replacing
 from .loop import Trainer
@@ -26,43 +24,40 @@ PARTS = {
     "step": int, "settings": dict, "config": dict, "device": str, "model": dict, "ema": dict, "optimizer": dict,
     "generator": Tensor, "losses": Tensor, "data": dict,
 }  # fmt: skip
+NAME = re.compile(r"step-(\d{8,})\.pt")
+
+logger = logging.getLogger(__name__)
 
 
 def save_training_state(path: str | os.PathLike[str], trainer: Trainer) -> dict[str, Any]:
-    """Replace the file by the run's state now. All processes must call it; the first one writes.
+    """Replace the file by the run's present state. All ranks must call it; rank 0 writes.
 
     Returns:
         The state.
 
     Raises:
         DivergedError: the run has diverged; the file keeps the last good state.
-        CheckpointError: it cannot be written, say for want of space; the file keeps what it had.
+        CheckpointError: the file cannot be written, for example because the disk is full; it keeps its old content.
     """
     trainer.check_finite()
     state = trainer.state_dict()
-    on_first_process(trainer.processes, lambda: write_state(path, {"format": FORMAT, **state}))
+    trainer.processes.run_on_main(lambda: _write(Path(path), {"format": FORMAT, **state}), CheckpointError)
     return state
 
 
-def on_first_process(processes: Processes, write: Callable[[], object]) -> None:
-    """Run ``write`` in the first process; that it failed is a CheckpointError in all."""
-    failed = processes.first_does(write, CheckpointError, OSError)
-    if failed is not None:
-        raise CheckpointError(failed)
-
-
-def write_state(path: str | os.PathLike[str], state: dict[str, Any]) -> None:
-    """The file is there, whole and on the disk, or as before."""
+def _write(path: Path, state: dict[str, Any]) -> None:
+    """Write the file and flush it to the disk. After an error the old file is unchanged."""
     try:
         with replacing(path) as temporary, open(temporary, "wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:  # torch hides the file's own error behind one of its
-        raise CheckpointError(f"{path} cannot be written: {_reason(error, Path(path))}") from error
+    except (OSError, RuntimeError) as error:  # torch wraps the file's own error in a RuntimeError
+        raise CheckpointError(f"{path} cannot be written: {_write_failure(error, path)}") from error
 
 
-def _reason(error: BaseException, path: Path) -> str:
+def _write_failure(error: BaseException, path: Path) -> str:
+    """Describe the operating system's error behind ``error``, and the free space."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OSError):
         cause = cause.__context__
@@ -74,11 +69,11 @@ def _reason(error: BaseException, path: Path) -> str:
 
 
 def load_training_state(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What ``Trainer.load_state_dict`` takes, on the CPU. Runs no code that the file may hold.
+    """Read a state for ``Trainer.load_state_dict``, on the CPU. Code in the file is not run.
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: it is damaged, or something else.
+        CheckpointError: the file is damaged or is no training state.
     """
     state: dict[str, Any] = read_state_dict(path)
     if state.get("format") != FORMAT:
@@ -94,16 +89,8 @@ def load_training_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     return state
 
 
-# A run's last few states.
-
-
-logger = logging.getLogger(__name__)
-
-NAME = re.compile(r"step-(\d{8,})\.pt")
-
-
 class CheckpointFolder:
-    """States under the names ``step-00001000.pt``, which only whole files get. The newest ``keep`` stay."""
+    """A run's newest ``keep`` states, in files named ``step-00001000.pt``. Only complete files get such a name."""
 
     def __init__(self, folder: str | os.PathLike[str], keep: int = 3) -> None:
         if keep < 1:
@@ -112,7 +99,7 @@ class CheckpointFolder:
         self.keep = keep
 
     def paths(self) -> list[Path]:
-        """Oldest first."""
+        """List the files, oldest first."""
         if not self.folder.is_dir():
             return []
         steps = {int(match[1]): path for path in self.folder.iterdir() if (match := NAME.fullmatch(path.name))}
@@ -123,25 +110,25 @@ class CheckpointFolder:
         return next(reversed(self.paths()), None)
 
     def save(self, trainer: Trainer) -> dict[str, Any]:
-        """Write the state, then let go of the oldest. All processes must call it.
+        """Write the state, then delete the oldest ones. All ranks must call it.
 
         Returns:
             The state.
 
         Raises:
-            DivergedError, CheckpointError: nothing was written, and all that was there still is.
+            DivergedError, CheckpointError: nothing was written, and nothing was deleted.
         """
         state = save_training_state(self.folder / f"step-{trainer.step:08d}.pt", trainer)
-        if trainer.processes.first:
+        if trainer.processes.is_main:
             for path in self.paths()[: -self.keep]:
                 path.unlink(missing_ok=True)
         return state
 
     def load(self) -> dict[str, Any] | None:
-        """The newest state, or an older one if that is damaged; None if there is none.
+        """Read the newest state that is not damaged; None if the folder has no states.
 
         Raises:
-            CheckpointError: all are damaged.
+            CheckpointError: all of them are damaged.
         """
         damage: CheckpointError | None = None
         for path in reversed(self.paths()):
@@ -154,11 +141,12 @@ class CheckpointFolder:
             raise damage
         return None
 
-    def remove_leftovers(self) -> None:
-        """Delete what interrupted writes left."""
+    def remove_partial_files(self) -> None:
+        """Delete the files that interrupted writes left."""
         for path in self.folder.glob(".step-*.partial.pt"):
             path.unlink(missing_ok=True)
 
     def clear(self) -> None:
+        """Delete all states."""
         for path in self.paths():
             path.unlink()

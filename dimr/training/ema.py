@@ -8,17 +8,18 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ..distributed import forget_gathered, local_part, sharded_like
+from ..distributed import local_tensor, reshard, shard_like
 
 
 class ExponentialMovingAverage:
-    """``average = d * average + (1 - d) * parameter`` after every step, for all parameters in one pass.
+    """``average = d * average + (1 - d) * parameter`` after every step, for all parameters in one fused update.
 
-    With ``ramp``, ``d`` rises to ``decay`` as ``(1 + n) / (10 + n)`` in the number of updates, so that the start, when
-    the parameters are far from good, is soon forgotten. Buffers are not averaged: the models here have none that
-    change. Of a sharded model each process averages its own shards.
+    With ``ramp``, ``d`` rises to ``decay`` as ``(1 + n) / (10 + n)`` in the number of updates ``n``, so that the poor
+    parameters of the first steps are soon forgotten. Buffers are not averaged: the models here have none that change.
+    With a sharded model each process averages its own shards.
 
     Raises:
+        ValueError: ``decay`` is out of range.
         TypeError: a parameter is narrower than float32, in which ``(1 - d) * parameter`` would be lost.
     """
 
@@ -34,18 +35,19 @@ class ExponentialMovingAverage:
             if parameter.dtype not in (torch.float32, torch.float64):
                 raise TypeError(f"averages need float32 parameters (and autocast), {name} has {parameter.dtype}")
         self._averages = {name: p.detach().clone() for name, p in self._parameters.items()}
-        self._local_averages = [local_part(average) for average in self._averages.values()]
+        self._local_averages = [local_tensor(average) for average in self._averages.values()]
 
     @torch.no_grad()
     def update(self) -> None:
+        """Move the averages towards the parameters."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.ramp else self.decay
-        parameters = [local_part(parameter.detach()) for parameter in self._parameters.values()]
+        parameters = [local_tensor(parameter.detach()) for parameter in self._parameters.values()]
         torch._foreach_lerp_(self._local_averages, parameters, 1 - decay)
         self.updates += 1
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside the block the model has the averages for parameters."""
+        """Use the averages as the model's parameters inside the block."""
         self._swap()
         try:
             yield
@@ -58,17 +60,19 @@ class ExponentialMovingAverage:
             kept = parameter.detach().clone()
             parameter.copy_(self._averages[name])
             self._averages[name].copy_(kept)
-        forget_gathered(self._model)
+        reshard(self._model)
 
     def state_dict(self) -> dict[str, Tensor | int | dict[str, Tensor]]:
+        """Return the averages, sharded if the model is, and the number of updates."""
         return {"updates": self.updates, "averages": dict(self._averages)}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
+        """Load full averages into a model that may be sharded."""
         averages = state["averages"]
         if averages.keys() != self._averages.keys():
             odd = sorted(averages.keys() ^ self._averages.keys())
             raise ValueError(f"the averages do not fit the model: {', '.join(odd[:5])}")
         for name, average in self._averages.items():
-            average.copy_(sharded_like(averages[name], average))
+            average.copy_(shard_like(averages[name], average))
         self.updates = int(state["updates"])

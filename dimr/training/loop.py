@@ -1,4 +1,4 @@
-"""The training loop: noise prediction with exponential averaging, the same from the same seed, resumable exactly."""
+"""The training loop: noise prediction with an averaged model, reproducible from its seed and exactly resumable."""
 
 from __future__ import annotations
 
@@ -11,88 +11,66 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..checkpoints.reading import CheckpointError, check_keys
+from ..checkpoints.weights import CheckpointError, check_keys
 from ..diffusion.loss import branch_losses, weighted_sum
 from ..diffusion.schedule import NoiseSchedule
 from ..distributed import (
     Processes,
     check_strategy,
-    gathered,
+    full_state,
+    full_tensor,
     load_model_state,
     load_optimizer_state,
-    local_gradients,
+    no_gradient_sync,
     replicate,
     shard,
-    whole,
 )
 from ..model.network import DiMR
-from ..utils import first_line, is_out_of_memory
+from ..utils import UserError, first_line, is_out_of_memory
 from .ema import ExponentialMovingAverage
 from .optimizer import build_optimizer, learning_rate_at, set_learning_rate
 from .recipe import TrainingSettings
 
-# The same numbers from the same seed, on a GPU too.
-
-
-@contextlib.contextmanager
-def deterministic_algorithms() -> Iterator[None]:
-    """Inside the block torch takes deterministic algorithms where it has them, and warns where it has none.
-
-    cuBLAS reads its variable when the process first uses it, so enter the block before that.
-    """
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    was_on = torch.are_deterministic_algorithms_enabled()
-    warned_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    debugging: Any = torch.utils.deterministic
-    filled = debugging.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    debugging.fill_uninitialized_memory = False  # a debugging aid that costs a write of every tensor
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(was_on, warn_only=warned_only)
-        debugging.fill_uninitialized_memory = filled
-
-
-# Draws a batch for one pass of this process, ``images [B, C, S, S]`` in [-1, 1] and ``labels [B]``, on the model's
-# device. A source with a ``state_dict`` and ``load_state_dict`` has a position that is saved with the run.
+# Returns the next batch of this process for one pass, on the model's device: images [B, C, S, S] in [-1, 1] and labels
+# [B]. A source with state_dict and load_state_dict has a position, which is saved with the run.
 BatchSource = Callable[[torch.Generator], tuple[Tensor, Tensor]]
 
-# Looking at a result waits for a GPU, so divergence is not looked for at every step.
-STEPS_PER_CHECK = 20
+STEPS_PER_CHECK = 20  # checking for divergence waits for the GPU
 
 
-class DivergedError(RuntimeError):
-    """The gradients are no longer finite numbers."""
+class DivergedError(UserError, RuntimeError):
+    """The gradients are no longer finite."""
 
 
-class _Chance(NamedTuple):
-    """What is random in a step beside the data, for the whole batch or a part of it."""
+class _StepNoise(NamedTuple):
+    """The random draws of one step, for the whole batch or a part of it."""
 
-    dropped: Tensor  # bool [B], which images lose their class
+    dropped: Tensor  # bool [B], the images that train the unconditional class
     timestep: Tensor  # [B]
     noise: Tensor  # [B, C, S, S]
 
-    def part(self, start: int, count: int) -> _Chance:
-        return _Chance(*(values[start : start + count] for values in self))
+    def part(self, start: int, count: int) -> _StepNoise:
+        return _StepNoise(*(values[start : start + count] for values in self))
 
 
 class Trainer:
-    """One run. All its randomness comes from one generator on the model's device, so the device need never be waited
-    for, and the generator's state is all that a resumed run needs to go on as if it had not stopped.
+    """One training run.
+
+    All randomness comes from one generator on the model's device. The host therefore never waits for the device, and
+    the generator's state is enough for a resumed run to continue exactly.
 
     Several processes share a run: each has the same generator, draws the noise of the whole batch and takes its part,
-    so their number changes nothing but the order of sums. All must call the same methods in the same order.
+    so the number of processes changes only the order of sums. All of them must call the same methods in order.
 
     Args:
-        processes: those of the run; this one if None.
-        strategy: "ddp" keeps the whole state in each process, "fsdp" a share of it.
-        passes: forwards and backwards of each process to a step.
+        processes: the processes of the run; None is this one alone.
+        strategy: "ddp" keeps the whole state on each process, "fsdp" shards it.
+        passes: forward and backward passes of each process per step, whose gradients are accumulated.
 
     Attributes:
-        step: steps done.
-        losses: ``[steps, branches]`` float32 on the model's device, the batch's mean per branch; NaN where not reached.
-        gradient_norm: of the last step, before clipping; on the model's device.
+        step: number of steps done.
+        losses: ``[steps, branches]`` float32 on the model's device, the batch mean per branch; NaN for steps to come.
+        gradient_norm: norm of the last step's gradient before clipping, on the model's device.
     """
 
     def __init__(
@@ -119,15 +97,15 @@ class Trainer:
         self.gradient_norm = torch.zeros((), device=device)
         self.generator = torch.Generator(device).manual_seed(settings.seed)
         self._finite = torch.ones((), dtype=torch.bool, device=device)
-        self._predictor = self._prepared(strategy)
+        self._predictor = self._build_predictor(strategy)
         self.ema = ExponentialMovingAverage(model, settings.ema_decay, settings.ema_ramp)
         self.optimizer = build_optimizer(
             model, settings.learning_rate, settings.weight_decay, settings.betas, settings.decaying
         )
         self._parameters = list(model.parameters())
 
-    def _prepared(self, strategy: str) -> Any:
-        """What to call for a prediction."""
+    def _build_predictor(self, strategy: str) -> Any:
+        """Return what the step calls in place of the model: compiled, replicated or sharded."""
         alone = self.processes.world_size == 1
         if strategy == "fsdp" and not alone:
             if self.settings.compile:
@@ -143,7 +121,7 @@ class Trainer:
         return replicate(self.model, self.processes)
 
     def run(self) -> Iterator[int]:
-        """Train to the end; yields the number of steps done after each. Stop iterating to stop training.
+        """Train to the end, and yield the number of steps done after each step. Stop iterating to stop training.
 
         Raises:
             DivergedError: see :meth:`check_finite`, which is called every :data:`STEPS_PER_CHECK` steps.
@@ -155,50 +133,50 @@ class Trainer:
             yield self.step
 
     def train_step(self) -> None:
-        """One step. The host gives orders only: it never waits for a GPU."""
+        """Do one step, without waiting for the device."""
         set_learning_rate(self.optimizer, self.learning_rate)
         try:
-            row = self.backward()
-        except BaseException:  # above all out of memory: the next step must not add to half a gradient
+            losses = self.backward()
+        except BaseException:  # most often out of memory; the next step must not add to half a gradient
             self.optimizer.zero_grad()
             raise
-        self.gradient_norm = whole(self._clip())
+        self.gradient_norm = full_tensor(self._clip())
         self._finite.logical_and_(self.gradient_norm.isfinite())
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.update()
-        self.losses[self.step] = self.processes.average(row)
+        self.losses[self.step] = self.processes.average(losses)
         self.step += 1
 
     @property
     def learning_rate(self) -> float:
-        """Of the next step."""
+        """The learning rate of the next step."""
         s = self.settings
         return learning_rate_at(self.step, s.steps, s.learning_rate, s.warmup_steps, s.learning_rate_schedule)
 
     def backward(self) -> Tensor:
-        """Leaves the gradient of the whole batch's loss in the parameters.
+        """Compute the gradient of the whole batch's loss, in the parameters' ``grad``.
 
         Returns:
             This process's mean loss per branch, ``[branches]``.
         """
         rows = []
-        chance = None
+        step_noise = None
         for i in range(self.passes):
             images, labels = self.batches(self.generator)
             B = len(labels)
-            if chance is None:
-                chance = self._chance(images, self.passes * self.processes.world_size * B)
-            part = chance.part((i * self.processes.world_size + self.processes.rank) * B, B)
+            if step_noise is None:
+                step_noise = self._draw_noise(images, self.passes * self.processes.world_size * B)
+            part = step_noise.part((i * self.processes.world_size + self.processes.rank) * B, B)
             last = i == self.passes - 1
-            with contextlib.nullcontext() if last else local_gradients(self._predictor, self.model):
+            with contextlib.nullcontext() if last else no_gradient_sync(self._predictor, self.model):
                 losses = self._losses(images, labels, part)
                 (weighted_sum(losses, self.settings.loss_weights).mean() / self.passes).backward()
             rows.append(torch.stack([loss.detach().mean() for loss in losses]))
         return torch.stack(rows).mean(dim=0)
 
-    def _chance(self, images: Tensor, count: int) -> _Chance:
-        """For ``count`` images like these."""
+    def _draw_noise(self, images: Tensor, count: int) -> _StepNoise:
+        """Draw for ``count`` images of the shape of ``images``."""
         device, generator = images.device, self.generator
         dropout = self.settings.class_dropout
         if dropout > 0:
@@ -206,40 +184,41 @@ class Trainer:
         else:
             dropped = torch.zeros(count, dtype=torch.bool, device=device)
         timestep = torch.randint(1, self.schedule.num_steps + 1, (count,), device=device, generator=generator)
-        return _Chance(dropped, timestep, torch.randn(count, *images.shape[1:], device=device, generator=generator))
+        noise = torch.randn(count, *images.shape[1:], device=device, generator=generator)
+        return _StepNoise(dropped, timestep, noise)
 
-    def _losses(self, images: Tensor, labels: Tensor, chance: _Chance) -> tuple[Tensor, ...]:
-        """Each branch's losses ``[B]``."""
-        labels = labels.masked_fill(chance.dropped, self.model.config.num_classes)
-        noised = self.schedule.add_noise(images, chance.noise, chance.timestep)
+    def _losses(self, images: Tensor, labels: Tensor, step_noise: _StepNoise) -> tuple[Tensor, ...]:
+        """Compute each branch's losses ``[B]``."""
+        labels = labels.masked_fill(step_noise.dropped, self.model.config.num_classes)
+        noised = self.schedule.add_noise(images, step_noise.noise, step_noise.timestep)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
-            outputs = self._predictor(noised, chance.timestep, labels)
-        return branch_losses(outputs, chance.noise)
+            outputs = self._predictor(noised, step_noise.timestep, labels)
+        return branch_losses(outputs, step_noise.noise)
 
     def _clip(self) -> Tensor:
-        """Shorten the gradient if it is to be; its norm before."""
-        most = self.settings.max_gradient_norm
-        if most > 0:
-            return torch.nn.utils.clip_grad_norm_(self._parameters, most)
+        """Clip the gradient if the settings say so, and return its norm before clipping."""
+        largest = self.settings.max_gradient_norm
+        if largest > 0:
+            return torch.nn.utils.clip_grad_norm_(self._parameters, largest)
         return torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
 
     def check_finite(self) -> None:
-        """Waits for the device.
+        """Check that every gradient so far was finite. Waits for the device.
 
         Raises:
-            DivergedError: the gradient of some step was not finite, so the weights are lost.
+            DivergedError: one was not, so the weights are lost.
         """
         if not self._finite.item():
             raise DivergedError(f"the gradients are no longer finite at step {self.step}: lower the learning rate")
 
     def recent_loss(self, window: int = 50) -> float:
-        """The finest branch's mean loss over the last steps. Waits for the device."""
+        """Return the finest branch's mean loss over the last steps. Waits for the device."""
         return self.losses[max(0, self.step - window) : self.step, -1].mean().item()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that :meth:`load_state_dict` needs to go on; tensors and plain values only.
+        """Return everything that :meth:`load_state_dict` needs to continue, as tensors and plain values.
 
-        The state of a sharded model is whole in the first process's result only.
+        The state of a sharded model is complete on rank 0 only.
         """
         position = self.batches.state_dict() if hasattr(self.batches, "state_dict") else {}
         tensors = {
@@ -252,18 +231,18 @@ class Trainer:
             "settings": self.settings.to_dict(),
             "config": self.model.config.to_dict(),
             "device": self.model.device.type,
-            **gathered(tensors, keep=self.processes.first),
+            **full_state(tensors, keep=self.processes.is_main),
             "generator": self.generator.get_state(),
             "losses": self.losses[: self.step].clone(),
             "data": position,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state_dict`'s result. Processes, strategy and passes may be others than the saved run's.
+        """Continue from :meth:`state_dict`'s result. Number of processes, strategy and passes may have changed.
 
         Raises:
-            CheckpointError: its settings, configuration or kind of device are not this run's; or it is damaged, and
-                this trainer then has parts of it and cannot be used.
+            CheckpointError: its settings, configuration or kind of device are not this run's; or it is damaged, which
+                can leave this trainer with a part of it, not to be used.
         """
         try:
             self._load(state)
@@ -273,8 +252,8 @@ class Trainer:
             raise CheckpointError(f"the saved state is damaged: {type(error).__name__}: {first_line(error)}") from error
 
     def _load(self, state: dict[str, Any]) -> None:
-        saved = TrainingSettings.from_dict(state["settings"]).deciding() | state["config"]
-        for k, mine in sorted((self.settings.deciding() | self.model.config.to_dict()).items()):
+        saved = TrainingSettings.from_dict(state["settings"]).resume_key() | state["config"]
+        for k, mine in sorted((self.settings.resume_key() | self.model.config.to_dict()).items()):
             if saved.get(k) != mine:
                 raise CheckpointError(f"the saved run has {k} = {saved.get(k)!r}, this one {mine!r}")
         if state["device"] != self.model.device.type:
@@ -304,3 +283,23 @@ def _check_fit(model: DiMR, settings: TrainingSettings) -> None:
     weights, count = settings.loss_weights, config.num_branches
     if weights is not None and (len(weights) != count or not all(0 <= w < math.inf for w in weights)):
         raise ValueError(f"loss_weights must be {count} finite numbers of at least 0, got {list(weights)}")
+
+
+@contextlib.contextmanager
+def deterministic_algorithms() -> Iterator[None]:
+    """Use torch's deterministic algorithms inside the block, and warn where there is none.
+
+    cuBLAS reads its environment variable when the process first uses it, so enter the block before that.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    was_on = torch.are_deterministic_algorithms_enabled()
+    warned_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    debugging: Any = torch.utils.deterministic
+    filled = debugging.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    debugging.fill_uninitialized_memory = False  # a debugging aid that writes every new tensor once more
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(was_on, warn_only=warned_only)
+        debugging.fill_uninitialized_memory = filled

@@ -1,4 +1,4 @@
-"""Scalars of a run, for whatever shows them."""
+"""Monitoring of a run: scalars for TensorBoard and Weights & Biases, and grids of samples."""
 
 from __future__ import annotations
 
@@ -20,35 +20,29 @@ logger = logging.getLogger(__name__)
 
 
 class ScalarLog:
-    """Writes the first process's scalars every ``every`` steps; does nothing in the others.
+    """Writer of scalars every ``settings.log_every`` steps, on rank 0 only.
 
     Args:
-        tensorboard: for TensorBoard, in ``folder``, where it is installed.
-        wandb: to Weights & Biases, under the run's settings ``described``.
+        folder: folder of TensorBoard's files.
+        recipe: configuration of the run for Weights & Biases.
 
     Raises:
-        MissingPackageError: wandb is asked for and not installed.
+        MissingPackageError: the settings ask for wandb, which is not installed.
     """
 
-    def __init__(
-        self, folder: Path, trainer: Trainer, every: int, tensorboard: bool, wandb: bool, described: dict[str, Any]
-    ) -> None:
+    def __init__(self, folder: Path, trainer: Trainer, settings: RunSettings, recipe: dict[str, Any]) -> None:
         self.trainer = trainer
-        self.every = every
-        first = trainer.processes.first
-        self._tensorboard = _writer(folder, trainer.step) if tensorboard and first else None
-        self._wandb = None
-        if wandb and first:
-            module = require("wandb", None, "run.wandb = true")
-            self._wandb = module.init(dir=str(folder.parent), config=described, resume="allow")
-        self._began, self._counted = time.perf_counter(), trainer.step
-
-    @property
-    def active(self) -> bool:
-        return self._tensorboard is not None or self._wandb is not None
+        self.every = settings.log_every
+        self._tensorboard = self._wandb = None
+        if settings.tensorboard and trainer.processes.is_main:
+            self._tensorboard = _tensorboard_writer(folder, trainer.step)
+        if settings.wandb and trainer.processes.is_main:
+            wandb: Any = require("wandb", None, "run.wandb = true")
+            self._wandb = wandb.init(dir=str(folder.parent), config=recipe, resume="allow")
+        self._last_time, self._last_step = time.perf_counter(), trainer.step
 
     def after_step(self, step: int) -> None:
-        if not self.active or step % self.every:
+        if (self._tensorboard is None and self._wandb is None) or step % self.every:
             return
         values = self._values(step)
         if self._tensorboard is not None:
@@ -58,7 +52,7 @@ class ScalarLog:
             self._wandb.log(values, step=step)
 
     def _values(self, step: int) -> dict[str, float]:
-        """Waits for the device."""
+        """Compute the scalars since the last time. Waits for the device."""
         trainer = self.trainer
         losses = trainer.losses[max(0, step - self.every) : step].mean(dim=0).tolist()
         values = {
@@ -68,9 +62,9 @@ class ScalarLog:
         values["gradient norm"] = trainer.gradient_norm.item()
         values["learning rate"] = trainer.learning_rate
         now = time.perf_counter()
-        done = (step - self._counted) * trainer.settings.batch_size
-        values["images per second"] = done / (now - self._began)
-        self._began, self._counted = now, step
+        images = (step - self._last_step) * trainer.settings.batch_size
+        values["images per second"] = images / (now - self._last_time)
+        self._last_time, self._last_step = now, step
         return values
 
     def close(self) -> None:
@@ -80,8 +74,8 @@ class ScalarLog:
             self._wandb.finish()
 
 
-def _writer(folder: Path, step: int) -> Any:
-    """Of TensorBoard; what it has of later steps, from a run that was cut off, no longer counts."""
+def _tensorboard_writer(folder: Path, step: int) -> Any:
+    """Open TensorBoard's writer, and discard what an interrupted run wrote for later steps."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -90,11 +84,14 @@ def _writer(folder: Path, step: int) -> Any:
     return SummaryWriter(str(folder), purge_step=step + 1)
 
 
-# A look at the averaged model while it is trained.
-
-
 class SampleGrids:
-    """Grids ``FOLDER/step-00001000.png``, a row to each class, all from the same noise."""
+    """Grids of samples from the averaged model, ``FOLDER/step-00001000.png``, one row per class.
+
+    Every grid starts from the same noise.
+
+    Raises:
+        RecipeError: the settings do not fit the model.
+    """
 
     def __init__(self, folder: Path, trainer: Trainer, settings: RunSettings) -> None:
         self.folder = folder
@@ -112,7 +109,7 @@ class SampleGrids:
             raise RecipeError("run.sample_guidance: this model has no unconditional class; set it to 0")
 
     def after_step(self, step: int) -> None:
-        """All processes draw the same, for a sharded model needs them all; the first writes."""
+        """Draw on all ranks, because a sharded model needs them all, and write on rank 0."""
         if not self.settings.sample_every or step % self.settings.sample_every:
             return
         settings, model = self.settings, self.trainer.model
@@ -126,7 +123,7 @@ class SampleGrids:
         guidance = Guidance("constant", scale) if scale > 0 else None
         with self.trainer.ema.applied():
             images = sample(model, labels, noise, settings.sample_steps, guidance=guidance)
-        if not self.trainer.processes.first:
+        if not self.trainer.processes.is_main:
             return
         if self.decoder is not None:
             from ..sampling.autoencoder import decode_latents

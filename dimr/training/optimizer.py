@@ -1,9 +1,8 @@
-"""AdamW, which parameters decay, and the learning rate over a run."""
+"""AdamW with its parameter groups, and the learning rate schedule."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -16,24 +15,24 @@ FUSED_DEVICES = ("cpu", "cuda")
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, decaying: str = "matrices") -> list[dict]:
-    """Two groups: the parameters that decay, and those that do not.
+    """Split the parameters into two groups, with and without weight decay.
 
     Args:
         decaying: "matrices": matrices and kernels decay; biases, norms, gates, and class and position embeddings do
             not. "all but gates": everything but the gates of time-dependent norms, as the paper's models were trained.
     """
-    kept = _gates(model) if decaying == "all but gates" else _all_but_matrices(model)
+    undecayed = _gates(model) if decaying == "all but gates" else _all_but_matrices(model)
     parameters = [p for p in model.parameters() if p.requires_grad]
     return [
-        {"params": [p for p in parameters if id(p) not in kept], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if id(p) in kept], "weight_decay": 0.0},
+        {"params": [p for p in parameters if id(p) not in undecayed], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if id(p) in undecayed], "weight_decay": 0.0},
     ]
 
 
 def _all_but_matrices(model: nn.Module) -> set[int]:
-    kept = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    kept |= {id(m.position) for m in model.modules() if isinstance(m, PatchEmbedding)}
-    return kept | {id(p) for p in model.parameters() if p.dim() <= 1}
+    undecayed = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    undecayed |= {id(m.position) for m in model.modules() if isinstance(m, PatchEmbedding)}
+    return undecayed | {id(p) for p in model.parameters() if p.dim() <= 1}
 
 
 def _gates(model: nn.Module) -> set[int]:
@@ -48,16 +47,17 @@ def build_optimizer(
     betas: tuple[float, float],
     decaying: str = "matrices",
 ) -> torch.optim.AdamW:
-    """AdamW over all parameters: in one kernel per group where the device has it, else an operator at a time."""
+    """Build AdamW over all parameters, fused where the device supports it."""
     fused = all(p.device.type in FUSED_DEVICES for p in model.parameters())
     groups = parameter_groups(model, weight_decay, decaying)
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=fused, foreach=not fused)
 
 
 def learning_rate_at(step: int, steps: int, peak: float, warmup: int, schedule: str = "cosine") -> float:
-    """Linear warm-up over ``warmup`` steps, then ``peak`` for "constant", or half a cosine down to zero at ``steps``.
+    """Compute the learning rate of step ``step``, counted from 0.
 
-    ``step`` counts from 0.
+    It rises linearly for ``warmup`` steps, then stays at ``peak`` for "constant", or falls for "cosine" along half a
+    cosine to zero at ``steps``.
     """
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -68,6 +68,5 @@ def learning_rate_at(step: int, steps: int, peak: float, warmup: int, schedule: 
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    groups: Iterable[dict] = optimizer.param_groups
-    for group in groups:
+    for group in optimizer.param_groups:
         group["lr"] = value

@@ -1,4 +1,4 @@
-"""A run as a readable file: model, data, training, and how the work is done."""
+"""Recipes: TOML files that describe a whole run, in four tables: model, data, training and run."""
 
 from __future__ import annotations
 
@@ -6,106 +6,54 @@ import dataclasses
 import math
 import os
 import sys
-import types
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from ..data.dataset import DataError
+from ..data.errors import DataError
 from ..data.spec import DataSpec
 from ..distributed import check_strategy
 from ..model.config import DiMRConfig
-from ..model.layers import check_mode
+from ..model.layers import check_checkpointing
 from ..model.variants import model_config
-from ..utils import require
+from ..settings import check_types, from_table, refuse_unknown, shown
+from ..utils import UserError, require
 
-# Dataclasses from tables of plain values, strictly: what is wrong is named.
-
-
-T = TypeVar("T")
-
-
-class RecipeError(Exception):
-    """A recipe that cannot be used, said in one line that names the place."""
-
-
-def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
-    """The dataclass with the table's values for fields.
-
-    Raises:
-        RecipeError: a key that is not a field, a missing field, a value of another type, or one that the class refuses.
-    """
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    refuse_unknown(table, list(fields), where)
-    for name, field in fields.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and name not in table:
-            raise RecipeError(f"{where}: the key {name!r} is missing")
-    kinds = typing.get_type_hints(cls)
-    try:
-        return cls(**{name: _converted(kinds[name], value, f"{where}.{name}") for name, value in table.items()})
-    except (ValueError, TypeError) as error:
-        raise RecipeError(f"{where}: {error}") from error
-
-
-def refuse_unknown(table: Mapping[str, Any], known: list[str], where: str) -> None:
-    for name in table:
-        if name not in known:
-            raise RecipeError(f"{where}: unknown key {name!r}; known are {', '.join(known)}")
-
-
-def _converted(kind: Any, value: Any, where: str) -> Any:
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        kind = next(option for option in typing.get_args(kind) if option is not types.NoneType)
-    if typing.get_origin(kind) is tuple:
-        return _tuple(typing.get_args(kind), value, where)
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        raise RecipeError(f"{where} must be {_NAMES[kind]}, got {value!r}")
-    return value
-
-
-def _tuple(kinds: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    endless = kinds[-1] is Ellipsis
-    if not isinstance(value, (list, tuple)) or not (endless or len(value) == len(kinds)):
-        count = "" if endless else f"{len(kinds)} "
-        raise RecipeError(f"{where} must be a list of {count}values, got {value!r}")
-    each = [kinds[0]] * len(value) if endless else kinds
-    return tuple(_converted(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(each, value, strict=True)))
-
-
-_NAMES = {int: "a whole number", float: "a number", str: "text in quotes", bool: "true or false"}
-
-
-# What decides a run beside the model's configuration and the data.
-
+SHIPPED = Path(__file__).parents[1] / "recipes"
 
 PRECISIONS = ("float32", "bfloat16")
 LEARNING_RATE_SCHEDULES = ("cosine", "constant")
 DECAYING = ("matrices", "all but gates")
-# Of no account for the numbers, up to rounding: these may differ in a resumed run.
-FREE = ("checkpointing", "compile")
+MAY_DIFFER_ON_RESUME = ("checkpointing", "compile")  # they change the results only by rounding
+
+
+class RecipeError(UserError):
+    """A recipe that cannot be used; the message is one line that names the table and the key."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSettings:
-    """Attributes:
-    batch_size: images a step, over all processes and passes.
-    learning_rate: after ``warmup_steps`` steps of linear growth.
-    learning_rate_schedule: "cosine" falls to zero at the last step, "constant" stays.
-    decaying: what ``weight_decay`` acts on, see :func:`dimr.training.optimizer.parameter_groups`.
-    ema_ramp: whether the average forgets faster at first, see :class:`~dimr.training.ema.ExponentialMovingAverage`.
-    class_dropout: share of the images that train the unconditional class.
-    loss_weights: of the branches, lowest resolution first; None is the paper's ``1 / 4**(levels below the finest)``.
-    max_gradient_norm: longer gradients are shortened to it; 0 leaves them as they are.
-    precision: "bfloat16" runs the model under autocast; weights, statistics, loss and optimizer stay float32.
-    checkpointing: "none", "blocks" or "selective", see :meth:`dimr.DiMR.set_checkpointing`.
-    compile: run the model through torch.compile. This and ``checkpointing`` may differ in a resumed run.
+    """Everything that determines a run's results, besides the model's configuration and the data.
+
+    Attributes:
+        steps: optimizer steps of the whole run.
+        batch_size: images per step, summed over all processes and passes.
+        learning_rate: peak learning rate, reached after ``warmup_steps`` steps of linear warm-up.
+        learning_rate_schedule: after warm-up, "cosine" decays to zero at the last step, "constant" stays at the peak.
+        decaying: parameters that ``weight_decay`` applies to, see :func:`dimr.training.optimizer.parameter_groups`.
+        ema_ramp: start the average with a smaller decay, see :class:`~dimr.training.ema.ExponentialMovingAverage`.
+        class_dropout: share of the images that train the unconditional class.
+        loss_weights: weight of each branch's loss, lowest resolution first; None is the paper's
+            ``1 / 4**(levels below the finest)``.
+        max_gradient_norm: norm to clip the gradient to; 0 does not clip.
+        precision: "bfloat16" runs the model under autocast; weights, statistics, loss and optimizer stay float32.
+        checkpointing: "none", "blocks" or "selective", see :meth:`dimr.DiMR.set_checkpointing`.
+        compile: run the model through torch.compile.
+
+    A resumed run must have the same settings, except those in :data:`MAY_DIFFER_ON_RESUME`.
 
     Raises:
-        ValueError: a value that does not fit, by name.
+        TypeError, ValueError: a value that has the wrong type or is out of range, by name.
     """
 
     steps: int
@@ -127,63 +75,61 @@ class TrainingSettings:
     loss_weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name, choices in (
             ("precision", PRECISIONS), ("learning_rate_schedule", LEARNING_RATE_SCHEDULES), ("decaying", DECAYING),
         ):  # fmt: skip
             if getattr(self, name) not in choices:
                 wanted = ", ".join(map(repr, choices))
                 raise ValueError(f"{name} must be one of {wanted}; got {getattr(self, name)!r}")
-        check_mode(self.checkpointing)
+        check_checkpointing(self.checkpointing)
         for name, least, most in (
             ("steps", 1, 2**31), ("batch_size", 1, 2**31), ("warmup_steps", 0, 2**31), ("seed", 0, 2**63 - 1),
         ):  # fmt: skip
             if not least <= getattr(self, name) <= most:
-                raise ValueError(f"{name} must be from {least} to {most}, got {getattr(self, name)}")
-        for name in ("learning_rate", "weight_decay", "max_gradient_norm"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be from {least} to {most}, got {shown(getattr(self, name))}")
+        _check_finite(self, "learning_rate", "weight_decay", "max_gradient_norm")
         for name, decay in (("ema_decay", self.ema_decay), *(("betas", beta) for beta in self.betas)):
             if not 0 <= decay < 1:
-                raise ValueError(f"{name} must be at least 0 and below 1, got {decay}")
+                raise ValueError(f"{name} must be at least 0 and below 1, got {shown(decay)}")
         if not 0 <= self.class_dropout <= 1:
-            raise ValueError(f"class_dropout must be from 0 to 1, got {self.class_dropout}")
+            raise ValueError(f"class_dropout must be from 0 to 1, got {shown(self.class_dropout)}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, fit for JSON."""
+        """Convert to plain values for JSON."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TrainingSettings:
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**fields)
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainingSettings:
+        """Convert :meth:`to_dict`'s result back. Settings that did not exist yet have their defaults."""
+        return from_table(cls, values)
 
-    def deciding(self) -> dict[str, Any]:
-        """Those that a resumed run must share."""
-        return {k: v for k, v in self.to_dict().items() if k not in FREE}
-
-
-SHIPPED = Path(__file__).parents[1] / "recipes"
-TABLES = ("model", "data", "training", "run")
+    def resume_key(self) -> dict[str, Any]:
+        """Return the settings that a resumed run must have in common with the saved one."""
+        return {k: v for k, v in self.to_dict().items() if k not in MAY_DIFFER_ON_RESUME}
 
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings:
-    """How the work is done. All of this may differ in a resumed run.
+    """How a run is carried out. A resumed run may change all of it.
 
     Attributes:
-        device_batch: images that a process takes at a time; passes are added up to the training's ``batch_size``.
-        strategy: of several processes, "ddp" (the whole state in each) or "fsdp" (a share in each).
-        workers: processes that read data for each process that trains.
-        save_every: steps from checkpoint to checkpoint.
-        keep: how many checkpoints stay.
-        log_every: steps from one line of scalars to the next.
-        sample_every: steps from one grid of samples to the next; 0 draws none.
-        sample_classes, sample_columns, sample_steps, sample_guidance: what a grid shows: the first classes, a row to
-            each, and how it is drawn.
-        decoder: folder of an autoencoder of diffusers, for sample grids of a model of latents.
-        deterministic: take deterministic algorithms on a GPU, slower where they are.
-        tensorboard: write scalars for TensorBoard where it is installed.
-        wandb: write them to Weights & Biases; it must be installed.
+        device_batch: images per forward on each process; passes accumulate up to the training's ``batch_size``.
+        strategy: with several processes, "ddp" (each has the whole state) or "fsdp" (the state is sharded).
+        workers: data loading processes per training process.
+        save_every: steps between checkpoints.
+        keep: number of checkpoints to keep.
+        log_every: steps between two rows of scalars.
+        sample_every: steps between grids of samples; 0 draws none.
+        sample_classes, sample_columns: number of classes in a grid, one per row, and of samples per class.
+        sample_steps, sample_guidance: sampling steps and guidance scale of a grid.
+        decoder: folder of a diffusers autoencoder, for sample grids of a model of latents.
+        deterministic: use deterministic algorithms on a GPU, which can be slower.
+        tensorboard: write scalars for TensorBoard if it is installed.
+        wandb: log to Weights & Biases, which must be installed.
+
+    Raises:
+        TypeError, ValueError: a value that has the wrong type or is out of range, by name.
     """
 
     device_batch: int = 64
@@ -203,26 +149,47 @@ class RunSettings:
     wandb: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_strategy(self.strategy)
         for name in (
             "device_batch", "save_every", "keep", "log_every", "sample_classes", "sample_columns", "sample_steps",
         ):  # fmt: skip
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("workers", "sample_every", "sample_guidance"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be finite and at least 0, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be at least 1, got {shown(getattr(self, name))}")
+        _check_finite(self, "workers", "sample_every", "sample_guidance")
+
+
+def _check_finite(settings: TrainingSettings | RunSettings, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be finite and at least 0, got {shown(value)}")
+
+
+def _build_model(table: Mapping[str, Any]) -> DiMRConfig:
+    """Build the configuration of the model called ``name`` with other fields replaced, or one from fields alone."""
+    return model_config(**table) if "name" in table else DiMRConfig.from_dict(table)
+
+
+TABLES: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "model": _build_model,
+    "data": DataSpec.from_dict,
+    "training": TrainingSettings.from_dict,
+    "run": lambda table: from_table(RunSettings, table),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
+    """The four tables of a recipe."""
+
     model: DiMRConfig
     data: DataSpec
     training: TrainingSettings
     run: RunSettings
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, fit for JSON."""
+        """Convert to plain values for JSON."""
         return {
             "model": self.model.to_dict(),
             "data": self.data.to_dict(),
@@ -231,10 +198,10 @@ class Recipe:
         }
 
     def passes(self, world_size: int) -> int:
-        """Of each process to a step.
+        """Compute how many forward and backward passes each process makes per step.
 
         Raises:
-            RecipeError: the batch cannot be divided so.
+            RecipeError: the batch cannot be divided evenly.
         """
         total, at_once = self.training.batch_size, self.run.device_batch * world_size
         if total % at_once:
@@ -246,15 +213,15 @@ class Recipe:
 
 
 def list_recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
+    """List the names of the recipes that come with the package."""
     return sorted(path.stem for path in SHIPPED.glob("*.toml"))
 
 
 def load_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in a file, or the named one that comes with the package.
+    """Read a recipe from a file, or a recipe that comes with the package by its name.
 
     Args:
-        overrides: such as ``training.batch_size=64``; the value is TOML, or else text.
+        overrides: such as ``training.batch_size=64``; a value that is not TOML is taken as a string.
 
     Raises:
         RecipeError: there is no such recipe, or it cannot be used.
@@ -264,10 +231,9 @@ def load_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         path = SHIPPED / f"{name}.toml"
     if not path.is_file():
         raise RecipeError(f"no recipe file {name}; the recipes that come along are {', '.join(list_recipes())}")
-    toml = _toml()
     try:
-        tables = toml.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError, UnicodeDecodeError
+        tables = _toml().loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
         raise RecipeError(f"{path} is not TOML: {error}") from error
     for override in overrides:
         _override(tables, override)
@@ -275,33 +241,21 @@ def load_recipe(name: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 
 
 def parse_recipe(tables: Mapping[str, Any], source: str = "recipe") -> Recipe:
-    """A recipe from its tables ``model``, ``data``, ``training`` and ``run``."""
-    refuse_unknown(tables, list(TABLES), source)
-    for name in TABLES:
-        if not isinstance(tables.get(name, {}), Mapping):
-            raise RecipeError(f"{source}: {name} must be a table, got {tables[name]!r}")
-    return Recipe(
-        _model(tables.get("model", {}), f"{source}: model"),
-        _data(tables.get("data", {}), f"{source}: data"),
-        build(TrainingSettings, tables.get("training", {}), f"{source}: training"),
-        build(RunSettings, tables.get("run", {}), f"{source}: run"),
-    )
-
-
-def _model(table: Mapping[str, Any], where: str) -> DiMRConfig:
-    """The model called ``name`` with the table's other keys for fields, or one made of them alone."""
-    fields = {key: value for key, value in table.items() if key != "name"}
+    """Build a recipe from its tables; ``source`` is what error messages call it."""
     try:
-        return model_config(table["name"], **fields) if "name" in table else DiMRConfig.from_dict(fields)
-    except (ValueError, TypeError) as error:
-        raise RecipeError(f"{where}: {error}") from error
-
-
-def _data(table: Mapping[str, Any], where: str) -> DataSpec:
-    try:
-        return DataSpec.from_dict(dict(table))
-    except DataError as error:
-        raise RecipeError(f"{where}: {error}") from error
+        refuse_unknown(tables, list(TABLES))
+    except ValueError as error:
+        raise RecipeError(f"{source}: {error}") from error
+    parts: dict[str, Any] = {}
+    for name, build in TABLES.items():
+        table = tables.get(name, {})
+        if not isinstance(table, Mapping):
+            raise RecipeError(f"{source}: {name} must be a table, got {shown(table)}")
+        try:
+            parts[name] = build(table)
+        except (ValueError, TypeError, DataError) as error:
+            raise RecipeError(f"{source}: {name}: {error}") from error
+    return Recipe(**parts)
 
 
 def _toml() -> Any:
@@ -310,6 +264,7 @@ def _toml() -> Any:
 
 
 def _override(tables: dict[str, Any], text: str) -> None:
+    """Set one value, in place."""
     place, equals, value = text.partition("=")
     keys = place.strip().split(".")
     if not equals or len(keys) != 2:
@@ -317,12 +272,7 @@ def _override(tables: dict[str, Any], text: str) -> None:
     table = tables.setdefault(keys[0], {})
     if not isinstance(table, dict):
         raise RecipeError(f"--set: {keys[0]} is not a table")
-    table[keys[1]] = _value(value.strip())
-
-
-def _value(text: str) -> Any:
-    toml = _toml()
     try:
-        return toml.loads(f"value = {text}")["value"]
+        table[keys[1]] = _toml().loads(f"value = {value.strip()}")["value"]
     except (ValueError, RecursionError):
-        return text
+        table[keys[1]] = value.strip()

@@ -1,4 +1,4 @@
-"""A run from a recipe to a trained model."""
+"""``dimr train``: a run from a recipe to a trained model, with checkpoints, a progress bar and a stop on request."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checkpoints.folder import write_model
-from ..checkpoints.reading import CheckpointError
+from ..checkpoints.weights import CheckpointError, write_model
 from ..data.dataset import Dataset
 from ..data.loader import Batch, TrainingLoader
 from ..data.opening import open_dataset
@@ -26,136 +25,20 @@ from ..model.counting import count_parameters
 from ..model.network import DiMR
 from ..sampling.class_names import save_class_names
 from ..utils import MissingPackageError, OutOfMemoryError, first_line, is_out_of_memory, require, write_json
-from .checkpoint import CheckpointFolder, on_first_process
+from .checkpoint import CheckpointFolder
 from .loop import DivergedError, Trainer, deterministic_algorithms
 from .monitoring import SampleGrids, ScalarLog
 from .recipe import Recipe, RecipeError
 
-# Ctrl-C, or a scheduler's SIGTERM, as a request to stop at the next step.
-
-
+STEPS_PER_READING = 20  # reading the loss waits for the GPU
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class StopRequest:
-    """Context manager: inside it the first SIGINT or SIGTERM is kept in :attr:`signal`, a second SIGINT interrupts.
-
-    Only the main thread can catch signals; elsewhere nothing changes.
-    """
-
-    def __init__(self) -> None:
-        self.signal = 0
-        self._previous: dict[int, Any] = {}
-
-    @property
-    def requested(self) -> bool:
-        return self.signal != 0
-
-    def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = self.signal or number
-
-
-# A run with a progress bar, saved now and then, and stopped on request.
-
-
-# Reading the loss waits for a GPU, so it is not read at every step.
-STEPS_PER_READING = 20
-
-
-def with_progress(trainer: Trainer, description: str = "training") -> Iterator[int]:
-    """``trainer.run()`` under a tqdm bar on the first process's stderr."""
-    tqdm = require("tqdm", "demo", "the progress bar").tqdm
-    steps = trainer.settings.steps
-    hidden = not trainer.processes.first
-    with tqdm(
-        total=steps, initial=trainer.step, desc=description, unit="step", dynamic_ncols=True, disable=hidden
-    ) as bar:
-        for step in trainer.run():
-            bar.update()
-            if not hidden and (step % STEPS_PER_READING == 0 or step == steps):
-                bar.set_postfix(loss=f"{trainer.recent_loss():.4f}", refresh=False)
-            yield step
-
-
-def train(
-    trainer: Trainer, save: Callable[[], None], steps_per_save: int, after_step: Callable[[int], None] | None = None
-) -> int:
-    """Train to the end, or until any process is sent SIGINT or SIGTERM, and save.
-
-    Args:
-        save: keeps the run; called every ``steps_per_save`` steps and at the end.
-        after_step: called with the number of steps done.
-
-    Returns:
-        The signal's number; 0 if the run came to its end.
-
-    Raises:
-        DivergedError: see :meth:`Trainer.check_finite`.
-    """
-    with StopRequest() as stop:
-        signal, saved_at = 0, trainer.step
-        for step in with_progress(trainer):
-            if after_step is not None:
-                after_step(step)
-            signal = trainer.processes.largest(stop.signal)
-            if signal:
-                break
-            if step % steps_per_save == 0:
-                save()
-                saved_at = step
-        if trainer.step > saved_at or trainer.step == trainer.settings.steps:
-            save()
-    return 0 if trainer.step == trainer.settings.steps else signal
-
-
-# Training batches from a data set.
-
-
-class LoaderSource:
-    """What a trainer draws its batches from, with their position. All processes must save and load it together."""
-
-    def __init__(self, loader: TrainingLoader, device: torch.device, processes: Processes) -> None:
-        self.loader = loader
-        self.device = device
-        self.processes = processes
-        self._batches: Iterator[Batch] | None = None
-
-    def __call__(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        if self._batches is None:
-            self._batches = iter(self.loader)
-        return next(self._batches).to(self.device)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The loader's, with the skips of all processes."""
-        states = self.processes.all(self.loader.state_dict())
-        skips = [state["skips"] for state in states]
-        files = {name: reason for skip in skips for name, reason in skip["files"].items()}
-        return {**states[0], "skips": {"files": files, "count": sum(skip["count"] for skip in skips)}}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if not self.processes.first:  # or their sum would count twice
-            state = {**state, "skips": {**state["skips"], "count": 0}}
-        self.loader.load_state_dict(state)
-        self._batches = None
-
 
 logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
-    """What lies where in a run's output."""
+    """Paths of the files in a run's output folder."""
 
     root: Path
 
@@ -164,12 +47,12 @@ class RunFolder:
 
     @property
     def model(self) -> Path:
-        """The averaged weights, as ``dimr sample`` reads them."""
+        """The averaged weights, in the form that ``dimr sample`` reads."""
         return self.root / "model"
 
     @property
     def recipe(self) -> Path:
-        """The recipe with all that the command line changed."""
+        """The recipe, including the values set on the command line."""
         return self.root / "recipe.json"
 
     @property
@@ -186,10 +69,11 @@ class RunFolder:
 
 
 class TrainingRun:
-    """A run in this process, one of ``processes``.
+    """A run of ``dimr train`` on this process.
 
     Raises:
-        RecipeError: the recipe's parts do not fit each other, the data or the number of processes; there is no data.
+        RecipeError: the recipe's tables do not fit each other, the data or the number of processes, or there is no
+            data.
         DataError: the data cannot be used.
     """
 
@@ -223,7 +107,7 @@ class TrainingRun:
             )
         except ValueError as error:
             raise RecipeError(str(error)) from error
-        if processes.first:
+        if processes.is_main:
             logger.info(
                 "%.1f M parameters; %d images, %d classes; %d process(es) of %d x %d images a step on %s",
                 parameters / 1e6, len(dataset), dataset.num_classes, processes.world_size, passes,
@@ -231,20 +115,17 @@ class TrainingRun:
             )  # fmt: skip
 
     def train(self, afresh: bool = False) -> int:
-        """Go on from the newest checkpoint, if there is one, to the end; see :func:`dimr.training.run.train`.
+        """Continue from the newest checkpoint, or start if there is none, to the end; see :func:`train`.
 
         Args:
-            afresh: forget the run that the folder holds, once all that this one needs is there.
+            afresh: start in any case, and delete the folder's checkpoints once everything that the run needs is there.
         """
         settings = self.recipe.run
         if not afresh:
             self._resume()
         grids = SampleGrids(self.folder.samples, self.trainer, settings)
-        scalars = ScalarLog(
-            self.folder.scalars, self.trainer, settings.log_every, settings.tensorboard, settings.wandb,
-            self.recipe.to_dict(),
-        )  # fmt: skip
-        self._claim(afresh)
+        scalars = ScalarLog(self.folder.scalars, self.trainer, settings, self.recipe.to_dict())
+        self._prepare_folder(afresh)
 
         def after_step(step: int) -> None:
             scalars.after_step(step)
@@ -255,18 +136,18 @@ class TrainingRun:
             try:
                 signal = train(self.trainer, self.save, settings.save_every, after_step)
             except DivergedError as error:
-                raise DivergedError(f"{error}; {self._kept()}") from error
+                raise DivergedError(f"{error}; {self._describe_newest()}") from error
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 raise OutOfMemoryError(
                     f"out of memory at step {self.trainer.step + 1}: lower run.device_batch or set "
-                    f"training.checkpointing = 'selective'; {self._kept()}"
+                    f"training.checkpointing = 'selective'; {self._describe_newest()}"
                 ) from error
         self._draw_losses()
         return signal
 
-    def _kept(self) -> str:
+    def _describe_newest(self) -> str:
         newest = self.checkpoints.newest
         return "there is no checkpoint yet" if newest is None else f"the last good checkpoint is {newest}"
 
@@ -278,20 +159,20 @@ class TrainingRun:
             self.trainer.load_state_dict(state)
         except CheckpointError as error:
             raise CheckpointError(f"{self.checkpoints.folder}, step {state['step']}: {error}") from error
-        if self.processes.first:
+        if self.processes.is_main:
             logger.info("going on from step %d", self.trainer.step)
 
-    def _claim(self, afresh: bool) -> None:
-        if self.processes.first:
+    def _prepare_folder(self, afresh: bool) -> None:
+        if self.processes.is_main:
             if afresh:
                 self.checkpoints.clear()
-            self.checkpoints.remove_leftovers()
+            self.checkpoints.remove_partial_files()
             write_json(self.folder.recipe, self.recipe.to_dict())
 
     def save(self) -> None:
-        """A checkpoint and the averaged weights. All processes must call it."""
+        """Save a checkpoint and the averaged weights. All ranks must call it."""
         state = self.checkpoints.save(self.trainer)
-        on_first_process(self.processes, lambda: self._write_model(state["ema"]["averages"]))
+        self.processes.run_on_main(lambda: self._write_model(state["ema"]["averages"]), CheckpointError)
 
     def _write_model(self, averages: Mapping[str, Tensor]) -> None:
         config = self.trainer.model.config
@@ -301,14 +182,14 @@ class TrainingRun:
 
     def _draw_losses(self) -> None:
         trainer = self.trainer
-        if trainer.processes.first and trainer.step:
+        if trainer.processes.is_main and trainer.step:
             with contextlib.suppress(MissingPackageError):
                 sizes = trainer.model.config.prediction_sizes
                 save_loss_curves(self.folder.losses, trainer.losses[: trainer.step], sizes)
 
 
 def new_model(recipe: Recipe, device: torch.device) -> DiMR:
-    """The seed decides the weights, the same in all processes, and leaves torch's global generator alone."""
+    """Create the model with weights from the recipe's seed, the same on all ranks; torch's own seed stays unused."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.training.seed)
         try:
@@ -320,6 +201,7 @@ def new_model(recipe: Recipe, device: torch.device) -> DiMR:
 
 
 def check_data(dataset: Dataset, recipe: Recipe) -> None:
+    """Raise a RecipeError if the samples' shape or the number of classes is not the model's."""
     config = recipe.model
     wanted = (config.in_channels, config.input_size, config.input_size)
     if tuple(dataset.sample_shape) != wanted:
@@ -330,3 +212,102 @@ def check_data(dataset: Dataset, recipe: Recipe) -> None:
             f"data: {recipe.data.path} has {dataset.num_classes} classes, the model {config.num_classes}; "
             f"set model.num_classes"
         )
+
+
+class LoaderSource:
+    """Batches for a trainer, with their position in the data. All ranks must save and load it together."""
+
+    def __init__(self, loader: TrainingLoader, device: torch.device, processes: Processes) -> None:
+        self.loader = loader
+        self.device = device
+        self.processes = processes
+        self._batches: Iterator[Batch] | None = None
+
+    def __call__(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        if self._batches is None:
+            self._batches = iter(self.loader)
+        return next(self._batches).to(self.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the loader's state, with the skipped files of all ranks."""
+        states = self.processes.all_gather(self.loader.state_dict())
+        skips = [state["skips"] for state in states]
+        files = {name: reason for skip in skips for name, reason in skip["files"].items()}
+        return {**states[0], "skips": {"files": files, "count": sum(skip["count"] for skip in skips)}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if not self.processes.is_main:  # the ranks' counts are added up
+            state = {**state, "skips": {**state["skips"], "count": 0}}
+        self.loader.load_state_dict(state)
+        self._batches = None
+
+
+def train(
+    trainer: Trainer, save: Callable[[], None], steps_per_save: int, after_step: Callable[[int], None] | None = None
+) -> int:
+    """Train to the end, or until any process receives SIGINT or SIGTERM, and save.
+
+    Args:
+        save: saves the run; called every ``steps_per_save`` steps and at the end.
+        after_step: called with the number of steps done.
+
+    Returns:
+        The number of the signal, or 0 if the run came to its end.
+
+    Raises:
+        DivergedError: see :meth:`Trainer.check_finite`.
+    """
+    with StopRequest() as stop:
+        signal, saved_at = 0, trainer.step
+        for step in with_progress(trainer):
+            if after_step is not None:
+                after_step(step)
+            signal = trainer.processes.all_reduce_max(stop.signal)
+            if signal:
+                break
+            if step % steps_per_save == 0:
+                save()
+                saved_at = step
+        if trainer.step > saved_at or trainer.step == trainer.settings.steps:
+            save()
+    return 0 if trainer.step == trainer.settings.steps else signal
+
+
+def with_progress(trainer: Trainer, description: str = "training") -> Iterator[int]:
+    """Iterate over ``trainer.run()`` with a tqdm bar on rank 0's stderr."""
+    tqdm = require("tqdm", "demo", "the progress bar").tqdm
+    steps = trainer.settings.steps
+    hidden = not trainer.processes.is_main
+    with tqdm(
+        total=steps, initial=trainer.step, desc=description, unit="step", dynamic_ncols=True, disable=hidden
+    ) as bar:
+        for step in trainer.run():
+            bar.update()
+            if not hidden and (step % STEPS_PER_READING == 0 or step == steps):
+                bar.set_postfix(loss=f"{trainer.recent_loss():.4f}", refresh=False)
+            yield step
+
+
+class StopRequest:
+    """Context manager that records the first SIGINT or SIGTERM in :attr:`signal`; a second SIGINT interrupts.
+
+    Only the main thread can handle signals; in other threads nothing changes.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = self.signal or number

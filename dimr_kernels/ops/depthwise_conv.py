@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..dispatch import choose
-from ..registration import define_gradient, define_op, refuse_double_backward
+from ..registration import Operator, define_forms, define_gradients
+from . import depthwise_conv_cpp
 
 
 def depthwise_conv2d_definition(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
@@ -89,9 +90,10 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, resi
             wide = torch.promote_types(x.dtype, residual.dtype)
             x, residual = x.to(wide), residual.to(wide)
     checks.check_same_dtype(operator, x=x, residual=residual)
-    if choose(operator, x) == "eager":
+    form = choose(operator, x)
+    if form == "eager":
         return depthwise_conv2d_definition(x, weight, bias, residual)
-    return depthwise_conv2d_op(x, weight, bias, None if residual_is_x else residual, residual_is_x)
+    return depthwise_conv2d_ops[form](x, weight, bias, None if residual_is_x else residual, residual_is_x)
 
 
 class DepthwiseConv2d(nn.Module):
@@ -141,42 +143,51 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | 
     return kernels.forward(x, weight, bias, residual, add_input)
 
 
-def _input_gradient(grad: Tensor, weight: Tensor, add_input: bool) -> Tensor:
+def _backward(
+    grad: Tensor,
+    x: Tensor | None,
+    weight: Tensor | None,
+    kernel_size: int,
+    add_input: bool,
+    weight_dtype: torch.dtype,
+    bias_dtype: torch.dtype,
+) -> list[Tensor]:
     from . import depthwise_conv_triton as kernels
 
-    return kernels.forward(grad, weight, None, None, add_input, flip=True)
+    found = [] if weight is None else [kernels.forward(grad, weight, None, None, add_input, flip=True)]
+    if x is not None:
+        found.extend(kernels.weight_gradient(grad, x, kernel_size, weight_dtype, bias_dtype))
+    return found
 
 
-def _weight_gradient(
-    grad: Tensor, x: Tensor, kernel_size: int, weight_dtype: torch.dtype, bias_dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    from . import depthwise_conv_triton as kernels
+def _fake_backward(
+    grad: Tensor,
+    x: Tensor | None,
+    weight: Tensor | None,
+    kernel_size: int,
+    add_input: bool,
+    weight_dtype: torch.dtype,
+    bias_dtype: torch.dtype,
+) -> list[Tensor]:
+    C = grad.shape[3]
+    found = [] if weight is None else [grad.new_empty(grad.shape)]
+    if x is not None:
+        found.append(grad.new_empty((C, 1, kernel_size, kernel_size), dtype=weight_dtype))
+        found.append(grad.new_empty((C,), dtype=bias_dtype))
+    return found
 
-    return kernels.weight_gradient(grad, x, kernel_size, weight_dtype, bias_dtype)
 
-
-def _fake_weight_gradient(
-    grad: Tensor, x: Tensor, kernel_size: int, weight_dtype: torch.dtype, bias_dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    C = x.shape[3]
-    return x.new_empty((C, 1, kernel_size, kernel_size), dtype=weight_dtype), x.new_empty((C,), dtype=bias_dtype)
-
-
-depthwise_conv2d_op = define_op(
+depthwise_conv2d_ops = define_forms(
     "depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, bool add_input) -> Tensor",
-    kernel=_forward,
+    kernels={"triton": _forward, "cpp": depthwise_conv_cpp.forward},
     fake=lambda x, weight, bias, residual, add_input: x.new_empty(x.shape),
 )
-input_gradient_op = define_op(
-    "depthwise_conv2d_input_gradient(Tensor grad, Tensor weight, bool add_input) -> Tensor",
-    kernel=_input_gradient,
-    fake=lambda grad, weight, add_input: grad.new_empty(grad.shape),
-)
-weight_gradient_op = define_op(
-    "depthwise_conv2d_weight_gradient(Tensor grad, Tensor x, int kernel_size, ScalarType weight_dtype, "
-    "ScalarType bias_dtype) -> (Tensor, Tensor)",
-    kernel=_weight_gradient,
-    fake=_fake_weight_gradient,
+# The gradient of x where the weight is given, and those of weight and bias where x is given.
+depthwise_conv2d_backward_ops = define_forms(
+    "depthwise_conv2d_backward(Tensor grad, Tensor? x, Tensor? weight, int kernel_size, bool add_input, "
+    "ScalarType weight_dtype, ScalarType bias_dtype) -> Tensor[]",
+    kernels={"triton": _backward, "cpp": depthwise_conv_cpp.backward},
+    fake=_fake_backward,
 )
 
 
@@ -188,23 +199,23 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(x if needs_weight else None, weight if needs_x else None)
 
 
-def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _gradient(backward: Operator, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight = ctx.saved_tensors
     needs_x, needs_weight, needs_bias, needs_residual, _ = ctx.needs_input_grad
     dx = dweight = dbias = None
-    if needs_x:
-        dx = input_gradient_op(grad, weight, ctx.add_input)
-    if needs_weight:
+    if needs_x or needs_weight:
         dtypes = ctx.weight_dtype, ctx.bias_dtype or torch.float32
-        dweight, dbias = weight_gradient_op(grad, x, ctx.kernel_size, *dtypes)
-    elif needs_bias:
+        found = iter(backward(grad, x, weight, ctx.kernel_size, ctx.add_input, *dtypes))
+        dx = next(found) if needs_x else None
+        dweight, dbias = found if needs_weight else (None, None)
+    if needs_bias and not needs_weight:
         dbias = grad.sum((0, 1, 2), dtype=torch.float32).to(ctx.bias_dtype)
     return dx, dweight, dbias if needs_bias else None, grad if needs_residual else None, None
 
 
-define_gradient(depthwise_conv2d_op, setup_context=_save, backward=_gradient)
-refuse_double_backward(input_gradient_op, "depthwise_conv2d")
-refuse_double_backward(weight_gradient_op, "depthwise_conv2d")
+define_gradients(
+    "depthwise_conv2d", depthwise_conv2d_ops, depthwise_conv2d_backward_ops, setup_context=_save, backward=_gradient
+)
 
 
 def _forward_into(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
@@ -215,8 +226,8 @@ def _forward_into(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -
     kernels.forward(x, weight, bias, None, add_input=True, out=out)
 
 
-depthwise_conv2d_into_op = define_op(
+depthwise_conv2d_into_ops = define_forms(
     "depthwise_conv2d_into(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) out) -> ()",
-    kernel=_forward_into,
+    kernels={"triton": _forward_into, "cpp": depthwise_conv_cpp.forward_into},
     fake=lambda x, weight, bias, out: None,
 )

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from .. import checks
 from ..dispatch import BackendError, choose, current_backend, unavailable_reason
 from ..launch import with_even_rows
-from ..registration import define_gradient, define_op, refuse_double_backward
+from ..registration import Operator, define_forms, define_gradient, define_gradients, define_op
+from . import geglu_cpp
 
 FORMS = ("auto", "one_kernel", "two_kernels")
 ONE_KERNEL_DTYPES = (torch.float16, torch.bfloat16)
@@ -76,16 +77,18 @@ def geglu(h: Tensor, value: Tensor | None = None, approximate: str = "none", gat
     checks.check_choice("geglu", "gate", gate, ("first", "last"))
     if h.dim() == 0:
         raise ValueError("geglu: h must have at least one dimension, got a scalar")
-    fused = choose("geglu", h) != "eager"
+    form = choose("geglu", h)
     if value is None:
         if h.shape[-1] % 2:
             raise ValueError(f"geglu: h must have an even last dimension [..., 2D], got shape {list(h.shape)}")
         gate_first = gate == "first"
-        return (geglu_packed_op if fused else geglu_packed_definition)(h, approximate, gate_first)
+        packed = geglu_packed_definition if form == "eager" else geglu_packed_ops[form]
+        return packed(h, approximate, gate_first)
     checks.check_shape("geglu", "value", value, tuple(h.shape))
     checks.check_same_dtype("geglu", h=h, value=value)
     checks.check_same_device("geglu", h=h, value=value)
-    return (geglu_pair_op if fused else geglu_pair_definition)(h, value, approximate)
+    pair = geglu_pair_definition if form == "eager" else geglu_pair_ops[form]
+    return pair(h, value, approximate)
 
 
 def geglu_linear(
@@ -105,7 +108,7 @@ def geglu_linear(
         bias: ``[2N]`` in any floating-point dtype, or None.
         approximate: "none" is the exact erf, "tanh" the usual approximation.
         gate: which half of the projection is the gate, "first" or "last".
-        form: computation where Triton runs.
+        form: computation of the fused forms.
             "two_kernels": torch's matrix product, then the fused GeGLU. The product stays for the backward.
             "one_kernel": GeGLU in the epilogue of a matrix product; float16 and bfloat16 only (float32 products are
             torch's, which follow its ``allow_tf32``). Less memory, but the backward computes the product again.
@@ -140,10 +143,11 @@ def geglu_linear(
         if cast is not None:
             x, weight = x.to(cast), weight.to(cast)
         return _with_rows_of(x, geglu_linear_op(_as_rows(x), weight, bias, approximate, gate_first))
-    if choose(operator, x) == "eager":
+    fused = choose(operator, x)
+    if fused == "eager":
         return geglu_linear_definition(x, weight, bias, approximate, gate_first)
     h = project(x, weight, bias)
-    return _with_rows_of(x, geglu_packed_op(_as_rows(h), approximate, gate_first))
+    return _with_rows_of(x, geglu_packed_ops[fused](_as_rows(h), approximate, gate_first))
 
 
 def _as_rows(x: Tensor) -> Tensor:
@@ -176,8 +180,8 @@ def _require_one_kernel(operator: str, x: Tensor, dtype: torch.dtype) -> None:
     problem = unavailable_reason("triton", x.device, dtype)
     if dtype not in ONE_KERNEL_DTYPES:
         problem = f"it takes float16 or bfloat16, not {dtype}, whose products are torch's (form 'two_kernels')"
-    if current_backend() == "cuda":
-        problem = "backend 'cuda' was asked for, and it is a Triton kernel"
+    if current_backend() in ("cpp", "cuda"):
+        problem = f"backend {current_backend()!r} was asked for, and it is a Triton kernel"
     if problem is not None:
         raise BackendError(f"{operator}: form 'one_kernel' was asked for and cannot run: {problem}")
 
@@ -269,24 +273,24 @@ def _backward_packed(grad: Tensor, h: Tensor, approximate: str, gate_first: bool
     return dh
 
 
-geglu_pair_op = define_op(
+geglu_pair_ops = define_forms(
     "geglu_pair(Tensor gate, Tensor value, str approximate) -> Tensor",
-    kernel=_forward_pair,
+    kernels={"triton": _forward_pair, "cpp": geglu_cpp.forward_pair},
     fake=lambda gate, value, approximate: gate.new_empty(gate.shape),
 )
-geglu_pair_backward_op = define_op(
+geglu_pair_backward_ops = define_forms(
     "geglu_pair_backward(Tensor grad, Tensor gate, Tensor value, str approximate) -> (Tensor, Tensor)",
-    kernel=_backward_pair,
+    kernels={"triton": _backward_pair, "cpp": geglu_cpp.backward_pair},
     fake=lambda grad, gate, value, approximate: (gate.new_empty(gate.shape), value.new_empty(value.shape)),
 )
-geglu_packed_op = define_op(
+geglu_packed_ops = define_forms(
     "geglu_packed(Tensor h, str approximate, bool gate_first) -> Tensor",
-    kernel=_forward_packed,
+    kernels={"triton": _forward_packed, "cpp": geglu_cpp.forward_packed},
     fake=lambda h, approximate, gate_first: h.new_empty((*h.shape[:-1], h.shape[-1] // 2)),
 )
-geglu_packed_backward_op = define_op(
+geglu_packed_backward_ops = define_forms(
     "geglu_packed_backward(Tensor grad, Tensor h, str approximate, bool gate_first) -> Tensor",
-    kernel=_backward_packed,
+    kernels={"triton": _backward_packed, "cpp": geglu_cpp.backward_packed},
     fake=lambda grad, h, approximate, gate_first: h.new_empty(h.shape),
 )
 
@@ -301,19 +305,19 @@ def _save_packed(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(h)
 
 
-def _gradient_pair(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-    dgate, dvalue = geglu_pair_backward_op(grad, *ctx.saved_tensors, ctx.approximate)
+def _gradient_pair(backward: Operator, ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    dgate, dvalue = backward(grad, *ctx.saved_tensors, ctx.approximate)
     return dgate, dvalue, None
 
 
-def _gradient_packed(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-    return geglu_packed_backward_op(grad, *ctx.saved_tensors, ctx.approximate, ctx.gate_first), None, None
+def _gradient_packed(backward: Operator, ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    return backward(grad, *ctx.saved_tensors, ctx.approximate, ctx.gate_first), None, None
 
 
-define_gradient(geglu_pair_op, setup_context=_save_pair, backward=_gradient_pair)
-define_gradient(geglu_packed_op, setup_context=_save_packed, backward=_gradient_packed)
-refuse_double_backward(geglu_pair_backward_op, "geglu")
-refuse_double_backward(geglu_packed_backward_op, "geglu")
+define_gradients("geglu", geglu_pair_ops, geglu_pair_backward_ops, setup_context=_save_pair, backward=_gradient_pair)
+define_gradients(
+    "geglu", geglu_packed_ops, geglu_packed_backward_ops, setup_context=_save_packed, backward=_gradient_packed
+)
 
 
 def _forward_linear(x: Tensor, weight: Tensor, bias: Tensor | None, approximate: str, gate_first: bool) -> Tensor:
@@ -338,7 +342,7 @@ def _gradient_linear(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Compute h again, since the forward did not keep it; then GeGLU's backward and a linear layer's products."""
     x, weight, bias = ctx.saved_tensors
     needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-    dh = geglu_packed_backward_op(grad, project(x, weight, bias), ctx.approximate, ctx.gate_first)  # [M, 2N]
+    dh = geglu_packed_backward_ops["triton"](grad, project(x, weight, bias), ctx.approximate, ctx.gate_first)  # [M, 2N]
     dx = dh @ weight if needs_x else None
     dweight = dh.t() @ x if needs_weight else None
     dbias = dh.sum(0, dtype=bias.dtype) if needs_bias else None

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..dispatch import choose
-from ..registration import define_gradient, define_op, refuse_double_backward
+from ..registration import Operator, define_forms, define_gradients
+from . import td_group_norm_cpp
 from .td_norm import TDNormParameters
 from .time_gate import (
     GATES_SCHEMA,
@@ -92,9 +93,10 @@ def _td_group_norm(x: Tensor, t: Tensor | float, num_groups: int, gates: GatePar
     _check_groups(operator, num_groups, C)
     check_gates(operator, C, x.device, gates)
     t = as_timesteps(operator, t, x)
-    if choose(operator, x) == "eager":
+    form = choose(operator, x)
+    if form == "eager":
         return td_group_norm_definition(x, t, num_groups, gates, eps)
-    return td_group_norm_op(x, t, num_groups, *gates.in_schema_order(), eps)[0]
+    return td_group_norm_ops[form](x, t, num_groups, *gates.in_schema_order(), eps)[0]
 
 
 def _check_groups(operator: str, num_groups: int, channels: int) -> None:
@@ -163,7 +165,7 @@ class TDGroupNorm(TDNormParameters):
         return f"{self.num_groups}, {super().extra_repr()}, layout={self.layout!r}"
 
 
-# Registration: ``dimr_kernels::td_group_norm`` and its backward.
+# Registration: ``dimr_kernels::td_group_norm`` and its backward, and both with ``_cpp`` behind for the C++ form.
 
 
 def _forward(x: Tensor, t: Tensor, num_groups: int, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -193,15 +195,15 @@ def _fake_backward(grad: Tensor, x: Tensor, stats: Tensor, t: Tensor, num_groups
     return fake_gradients((x, t, *gates), needs)
 
 
-td_group_norm_op = define_op(
+td_group_norm_ops = define_forms(
     f"td_group_norm(Tensor x, Tensor t, int num_groups, {GATES_SCHEMA}, float eps) -> (Tensor, Tensor)",
-    kernel=_forward,
+    kernels={"triton": _forward, "cpp": td_group_norm_cpp.forward},
     fake=_fake_forward,
 )
-td_group_norm_backward_op = define_op(
+td_group_norm_backward_ops = define_forms(
     f"td_group_norm_backward(Tensor grad, Tensor x, Tensor stats, Tensor t, int num_groups, {GATES_SCHEMA}, "
     "bool[] needs) -> Tensor[]",
-    kernel=_backward,
+    kernels={"triton": _backward, "cpp": td_group_norm_cpp.backward},
     fake=_fake_backward,
 )
 
@@ -214,18 +216,19 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.set_materialize_grads(False)
 
 
-def _gradient(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _gradient(
+    backward: Operator, ctx: Any, grad: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:  # fmt: skip
     x_needs, t_needs, _, *gates_need, _ = ctx.needs_input_grad
     needs = [x_needs, t_needs, *gates_need]
     gradients: list[Tensor | None] = [None] * len(needs)
     if grad is not None:
         x, stats, t, *gates = ctx.saved_tensors
-        gradients = scatter_gradients(
-            needs, td_group_norm_backward_op(grad, x, stats, t, ctx.num_groups, *gates, needs)
-        )
+        gradients = scatter_gradients(needs, backward(grad, x, stats, t, ctx.num_groups, *gates, needs))
     dx, dt, *dgates = gradients
     return dx, dt, None, *dgates, None
 
 
-define_gradient(td_group_norm_op, setup_context=_save, backward=_gradient)
-refuse_double_backward(td_group_norm_backward_op, "td_group_norm")
+define_gradients(
+    "td_group_norm", td_group_norm_ops, td_group_norm_backward_ops, setup_context=_save, backward=_gradient
+)

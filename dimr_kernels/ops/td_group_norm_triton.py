@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..launch import Launch, RowConfig, as_samples, cached_by_shape, ceil_div, launch_config, with_rows
-from .norm_triton import dense, gate_gradients, gate_widths, mixed_at, reciprocal_deviation
+from .norm_triton import dense, divide, gate_gradients, gate_widths, mixed_at, reciprocal_deviation
 from .time_gate import GateParameters
 
 MERGE_BLOCK = 512
@@ -42,11 +42,11 @@ def _td_group_norm_moments_kernel(
         mask = (n < N) & (col < C)
         x = tl.load(x_ptr + b * x_stride_b + n * x_stride_n + col, mask=mask, other=0.0).to(tl.float32)
         distance = tl.where(mask, x - lane_mean, 0.0)
-        lane_mean += distance * (1.0 / (i + 1))
+        lane_mean += distance * divide(tl.full([1, 1], 1.0, tl.float32), i + 1)
         lane_squares += distance * (x - lane_mean)
     # Chan's merge of the lanes; the last chunk may not reach them all.
     seen = tl.maximum(tl.minimum((N - first - lane + ROWS - 1) // ROWS, ITERATIONS), 0).to(tl.float32)  # [ROWS, 1]
-    mean = tl.sum(seen * lane_mean, axis=0, keep_dims=True) / tl.sum(seen, axis=0, keep_dims=True)
+    mean = divide(tl.sum(seen * lane_mean, axis=0, keep_dims=True), tl.sum(seen, axis=0, keep_dims=True))
     between = seen * (lane_mean - mean) * (lane_mean - mean)
     squares = tl.sum(lane_squares + between, axis=0, keep_dims=True)
     at = tl.program_id(0).to(tl.int64) * C + col
@@ -69,7 +69,7 @@ def _td_group_norm_statistics_kernel(
         count = tl.minimum(pixels, N - (i // width) * pixels).to(tl.float32)
         at = start + (i // width).to(tl.int64) * C + i % width
         total += count * tl.load(moments_ptr + at, mask=i < size, other=0.0)
-    mean = tl.sum(total, axis=0) / N / width
+    mean = divide(tl.sum(total, axis=0), N * 1.0 * width)
     squares = tl.zeros([BLOCK], dtype=tl.float32)
     for begin in range(0, size, BLOCK):
         i = begin + tl.arange(0, BLOCK)
@@ -79,7 +79,7 @@ def _td_group_norm_statistics_kernel(
         inside = tl.load(moments_ptr + half + at, mask=i < size, other=0.0)
         squares += tl.where(i < size, inside + count * distance * distance, 0.0)
     tl.store(stats_ptr + tl.program_id(0), mean)
-    deviation = reciprocal_deviation(tl.sum(squares, axis=0) / width, N, eps)
+    deviation = reciprocal_deviation(tl.sum(squares, axis=0), N * 1.0 * width, eps)
     tl.store(stats_ptr + tl.num_programs(0) + tl.program_id(0), deviation)
 
 
@@ -233,8 +233,8 @@ def _td_group_norm_group_sums_kernel(
         at = b * chunks * C + (i // width).to(tl.int64) * C + col
         along_xhat += gamma * tl.load(partial_ptr + at, mask=i < size, other=0.0)
         plain += gamma * tl.load(partial_ptr + half + at, mask=i < size, other=0.0)
-    tl.store(sums_ptr + tl.program_id(0), tl.sum(along_xhat, axis=0) / N / width)
-    tl.store(sums_ptr + tl.num_programs(0) + tl.program_id(0), tl.sum(plain, axis=0) / N / width)
+    tl.store(sums_ptr + tl.program_id(0), divide(tl.sum(along_xhat, axis=0), N * 1.0 * width))
+    tl.store(sums_ptr + tl.num_programs(0) + tl.program_id(0), divide(tl.sum(plain, axis=0), N * 1.0 * width))
 
 
 @triton.jit

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..dispatch import choose
-from ..registration import define_gradient, define_op, refuse_double_backward
+from ..registration import Operator, define_forms, define_gradients
+from . import td_norm_cpp
 from .time_gate import (
     GATES_SCHEMA,
     GateParameters,
@@ -186,10 +187,11 @@ def _td_norm(
     if single:
         x, residual = x[None], None if residual is None else residual[None]
     t = as_timesteps(operator, t, x)
-    if choose(operator, x) == "eager":
+    form = choose(operator, x)
+    if form == "eager":
         y, total = td_norm_definition(x, residual, t, gates, eps, rms)
     else:
-        y, total, _ = td_norm_op(x, residual, t, *gates.in_schema_order(), eps, rms)
+        y, total, _ = td_norm_ops[form](x, residual, t, *gates.in_schema_order(), eps, rms)
     if single:
         y, total = y[0], total if residual is None else total[0]
     return y if residual is None else (y, total)
@@ -387,7 +389,8 @@ class TDRMSNorm(TDNormParameters):
         return _td_norm("td_rms_norm", x, t, self.gate_parameters(), self.eps, residual, rms=True)
 
 
-# Registration: ``dimr_kernels::td_norm``, its backward, and the form for inference that writes into given tensors.
+# Registration: ``dimr_kernels::td_norm``, its backward, and the form for inference that writes into given tensors; each
+# with a second operator, ``td_norm_cpp`` and so on, for the C++ form.
 
 
 def _forward(x: Tensor, residual: Tensor | None, t: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -445,22 +448,22 @@ def _forward_into(
     return kernels.forward_into(x, residual, total, offset, t, GateParameters.from_schema(gates), eps, rms)
 
 
-td_norm_op = define_op(
+td_norm_ops = define_forms(
     f"td_norm(Tensor x, Tensor? residual, Tensor t, {GATES_SCHEMA}, float eps, bool rms) -> (Tensor, Tensor, Tensor)",
-    kernel=_forward,
+    kernels={"triton": _forward, "cpp": td_norm_cpp.forward},
     fake=_fake_forward,
-    inference=_inference,
+    inference={"triton": _inference, "cpp": td_norm_cpp.inference},
 )
-td_norm_backward_op = define_op(
+td_norm_backward_ops = define_forms(
     f"td_norm_backward(Tensor dy, Tensor? dtotal, Tensor x, Tensor stats, Tensor t, {GATES_SCHEMA}, float eps, "
     "bool rms, bool[] needs) -> Tensor[]",
-    kernel=_backward,
+    kernels={"triton": _backward, "cpp": td_norm_cpp.backward},
     fake=_fake_backward,
 )
-td_norm_into_op = define_op(
+td_norm_into_ops = define_forms(
     "td_norm_into(Tensor x, Tensor? residual, Tensor(a!)? total, Tensor? offset, Tensor t, "
     f"{GATES_SCHEMA}, float eps, bool rms) -> Tensor",
-    kernel=_forward_into,
+    kernels={"triton": _forward_into, "cpp": td_norm_cpp.forward_into},
     fake=lambda x, *rest: x.new_empty(x.shape),
 )
 
@@ -475,14 +478,16 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     ctx.mark_non_differentiable(*(stats, total) if sum_is_constant else (stats,))
 
 
-def _gradient(ctx: Any, dy: Tensor | None, dtotal: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _gradient(
+    backward: Operator, ctx: Any, dy: Tensor | None, dtotal: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:
     x_needs, residual_needs, *others = ctx.needs_input_grad[:11]
     needs = [x_needs or residual_needs, *others]
     gradients: list[Tensor | None] = [None] * len(needs)
     if dy is None:
         gradients[0] = dtotal
     else:
-        found = td_norm_backward_op(dy, dtotal, *ctx.saved_tensors, ctx.eps, ctx.rms, needs)
+        found = backward(dy, dtotal, *ctx.saved_tensors, ctx.eps, ctx.rms, needs)
         gradients = scatter_gradients(needs, found)
     dinput, *rest = gradients
     dx, dresidual = (
@@ -492,5 +497,4 @@ def _gradient(ctx: Any, dy: Tensor | None, dtotal: Tensor | None, _: Tensor | No
     return dx, dresidual, *rest, None, None
 
 
-define_gradient(td_norm_op, setup_context=_save, backward=_gradient)
-refuse_double_backward(td_norm_backward_op, "td_norm")
+define_gradients("td_norm", td_norm_ops, td_norm_backward_ops, setup_context=_save, backward=_gradient)

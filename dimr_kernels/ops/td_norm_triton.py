@@ -20,6 +20,7 @@ from ..launch import Launch, RowConfig, Strides, as_samples, cached_by_shape, ce
 from . import time_gate
 from .norm_triton import (
     dense,
+    divide,
     factor_of,
     gate_gradients,
     gate_widths,
@@ -116,14 +117,14 @@ def _td_norm_fwd_wide_kernel(
             lane_squares += x * x
         else:  # Welford's update in every lane: a large mean does not cancel
             distance = tl.where(mask, x - lane_mean, 0.0)
-            lane_mean += distance * (1.0 / (i + 1))
+            lane_mean += distance * divide(tl.full([1, 1], 1.0, tl.float32), i + 1)
             lane_squares += tl.where(mask, distance * (x - lane_mean), 0.0)
     if RMS:
         mean = tl.zeros([ROWS, 1], dtype=tl.float32)
-        scale = tl.sqrt_rn(tl.sum(lane_squares, axis=1, keep_dims=True) / D)
+        scale = tl.sqrt_rn(divide(tl.sum(lane_squares, axis=1, keep_dims=True), D))
     else:  # Chan's merge of the lanes; the last block may not reach them all
         count = tl.where((BLOCKS - 1) * BLOCK_D + lane < D, BLOCKS, BLOCKS - 1).to(tl.float32)
-        mean = tl.sum(count * lane_mean, axis=1, keep_dims=True) / D
+        mean = divide(tl.sum(count * lane_mean, axis=1, keep_dims=True), D)
         between = count * (lane_mean - mean) * (lane_mean - mean)
         scale = reciprocal_deviation(tl.sum(lane_squares + between, axis=1, keep_dims=True), D, eps)
     if stats_ptr is not None:
@@ -300,7 +301,7 @@ def _td_norm_bwd_kernel(
                 c = projection_of(tl.sum(wdy * xhat, axis=1, keep_dims=True), scale, factor, D, RMS)
                 dx = wdy - c * xhat
                 if not RMS:
-                    dx -= tl.sum(wdy, axis=1, keep_dims=True) / D
+                    dx -= divide(tl.sum(wdy, axis=1, keep_dims=True), D)
             else:
                 dx = wdy - tl.load(row_sums_ptr + row, mask=in_sample, other=0.0) * xhat
                 if not RMS:
@@ -343,7 +344,7 @@ def _td_norm_row_sums_kernel(
     c = projection_of(tl.sum(along_xhat, axis=1, keep_dims=True), scale, factor, D, RMS)
     tl.store(row_sums_ptr + row, c, mask=in_sample)
     if not RMS:
-        tl.store(row_sums_ptr + rows + row, tl.sum(plain, axis=1, keep_dims=True) / D, mask=in_sample)
+        tl.store(row_sums_ptr + rows + row, divide(tl.sum(plain, axis=1, keep_dims=True), D), mask=in_sample)
 
 
 # Fewer elements per thread than forward, since two sums stay in registers beside two inputs; fewer and longer programs,

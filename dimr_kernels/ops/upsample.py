@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..dispatch import choose
-from ..registration import define_gradient, define_op, refuse_double_backward
-from . import time_gate
+from ..registration import Operator, define_forms, define_gradients
+from . import time_gate, upsample_cpp
 from .pixel_shuffle import check_shuffle, check_shuffled, shuffle_definition
-from .td_norm import TDLayerNorm, td_norm_definition, td_norm_op
+from .td_norm import TDLayerNorm, td_norm_definition, td_norm_ops
 from .time_gate import (
     GATES_SCHEMA,
     GateParameters,
@@ -35,7 +35,7 @@ def shuffle_norm_add_definition(
 
 
 def kernels_fit(y: Tensor) -> bool:
-    """Return True if the kernels take a result of y's shape ``[B, r*H, r*W, C]``."""
+    """Return True if Triton's kernels take a result of y's shape ``[B, r*H, r*W, C]``."""
     return y.shape[3] <= time_gate.WIDEST_IN_REGISTERS and y.shape[1] * y.shape[2] < MOST_PIXELS
 
 
@@ -62,7 +62,7 @@ def pixel_shuffle_td_norm_add(
         upscale_factor: ``r >= 1``.
         t, p1, p2, p3, p4, the gates, eps: as for :func:`td_layer_norm`, of width C.
 
-    Rows wider than 8192 channels are shuffled, normalized and added in three passes.
+    On a GPU, rows wider than 8192 channels are shuffled, normalized and added in three passes.
 
     Returns:
         ``[B, r*H, r*W, C]`` in the dtype that torch's promotion gives ``x`` and ``y``.
@@ -96,11 +96,13 @@ def _shuffle_norm_add(
     checks.check_number(operator, "eps", eps)
     check_gates(operator, C, x.device, gates, needs_shift=True)
     t = as_timesteps(operator, t, x)
-    if choose(operator, x) == "eager":
+    form = choose(operator, x)
+    if form == "eager":
         return shuffle_norm_add_definition(x, y, t, r, gates, eps)
-    if not kernels_fit(y):
-        return y + td_norm_op(shuffle_definition(x, r, "nhwc"), None, t, *gates.in_schema_order(), eps, False)[0]
-    return shuffle_norm_add_op(x, y, t, r, *gates.in_schema_order(), eps)[0]
+    if form == "triton" and not kernels_fit(y):
+        shuffled = shuffle_definition(x, r, "nhwc")
+        return y + td_norm_ops[form](shuffled, None, t, *gates.in_schema_order(), eps, False)[0]
+    return shuffle_norm_add_ops[form](x, y, t, r, *gates.in_schema_order(), eps)[0]
 
 
 class PixelShuffleUpsample(nn.Module):
@@ -142,7 +144,8 @@ class PixelShuffleUpsample(nn.Module):
         return f"upscale_factor={self.upscale_factor}"
 
 
-# Registration: ``dimr_kernels::shuffle_norm_add``, its backward, and the form for inference that adds in place.
+# Registration: ``dimr_kernels::shuffle_norm_add``, its backward, and the form for inference that adds in place;
+# each with a second operator, ``shuffle_norm_add_cpp`` and so on, for the C++ form.
 
 
 def _forward(x: Tensor, y: Tensor, t: Tensor, upscale_factor: int, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -187,22 +190,22 @@ def _forward_in_place(x: Tensor, y: Tensor, t: Tensor, upscale_factor: int, *res
     kernels.forward_into(x, y, t, upscale_factor, GateParameters.from_schema(gates), eps)
 
 
-shuffle_norm_add_op = define_op(
+shuffle_norm_add_ops = define_forms(
     f"shuffle_norm_add(Tensor x, Tensor y, Tensor t, int upscale_factor, {GATES_SCHEMA}, float eps) "
     "-> (Tensor, Tensor)",
-    kernel=_forward,
+    kernels={"triton": _forward, "cpp": upsample_cpp.forward},
     fake=_fake_forward,
-    inference=_inference,
+    inference={"triton": _inference, "cpp": upsample_cpp.inference},
 )
-shuffle_norm_add_backward_op = define_op(
+shuffle_norm_add_backward_ops = define_forms(
     f"shuffle_norm_add_backward(Tensor grad, Tensor x, Tensor stats, Tensor t, int upscale_factor, {GATES_SCHEMA}, "
     "bool[] needs) -> Tensor[]",
-    kernel=_backward,
+    kernels={"triton": _backward, "cpp": upsample_cpp.backward},
     fake=_fake_backward,
 )
-shuffle_norm_add_in_place_op = define_op(
+shuffle_norm_add_in_place_ops = define_forms(
     f"shuffle_norm_add_(Tensor x, Tensor(a!) y, Tensor t, int upscale_factor, {GATES_SCHEMA}, float eps) -> ()",
-    kernel=_forward_in_place,
+    kernels={"triton": _forward_in_place, "cpp": upsample_cpp.forward_into},
     fake=lambda x, y, *rest: None,
 )
 
@@ -215,7 +218,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.set_materialize_grads(False)
 
 
-def _gradient(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _gradient(
+    backward: Operator, ctx: Any, grad: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:  # fmt: skip
     x_needs, y_needs, t_needs, _, *gates_need, _ = ctx.needs_input_grad
     needs = [x_needs, t_needs, *gates_need]
     if grad is None:
@@ -223,11 +228,16 @@ def _gradient(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor |
     gradients: list[Tensor | None] = [None] * len(needs)
     if any(needs):
         x, stats, t, *gates = ctx.saved_tensors
-        found = shuffle_norm_add_backward_op(grad, x, stats, t, ctx.upscale_factor, *gates, needs)
+        found = backward(grad, x, stats, t, ctx.upscale_factor, *gates, needs)
         gradients = scatter_gradients(needs, found)
     dx, dt, *dgates = gradients
     return dx, grad if y_needs else None, dt, None, *dgates, None  # autograd casts to y's dtype
 
 
-define_gradient(shuffle_norm_add_op, setup_context=_save, backward=_gradient)
-refuse_double_backward(shuffle_norm_add_backward_op, "pixel_shuffle_td_norm_add")
+define_gradients(
+    "pixel_shuffle_td_norm_add",
+    shuffle_norm_add_ops,
+    shuffle_norm_add_backward_ops,
+    setup_context=_save,
+    backward=_gradient,
+)

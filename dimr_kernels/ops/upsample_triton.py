@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..launch import Launch, RowConfig, Samples, cached_by_shape, launch_config, row_strides, with_rows
-from .norm_triton import dense, gate_gradients, gate_widths, mixed_at, row_statistics, row_warps
+from .norm_triton import dense, divide, gate_gradients, gate_widths, mixed_at, row_statistics, row_warps
 from .time_gate import GateParameters
 
 
@@ -94,8 +94,8 @@ def _shuffle_norm_add_bwd_kernel(
         dbeta += grad
         if dx_ptr is not None:
             weighted = grad * gamma
-            along_xhat = tl.sum(weighted * xhat, axis=1, keep_dims=True) / C
-            average = tl.sum(weighted, axis=1, keep_dims=True) / C
+            along_xhat = divide(tl.sum(weighted * xhat, axis=1, keep_dims=True), C)
+            average = divide(tl.sum(weighted, axis=1, keep_dims=True), C)
             dx = (weighted - along_xhat * xhat - average) * scale
             dx_at = b * N * C + _source(n, width, R * R * C, C, R) + col
             tl.store(dx_ptr + dx_at, dx.to(dx_ptr.dtype.element_ty), mask=mask)

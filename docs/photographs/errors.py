@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dimr.checkpoints.folder import load_model
+from dimr.checkpoints.weights import load_model
 from dimr.data.opening import open_dataset
 from dimr.data.spec import DataSpec
 from dimr.diffusion.schedule import NoiseSchedule

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import io
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from safetensors.torch import save_file
 import dimr
 from dimr.analysis.distortion import read_samples
 from dimr.checkpoints import CheckpointError, to_official_state_dict
-from dimr.data.dataset import DataError, SampleError, decode_picture
+from dimr.data.errors import DataError, SampleError
 from dimr.data.opening import open_dataset
+from dimr.data.pictures import decode_picture
 from dimr.data.spec import DataSpec
 from dimr.evaluation.extractors import load_extractor
 from dimr.evaluation.images import open_images
@@ -127,6 +129,21 @@ def _pictures_in_npz(folder: Path) -> Path:
     files = [encoded(picture) for picture in pixels(3)]
     jpeg = np.frombuffer(b"".join(files), np.uint8)
     return _npz(folder, jpeg=jpeg, offsets=np.cumsum([0, *map(len, files)]), labels=[0, 1, 1], names=["ant", "bee"])
+
+
+def _zip(folder: Path) -> Path:
+    with zipfile.ZipFile(folder / "pictures.zip", "w") as archive:
+        for i, picture in enumerate(pixels(3)):
+            archive.writestr(f"{i}.png", encoded(picture))
+        archive.writestr("dataset.json", json.dumps({"labels": [[f"{i}.png", i] for i in range(3)]}))
+    return folder / "pictures.zip"
+
+
+def _labelled(folder: Path, name: str, text: str) -> Path:
+    for i, picture in enumerate(pixels(2)):
+        (folder / f"{i}.png").write_bytes(encoded(picture))
+    (folder / name).write_text(text)
+    return folder / name
 
 
 def _picture(folder: Path, kind: str) -> Path:
@@ -252,10 +269,28 @@ READERS: dict[str, Reader] = {
         lambda folder: _compressed_npz(folder, images=pixels(3), labels=[0, 1, 2]), _data_set, DATA
     ),
     "data .npz of picture files": Reader(_pictures_in_npz, _data_set, DATA),
+    "data .zip": Reader(_zip, _data_set, DATA),
+    "data dataset.json": Reader(
+        lambda folder: _labelled(folder, "dataset.json", '{"labels": [["0.png", 0], ["1.png", 1]]}'),
+        lambda p: _data_set(p.parent),
+        DATA,
+    ),
+    "data metadata.jsonl": Reader(
+        lambda folder: _labelled(
+            folder, "metadata.jsonl", '{"file_name": "0.png", "label": "ant"}\n{"file_name": "1.png", "label": "bee"}'
+        ),
+        lambda p: _data_set(p.parent),
+        DATA,
+    ),
+    "data metadata.csv": Reader(
+        lambda folder: _labelled(folder, "metadata.csv", "file_name,label\n0.png,ant\n1.png,bee\n"),
+        lambda p: _data_set(p.parent),
+        DATA,
+    ),
     "data .tar": Reader(lambda folder: shards(folder, pixels(3), 3)[0], _data_set, DATA),
     **{
         f".{kind}": Reader(lambda folder, k=kind: _picture(folder, k), lambda p: decode_picture(p, str(p)), DATA)
-        for kind in ("png", "jpg", "webp", "bmp", "ppm")
+        for kind in ("png", "jpg", "webp", "bmp", "ppm", "gif", "tiff")
     },
     "evaluation's images": Reader(lambda folder: _npz(folder, arr_0=pixels(3)), _evaluated, EVALUATION),
     "evaluation's statistics": Reader(_statistics, open_reference, EVALUATION),

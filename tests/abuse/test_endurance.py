@@ -19,7 +19,7 @@ pytest.importorskip("tqdm")
 import dimr
 import dimr_kernels as dk
 from dimr.cli import main
-from dimr.data.dataset import DataError
+from dimr.data.errors import DataError
 from dimr.data.loader import TrainingLoader
 from dimr.data.opening import open_dataset
 from dimr.data.spec import DataSpec

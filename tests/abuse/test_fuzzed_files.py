@@ -25,12 +25,14 @@ import numpy as np
 from tests.abuse.damage import Payload, damaged
 from tests.abuse.readers import READERS, Reader
 
-EMPTY_IS_WHOLE = ("recipe",)
-MISSING_IS_WHOLE = ("class names, JSON", "settings of samples")
+EMPTY_IS_WHOLE = ("recipe", "data metadata.jsonl", "data metadata.csv")
+MISSING_IS_WHOLE = (
+    "class names, JSON", "settings of samples", "data dataset.json", "data metadata.jsonl", "data metadata.csv",
+)  # fmt: skip
 TORCH_FILES = ("published .pth", "training state")
 ARRAYS = [name for name in READERS if ".npz" in name or name.startswith("evaluation")]
 JSON = (
-    "folder's configuration", "autoencoder's configuration", "class names, JSON", "latents' index",
+    "data dataset.json", "folder's configuration", "autoencoder's configuration", "class names, JSON", "latents' index",
     "settings of samples",
 )  # fmt: skip
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 import dimr
 from dimr.checkpoints import CheckpointError
-from dimr.data.dataset import DataError, SampleError
+from dimr.data.errors import DataError, SampleError
 from dimr.data.opening import open_dataset
 from dimr.data.sources.tar import expand
 from dimr.data.spec import DataSpec
@@ -163,7 +163,7 @@ def test_ranges_of_too_many_files():
 def test_a_picture_much_too_long(tmp_path):
     Image.new("RGB", (60_000, 1)).save(tmp_path / "long.png")
     dataset = open_dataset(DataSpec(str(tmp_path), image_size=256))
-    with pytest.raises(SampleError, match=r"long\.png.*60000x1 pixels are too long"):
+    with pytest.raises(SampleError, match=r"long\.png.*60000x1 pixels are too elongated"):
         dataset.load(0)
 
 

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
-from dimr_kernels.ops.configurations import assume_architecture
-from dimr_kernels.ops.launch import forget_launches
+from dimr_kernels.launch import assume_architecture, forget_launches
 
 from .ptx.triton_driver import Executor, compiled_kernels
 

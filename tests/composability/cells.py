@@ -32,7 +32,7 @@ class Cell:
 
     @property
     def backend(self) -> str:
-        return "eager" if self.form == "eager" else SUBJECTS[self.subject].fused
+        return SUBJECTS[self.subject].fused if self.form == "fused" else self.form
 
     def module(self) -> nn.Module:
         return SUBJECTS[self.subject].module().to(DEVICE)

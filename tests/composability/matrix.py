@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 
 from .subjects import SUBJECTS
 
-FORMS = ("eager", "fused")
+FORMS = ("eager", "fused", "cpp")
+FUSED = ("fused", "cpp")
+"""Fused: Triton's form, or the only one; cpp: the C++ form beside Triton's."""
 ALL = tuple(SUBJECTS)
 MODULES = tuple(name for name in ALL if name not in ("geglu", "pixel_shuffle_add", "pixel_unshuffle"))
 """Subjects with parameters."""
@@ -40,11 +42,12 @@ class Mechanism:
 
     def places(self) -> Iterator[tuple[str, str]]:
         """Yield every subject and form that is tested."""
-        return ((subject, form) for subject in self.subjects for form in self.forms)
+        pairs = ((subject, form) for subject in self.subjects for form in self.forms)
+        return (pair for pair in pairs if pair[1] != "cpp" or SUBJECTS[pair[0]].fused == "triton")
 
 
 def _fused(subjects: Iterable[str], refusal: Refusal) -> dict[tuple[str, str], Refusal]:
-    return {(subject, "fused"): refusal for subject in subjects}
+    return {(subject, form): refusal for subject in subjects for form in FUSED}
 
 
 NO_FORWARD_MODE = {
@@ -53,7 +56,6 @@ NO_FORWARD_MODE = {
 }
 EAGER_ONLY = 'the eager form alone; compute that part under `use_backend("eager")`'
 ONE_LAUNCH_EACH = "a fused operator is launched once for every entry of the batch"
-FUSED = ("fused",)
 OF_MODULES = Mechanism(MODULES, FUSED)
 ON_GPU = Mechanism(needs_gpu=True)
 ON_GLOO = Mechanism(MODULES, FUSED, note="tested on CPUs over gloo, in one process and in two")

@@ -21,7 +21,7 @@ def test_parameters_are_those_of_the_paper(name):
 
 
 def test_table_3_by_hand():
-    """What each choice adds to or takes from M/3R."""
+    """Compute the parameters that each choice adds to or removes from M/3R."""
     whole = dimr.count_parameters(ABLATIONS["ablation-glu-m-3r"].config)
 
     def change(name: str) -> int:
@@ -55,7 +55,7 @@ def test_only_differences_are_written():
         ({"mlp": "relu"}, ValueError, "mlp must be one of 'geglu', 'gelu'; got 'relu'"),
         ({"cascade": "mean"}, ValueError, "cascade must be one of 'add', 'concat'; got 'mean'"),
         ({"first_branch": "mamba"}, ValueError, "first_branch must be one of 'transformer', 'convnext'"),
-        ({"branch_skips": 1}, TypeError, "branch_skips must be True or False, got 1"),
+        ({"branch_skips": 1}, TypeError, "branch_skips must be true or false, got 1"),
         ({"patch_size": 0}, ValueError, "patch_size must be at least 1, got 0"),
         ({"patch_size": 3}, ValueError, "input_size must be a multiple of 6 for 2 branches, got 32"),
         ({"modulation": "conv"}, ValueError, "modulation must be one of 'linear', 'mlp'"),

@@ -24,8 +24,8 @@ from dimr.analysis.distortion import (
     torchvision_classifier,
 )
 from dimr.cli import main
-from dimr.data.dataset import DataError
 from dimr.data.digits import load_digits
+from dimr.data.errors import DataError
 from dimr.evaluation.metrics import EvaluationError
 
 

@@ -195,7 +195,7 @@ def test_missing_files(tmp_path):
     [
         ("{", "is not a DiMR configuration"),
         ("[1]", "wanted an object, got list"),
-        ('{"width": 3}', "no field 'width'"),
+        ('{"width": 3}', "unknown key 'width'"),
         ('{"num_heads": 0}', "num_heads must be at least 1"),
     ],
 )

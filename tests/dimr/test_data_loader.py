@@ -10,7 +10,8 @@ pytest.importorskip("PIL")
 
 import numpy as np
 
-from dimr.data.dataset import DataError, Dataset, SampleError
+from dimr.data.dataset import Dataset
+from dimr.data.errors import DataError, SampleError
 from dimr.data.loader import TrainingLoader
 from dimr.data.opening import open_dataset
 from dimr.data.spec import DataSpec

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+
 import pytest
 import torch
 
@@ -8,7 +10,10 @@ pytest.importorskip("PIL")
 import numpy as np
 from PIL import Image
 
-from dimr.data.dataset import SampleError, centre_crop, decode_picture, to_model_range
+from dimr.data.errors import DataError, SampleError
+from dimr.data.opening import open_dataset
+from dimr.data.pictures import EXIF_ORIENTATION, Decoding, centre_crop, decode_picture, to_model_range
+from dimr.data.spec import DataSpec
 from tests.support.pictures import encoded, pixels
 
 
@@ -48,6 +53,78 @@ def test_every_picture_becomes_rgb(tmp_path, mode):
     path = tmp_path / f"a.{'jpg' if mode == 'CMYK' else 'png'}"
     Image.fromarray(pixels(1)[0]).convert(mode).save(path)
     assert decode_picture(path, "a").mode == "RGB"
+
+
+def saved(picture, kind, **more) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **more)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (np.array([[0, 257, 32896, 65535]], np.uint16), "png"),
+        (np.array([[0, 257, 32896, 65535]], np.uint16), "tiff"),
+        (np.array([[0, 257, 32896, 65535]], np.uint16), "ppm"),
+        (np.array([[0, 257, 32896, 65535]], np.int32), "tiff"),
+        (np.array([[0, 1, 128, 255]], np.float32) / 255, "tiff"),
+        (np.array([[0, 1, 128, 255]], np.float32), "tiff"),
+        (np.array([[0, 1, 128, 255]], np.uint8), "png"),
+    ],
+)
+def test_greyscale_of_more_bits_is_scaled(values, kind):
+    decoded = np.asarray(decode_picture(saved(Image.fromarray(values), kind), "a"))
+    assert decoded.tolist() == [[[v] * 3 for v in (0, 1, 128, 255)]]
+
+
+@pytest.mark.parametrize("values", [[[-1.0, 0.5]], [[0.0, 300.0]], [[float("nan"), 0.0]]])
+def test_grey_values_of_no_known_range(values):
+    with pytest.raises(SampleError, match=r"grey values are from .* to .*; wanted 0 to 1, or 0 to 255"):
+        decode_picture(saved(Image.fromarray(np.array(values, np.float32)), "tiff"), "a")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(orientation):
+    ops = pytest.importorskip("PIL.ImageOps")
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8))
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = orientation
+    data = saved(picture, "png", exif=exif)
+    wanted = ops.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    assert np.array_equal(decode_picture(data, "a"), wanted)
+    assert np.array_equal(decode_picture(data, "a", Decoding(exif_orientation=False)), picture)
+    assert wanted.size == ((6, 4) if orientation < 5 else (4, 6))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_shows_the_background(tmp_path, mode):
+    """The hidden colour is grey, like the other half of the picture."""
+    array = np.full((4, 4, 4), (100, 100, 100, 255), np.uint8)
+    array[:2, :, 3] = 0
+    if mode == "P":
+        picture = Image.new("P", (4, 4), 0)
+        picture.putpalette([100, 100, 100] * 2)
+        picture.paste(1, (0, 2, 4, 4))
+        data = saved(picture, "png", transparency=0)
+    else:
+        data = saved(Image.fromarray(array).convert(mode), "png")
+    assert np.asarray(decode_picture(data, "a"))[:, 0].tolist() == [[255] * 3] * 2 + [[100] * 3] * 2
+    (tmp_path / "a.png").write_bytes(data)
+    dataset = open_dataset(DataSpec(str(tmp_path), image_size=4, background="#0a0b0c"))
+    assert dataset.load(0)[:, :, 0].T.tolist() == [[10, 11, 12]] * 2 + [[100] * 3] * 2
+    with pytest.raises(DataError, match="background must be a colour's name or #rrggbb, got 'whit'"):
+        open_dataset(DataSpec(str(tmp_path), image_size=4, background="whit"))
+
+
+def test_orientation_can_be_left_alone(tmp_path):
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = 3
+    picture = pixels(1)[0]
+    (tmp_path / "a.png").write_bytes(saved(Image.fromarray(picture), "png", exif=exif))
+    for turned in (True, False):
+        loaded = open_dataset(DataSpec(str(tmp_path), image_size=8, exif_orientation=turned)).load(0)
+        assert np.array_equal(loaded.permute(1, 2, 0), picture[::-1, ::-1] if turned else picture)
 
 
 def test_range():

@@ -10,7 +10,7 @@ pytest.importorskip("PIL")
 
 import numpy as np
 
-from dimr.data.dataset import DataError, SampleError
+from dimr.data.errors import DataError, SampleError
 from dimr.data.opening import open_dataset
 from dimr.data.sources.tar import expand
 from dimr.data.spec import DataSpec, guess_kind
@@ -104,13 +104,13 @@ def test_unusable_npz(tmp_path):
     path.write_bytes(b"PK")
     fails("a.npz is not a whole .npz file", path)
     np.savez(path, x=pixels(2))
-    fails("has no array images or arr_0 or jpeg, only x", path)
+    fails("has no array images or arr_0 or jpeg or data, only x", path)
     assert len(opened(path, image_key="x")) == 2
     fails("has no array 'y', only x", path, image_key="y")
     np.savez(path, images=pixels(2).astype(np.float32))
     fails(r"images must be uint8 \[N, H, W, 3\].*; got float32 \[2, 8, 8, 3\]", path)
     np.savez(path, images=pixels(2), labels=[1, 2, 3])
-    fails(r"labels must be whole numbers \[2\], got int64 \[3\]", path)
+    fails(r"labels must have one label for each of 2 pictures, got int64 \[3\]", path)
     np.savez(path, images=pixels(2), labels=[-1, 2])
     fails("a.npz: labels must be 0 or more, found -1", path)
     np.savez(path, images=pixels(2), labels=[0, 2], names=["ant", "bee"])
@@ -160,8 +160,10 @@ def test_unusable_tar_files(tmp_path):
     fails("a.tar: not a whole, uncompressed tar file", path)
     write_tar(path, {"0.png": picture, "0.cls": b"1", "1.png": picture})
     fails("1.png has no label", path)
-    write_tar(path, {"0.png": picture, "0.cls": b"one"})
-    fails("0.cls is no label: b'one'", path)
+    write_tar(path, {"0.png": picture, "0.json": b"one"})
+    fails("a.tar: 0.json is not JSON: b'one'", path)
+    write_tar(path, {"0.png": picture, "0.json": b'{"label": 0.5}'})
+    fails("the label of .*a.tar: 0.png is 0.5; wanted a class id .* or a class name", path)
     write_tar(path, {"0.png": picture, "0.cls": b"1", "1.cls": b"1"})
     fails("/1: a label without a picture", path)
     write_tar(path, {"0.png": picture, "0.jpg": picture})
@@ -230,13 +232,19 @@ def test_what_a_worker_process_gets_is_small(tmp_path):
     [
         ({}, "the key 'path' is missing"),
         ({"path": "a", "imagesize": 8}, "unknown key 'imagesize'; known are path, kind, image_size"),
-        ({"path": "a", "kind": "zip"}, "kind must be one of auto, folder, hugging_face, npz, tar, latents; got 'zip'"),
-        ({"path": "a", "image_size": "8"}, "image_size must be of the type int, got '8'"),
-        ({"path": "a", "flip": 1}, "flip must be of the type bool, got 1"),
+        (
+            {"path": "a", "kind": "rar"},
+            "kind must be one of auto, folder, hugging_face, parquet, npz, tar, zip, latents; got 'rar'",
+        ),
+        ({"path": "a", "image_size": "8"}, "image_size must be an integer, got '8'"),
+        ({"path": "a", "flip": 1}, "flip must be true or false, got 1"),
         ({"path": "a", "image_size": 0}, "image_size must be at least 1, got 0"),
         ({"path": "a", "max_skipped": -1}, "max_skipped must be at least 0, got -1"),
         ({"path": "a.npz"}, "image_size is missing"),
-        ({"path": "a.npz", "image_size": 8, "split": "train"}, "split is for hugging_face; a.npz is of the kind npz"),
+        (
+            {"path": "a.npz", "image_size": 8, "split": "train"},
+            "split is for hugging_face, parquet, folder; a.npz is of the kind npz",
+        ),
     ],
 )
 def test_bad_descriptions(values, message):

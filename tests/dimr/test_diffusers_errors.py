@@ -1,4 +1,4 @@
-"""What does not fit a pipeline is named."""
+"""Errors of the pipeline name the argument or part that does not fit."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def pipeline():
         ({"class_labels": [True]}, TypeError, "class_labels must be ids or names, got True"),
         ({"class_labels": torch.zeros(2)}, TypeError, r"class_labels must be integers of shape \[B\]"),
         ({"class_labels": torch.zeros(2, 2).long()}, TypeError, r"class_labels must be integers of shape \[B\]"),
-        ({"class_labels": "bees"}, ValueError, "no class is named 'bees'; near it: 'bee'"),
+        ({"class_labels": "bees"}, ValueError, "no class is named 'bees'; similar: 'bee'"),
         ({"class_labels": "7"}, ValueError, "this model has classes 0 to 4, got 7"),
         ({"guidance_scale": 0.5}, ValueError, "guidance_scale must be a finite number of at least 1"),
         ({"guidance_scale": float("nan")}, ValueError, "guidance_scale must be a finite number of at least 1"),

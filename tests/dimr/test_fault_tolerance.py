@@ -13,7 +13,6 @@ import torch
 
 from dimr import CheckpointError, DiMR, DiMRConfig
 from dimr.distributed import Processes
-from dimr.training import checkpoint
 from dimr.training.checkpoint import CheckpointFolder
 from dimr.training.loop import Trainer, TrainingSettings
 from tests.support.training_runs import finished, newest_state, start_run, write_recipe
@@ -68,7 +67,7 @@ class TestFolder:
                 folder.save(trainer)
         assert len(names(folder)) == 3  # a whole file, but under a temporary name
         assert folder.load()["step"] == 2
-        folder.remove_leftovers()
+        folder.remove_partial_files()
         assert names(folder) == ["step-00000001.pt", "step-00000002.pt"]
 
     def test_a_damaged_file_falls_back_to_the_one_before(self, folder, caplog):
@@ -108,9 +107,9 @@ class TestFullDisk:
 
     def test_ends_all_processes(self, monkeypatch):
         """A process that does not write learns that another could not."""
-        monkeypatch.setattr(Processes, "from_first", lambda self, value: "disk full")
+        monkeypatch.setattr(Processes, "broadcast", lambda self, value: "disk full")
         with pytest.raises(CheckpointError, match="disk full"):
-            checkpoint.on_first_process(Processes(rank=1, world_size=2), lambda: None)
+            Processes(rank=1, world_size=2).run_on_main(lambda: None, CheckpointError)
 
 
 class Died(BaseException):

@@ -1,4 +1,4 @@
-"""What only a GPU can show of the engine: recording and replaying, no wait of the host, memory given back."""
+"""The engine on a GPU: recording and replaying, no synchronisation, memory given back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the engine asks of the device in a forward: every launch has a place in a formula, and nothing is read back."""
+"""The launches of one forward of the engine: every launch has its term in a formula, and nothing is read back."""
 
 from __future__ import annotations
 

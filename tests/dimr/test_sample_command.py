@@ -182,7 +182,7 @@ def test_classes_by_name(tmp_path, checkpoint, capsys):
     assert sample(checkpoint, path, "--class-names", names, "--classes", "Cat,2", "--classes", NAMES[0]) == 0
     assert np.load(path)["arr_1"].tolist()[:4] == [1, 2, 0, 1]
     assert sample(checkpoint, path, "--class-names", names, "--classes", "crate") == 2
-    assert "no class is named 'crate'; near it: 'crane'" in capsys.readouterr().err
+    assert "no class is named 'crate'; similar: 'crane'" in capsys.readouterr().err
     assert sample(checkpoint, path, "--classes", "cat") == 2
     assert "--class-names FILE" in capsys.readouterr().err
 

@@ -76,21 +76,21 @@ class TestRecipes:
         [
             ("training.batchsize=4", "training: unknown key 'batchsize'; known are steps, batch_size"),
             ("trainin.steps=4", "unknown key 'trainin'; known are model, data, training, run"),
-            ("training.steps=many", "training.steps must be a whole number, got 'many'"),
-            ("training.steps=1.5", "training.steps must be a whole number, got 1.5"),
-            ("training.steps=true", "training.steps must be a whole number, got True"),
-            ("training.betas=[0.9]", r"training.betas must be a list of 2 values, got \[0.9\]"),
-            ('training.betas=[0.9, "x"]', r"training.betas\[1\] must be a number, got 'x'"),
-            ("training.compile=1", "training.compile must be true or false, got 1"),
+            ("training.steps=many", "training: steps must be an integer, got 'many'"),
+            ("training.steps=1.5", "training: steps must be an integer, got 1.5"),
+            ("training.steps=true", "training: steps must be an integer, got True"),
+            ("training.betas=[0.9]", r"training: betas must be a list of 2 values, got \[0.9\]"),
+            ('training.betas=[0.9, "x"]', r"training: betas\[1\] must be a number, got 'x'"),
+            ("training.compile=1", "training: compile must be true or false, got 1"),
             ("training.precision=float16", "training: precision must be one of 'float32', 'bfloat16'; got 'float16'"),
             ("training.learning_rate=nan", "training: learning_rate must be finite and at least 0, got nan"),
             ("run.strategy=zero", "run: strategy must be one of 'ddp', 'fsdp'; got 'zero'"),
             ("run.keep=0", "run: keep must be at least 1, got 0"),
             ("model.name=dimr-xs", "model: no model is called 'dimr-xs'"),
-            ("model.depth=4", "model: DiMRConfig has no field 'depth'"),
+            ("model.depth=4", "model: unknown key 'depth'; known are in_channels"),
             ("model.dims=[961, 480]", "model: num_heads must divide"),
             ("data.sort=auto", "data: unknown key 'sort'"),
-            ("data.flip=no", "data: flip must be of the type bool, got 'no'"),
+            ("data.flip=no", "data: flip must be true or false, got 'no'"),
             ("steps=4", "--set: wanted TABLE.KEY=VALUE"),
             ("training.steps", "--set: wanted TABLE.KEY=VALUE"),
         ],
@@ -157,7 +157,7 @@ class TestCommand:
 
     def test_goes_on_exactly(self, recipe, tmp_path, monkeypatch):
         train(recipe, tmp_path / "whole")
-        monkeypatch.setattr("dimr.distributed.Processes.largest", stop_at_call(5))
+        monkeypatch.setattr("dimr.distributed.Processes.all_reduce_max", stop_at_call(5))
         assert train(recipe, tmp_path / "cut") == 128 + 15
         monkeypatch.undo()
         assert newest_state(tmp_path / "cut")["step"] == 5
@@ -226,14 +226,14 @@ class TestCommand:
 
 
 def stop_at_call(count):
-    """In place of ``Processes.largest``: SIGTERM is seen the ``count``-th time that it is looked for."""
+    """In place of ``Processes.all_reduce_max``: SIGTERM is seen the ``count``-th time that it is looked for."""
     calls = []
 
-    def largest(processes, value):
+    def all_reduce_max(processes, value):
         calls.append(value)
         return 15 if len(calls) == count else value
 
-    return largest
+    return all_reduce_max
 
 
 def test_old_settings_are_read():

@@ -12,7 +12,7 @@ import torch
 import torch.multiprocessing as mp
 
 from dimr.cli import main
-from dimr.distributed import STRATEGIES, Processes, joined_processes, whole
+from dimr.distributed import STRATEGIES, Processes, full_tensor, joined_processes
 from dimr.training.loop import Trainer, TrainingSettings
 from tests.support.processes import end_here
 from tests.support.small_models import TINY, perturbed_model
@@ -49,7 +49,7 @@ def new_trainer(processes: Processes = ALONE, strategy: str = "ddp", passes: int
 
 def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
     trainer.backward()
-    return {name: whole(p.grad).clone() for name, p in trainer.model.named_parameters()}
+    return {name: full_tensor(p.grad).clone() for name, p in trainer.model.named_parameters()}
 
 
 def _work(rank, port, folder, strategy):
@@ -58,19 +58,19 @@ def _work(rank, port, folder, strategy):
     with joined_processes(torch.device("cpu")) as processes:
         for passes in (1, 2):
             found = gradients(new_trainer(processes, strategy, passes))
-            if processes.first:
+            if processes.is_main:
                 torch.save(found, f"{folder}/gradients{passes}.pt")
         trainer = new_trainer(processes, strategy)
         steps = trainer.run()
         for _ in range(2):
             next(steps)
         state = trainer.state_dict()
-        if processes.first:
+        if processes.is_main:
             torch.save(state, f"{folder}/state.pt")
         for _ in steps:
             pass
         state = trainer.state_dict()
-        if processes.first:
+        if processes.is_main:
             torch.save(state, f"{folder}/end.pt")
         _resume(processes, strategy, folder)
     end_here()
@@ -78,7 +78,7 @@ def _work(rank, port, folder, strategy):
 
 def _resume(processes, strategy, folder):
     """A new trainer, from what was saved after two steps."""
-    processes.largest(0)  # the file is there
+    processes.barrier()  # the file is there
     trainer = new_trainer(processes, strategy)
     trainer.load_state_dict(torch.load(f"{folder}/state.pt", weights_only=True))
     for _ in range(2):
@@ -86,7 +86,7 @@ def _resume(processes, strategy, folder):
     for _ in trainer.run():
         pass
     state = trainer.state_dict()
-    if processes.first:
+    if processes.is_main:
         torch.save(state, f"{folder}/resumed.pt")
 
 
@@ -146,11 +146,11 @@ def test_each_process_has_its_own_noise():
         trainer = new_trainer()
         trainer.processes = Processes(rank, 2)
         seen = []
-        trainer._losses = lambda images, labels, chance, seen=seen: seen.append(chance) or (_zero(),) * 3
+        trainer._losses = lambda images, labels, noise, seen=seen: seen.append(noise) or (_zero(),) * 3
         trainer.batches = source(trainer.processes, 1)
         trainer.backward()
         parts.append(seen[0])
-    whole_batch = new_trainer()._chance(torch.empty(1, 3, 8, 8), BATCH)
+    whole_batch = new_trainer()._draw_noise(torch.empty(1, 3, 8, 8), BATCH)
     for i, expected in enumerate(whole_batch):
         assert torch.equal(torch.cat([part[i] for part in parts]), expected)
 

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import dimr
 import dimr_kernels as dk
-from dimr.model.layers import MODES
+from dimr.model.layers import CHECKPOINTING_MODES
 from tests.support.dispatch import LiveMemory, operators_called
 from tests.support.small_models import inputs, perturbed_model
 
@@ -46,21 +46,21 @@ def assert_same(a, b):
 
 @pytest.mark.parametrize("norm", ["td_layer", "td_rms"])
 @pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("mode", MODES[1:])
+@pytest.mark.parametrize("mode", CHECKPOINTING_MODES[1:])
 def test_same_gradients_bit_for_bit(mode, autocast, norm):
     model = perturbed_model(dataclasses.replace(CONFIG, norm=norm))
     assert_same(step(model, mode, autocast=autocast), step(model, "none", autocast=autocast))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", MODES[1:])
+@pytest.mark.parametrize("mode", CHECKPOINTING_MODES[1:])
 def test_fused_operators_give_the_same_gradients(mode):
     model = perturbed_model(SMALL)
     wanted = step(model, "none", "triton", autocast=True)
     assert_same(step(model, mode, "triton", autocast=True), wanted)
 
 
-@pytest.mark.parametrize("mode", MODES[1:])
+@pytest.mark.parametrize("mode", CHECKPOINTING_MODES[1:])
 def test_weights_cast_before_are_cast_again(mode):
     """An earlier forward under the same autocast has left its weights in the cache."""
     model = perturbed_model(SMALL)
@@ -71,7 +71,7 @@ def test_weights_cast_before_are_cast_again(mode):
 def test_memory_held_for_the_backward(autocast, selective, blocks):
     """Shares of "none" on the eager operators, whose norms and gates keep more than the fused ones."""
     model = perturbed_model(CONFIG)
-    held = {mode: step(model, mode, autocast=autocast, batch=4)[2] for mode in MODES}
+    held = {mode: step(model, mode, autocast=autocast, batch=4)[2] for mode in CHECKPOINTING_MODES}
     assert held["blocks"] < blocks * held["none"]
     assert held["blocks"] < held["selective"] < selective * held["none"]
 
@@ -90,7 +90,7 @@ def counted_bytes(config, mode, batch, monkeypatch):
 
 def test_memory_held_with_fused_operators(monkeypatch):
     config = dataclasses.replace(CONFIG, input_size=16)
-    held = {mode: counted_bytes(config, mode, 8, monkeypatch) for mode in MODES}
+    held = {mode: counted_bytes(config, mode, 8, monkeypatch) for mode in CHECKPOINTING_MODES}
     assert held["blocks"] < 0.15 * held["none"]
     assert held["blocks"] < held["selective"] < 0.75 * held["none"]
 
@@ -129,7 +129,7 @@ class TestWhatRunsAgain:
         assert calls["_scaled_dot_product_flash_attention_for_cpu"] == SMALL.blocks[0]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", CHECKPOINTING_MODES)
 def test_random_numbers_are_left_alone(mode):
     model = perturbed_model(SMALL)
     before = torch.get_rng_state()
@@ -157,7 +157,7 @@ def test_copies_keep_their_mode():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", MODES[1:])
+@pytest.mark.parametrize("mode", CHECKPOINTING_MODES[1:])
 @pytest.mark.filterwarnings("ignore")
 def test_compiles_whole(mode):
     """One graph, with autocast; the backend that only traces rounds as eager code does."""

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -18,12 +20,17 @@ ONE_KERNEL_DTYPES = [
 ]
 
 
+def backend_of(form: Callable[..., torch.Tensor]) -> str | None:
+    """The one kernel is Triton's alone."""
+    return "triton" if form is one_kernel else None
+
+
 @pytest.mark.parametrize("dtype", ONE_KERNEL_DTYPES)
 @pytest.mark.parametrize("size", [7, 24, 96, 240])
 @pytest.mark.parametrize("M", [1, 65])
 def test_one_kernel_matches_eager(M, size, dtype, device):
-    assert_parity(one_kernel, layer(M, size, size, dtype, device))
-    assert_parity(one_kernel, layer(M, 31, size, dtype, device))
+    assert_parity(one_kernel, layer(M, size, size, dtype, device), "triton")
+    assert_parity(one_kernel, layer(M, 31, size, dtype, device), "triton")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -38,12 +45,12 @@ def test_two_kernels_match_eager(size, dtype, device):
 @pytest.mark.parametrize("bias", [True, False])
 def test_options(form, gate, approximate, bias, device):
     inputs = layer(5, 24, 20, torch.float16, device, bias)
-    assert_parity(lambda **arguments: form(**arguments, gate=gate, approximate=approximate), inputs)
+    assert_parity(lambda **arguments: form(**arguments, gate=gate, approximate=approximate), inputs, backend_of(form))
 
 
 def test_many_tiles_in_groups(device):
     """Use more tiles of rows than a group holds, a last group that is not full, and several tiles of columns."""
-    assert_parity(one_kernel, layer(128 * 9 + 3, 16, 150, torch.float16, device))
+    assert_parity(one_kernel, layer(128 * 9 + 3, 16, 150, torch.float16, device), "triton")
 
 
 def test_gate_order_is_what_it_says(device):
@@ -58,36 +65,36 @@ def test_gate_order_is_what_it_says(device):
 @pytest.mark.parametrize("shape", [(16,), (1, 2, 3, 16), (0, 16), (2, 0, 16)])
 def test_shapes(form, shape, device):
     inputs = layer(1, 16, 12, torch.float16, device)
-    assert_parity(form, inputs | {"x": torch.randn(shape, device=device).half().requires_grad_()})
+    assert_parity(form, inputs | {"x": torch.randn(shape, device=device).half().requires_grad_()}, backend_of(form))
 
 
 @pytest.mark.parametrize(("K", "N"), [(0, 12), (16, 0)])
 def test_empty_widths(K, N, device):
-    assert_parity(one_kernel, layer(3, K or 1, N, torch.float16, device) | {
+    assert_parity(one_kernel, backend="triton", inputs=layer(3, K or 1, N, torch.float16, device) | {
         "x": torch.randn(3, K, device=device).half(), "weight": torch.randn(2 * N, K, device=device).half(),
     })  # fmt: skip
 
 
 def test_strided_inputs(device):
     inputs = layer(5, 24, 20, torch.float16, device)
-    assert_parity(one_kernel, inputs | {"x": strided(inputs["x"]), "weight": strided(inputs["weight"])})
+    assert_parity(one_kernel, inputs | {"x": strided(inputs["x"]), "weight": strided(inputs["weight"])}, "triton")
     rows = torch.randn(5, 40, device=device).half()[:, 8:32]  # a unit last stride, gaps between rows
     columns = torch.randn(24, 40, device=device).half().t()
-    assert_parity(one_kernel, {"x": rows.requires_grad_(), "weight": columns.requires_grad_()})
-    assert_parity(one_kernel, inputs | {"x": torch.randn(1, 24, device=device).half().expand(5, 24)})
+    assert_parity(one_kernel, {"x": rows.requires_grad_(), "weight": columns.requires_grad_()}, "triton")
+    assert_parity(one_kernel, inputs | {"x": torch.randn(1, 24, device=device).half().expand(5, 24)}, "triton")
 
 
 @pytest.mark.parametrize("argument", ["x", "weight"])
 def test_offsets_beyond_32_bits(argument, device, tmp_path):
     inputs = {name: x.detach() for name, x in layer(4, 24, 2, torch.float16, device).items()}
-    assert_parity(one_kernel, inputs | {argument: far_apart(inputs[argument], tmp_path)})
+    assert_parity(one_kernel, inputs | {argument: far_apart(inputs[argument], tmp_path)}, "triton")
 
 
 @pytest.mark.parametrize("form", [one_kernel, two_kernels])
 def test_bias_of_another_dtype(form, device):
     inputs = layer(5, 24, 20, torch.float16, device)
     inputs["bias"] = torch.randn(40, device=device, requires_grad=True)
-    assert_parity(form, inputs)
+    assert_parity(form, inputs, backend_of(form))
 
 
 @pytest.mark.parametrize("form", [one_kernel, two_kernels])

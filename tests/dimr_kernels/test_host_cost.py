@@ -234,5 +234,7 @@ def test_what_is_kept_is_what_triton_would_choose():
 def test_operators_keep_their_overload():
     from dimr_kernels.ops import geglu as module
 
-    assert isinstance(module.geglu_packed_op, Operator)
-    assert module.geglu_packed_op.overload is torch.ops.dimr_kernels.geglu_packed.default
+    names = {form: operator.overload for form, operator in module.geglu_packed_ops.items()}
+    assert all(isinstance(operator, Operator) for operator in module.geglu_packed_ops.values())
+    ops = torch.ops.dimr_kernels
+    assert names == {"triton": ops.geglu_packed.default, "cpp": ops.geglu_packed_cpp.default}

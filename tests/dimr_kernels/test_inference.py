@@ -9,7 +9,7 @@ import dimr_kernels as dk
 from dimr_kernels import functional as F
 from dimr_kernels import inference
 from dimr_kernels.ops import time_gate
-from tests.support.parity import assert_parity
+from tests.support.parity import assert_parity, kernel_backends, skip_unless_it_runs
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -58,9 +58,10 @@ def test_td_norm_writes_the_sum_into_its_slot(dtype, rms, shared, device):
     assert_parity(norm, {"x": x, "residual": residual, "offset": torch.randn(D, device=device), "t": t, **values})
 
 
-@pytest.mark.parametrize("backend", ["eager", "triton"])
+@pytest.mark.parametrize("backend", ["eager", "triton", "cpp"])
 def test_td_norm_is_the_functional_form(backend, device):
     """Check that the offset enters the norm and not the sum, with and without either."""
+    skip_unless_it_runs(backend, device)
     x, residual, t, parameters = torch.randn(2, 3, 16), torch.randn(2, 3, 16), torch.rand(2), gates(16)
     x, residual, t, *parameters = (v.to(device) for v in (x, residual, t, *parameters))
     offset = torch.randn(16, device=device)
@@ -132,8 +133,8 @@ def test_shuffle_norm_add_in_place(dtype, shared, device):
     t = torch.rand(1 if shared else 2, device=device)
     parameters = {name: v.to(device) for name, v in zip(inference.GATES, gates(8), strict=True)}
     assert_parity(lift, {"x": x, "y": y, "t": t, **parameters})
-    wanted = F.pixel_shuffle_td_norm_add(x, y, t, 2, **parameters)
     with dk.use_backend("eager"):
+        wanted = F.pixel_shuffle_td_norm_add(x, y, t, 2, **parameters)
         torch.testing.assert_close(lift(x, y, t, **parameters), wanted)
 
 
@@ -144,17 +145,19 @@ def test_operators_are_well_registered(device):
     image, taps = torch.randn(1, 3, 4, 8, device=device), torch.randn(8, 1, 3, 3, device=device)
     lifted, ops = torch.randn(2, 1, 2, 64, device=device), torch.ops.dimr_kernels
     with torch.no_grad():
-        for op, arguments in (
-            (ops.td_norm_into, (x, x.clone(), torch.empty_like(x), parameters[0], t, *parameters, 1e-5, False)),
-            (ops.depthwise_conv2d_into, (image, taps, None, torch.empty_like(image))),
-            (ops.shuffle_norm_add_, (lifted, torch.zeros(2, 2, 4, 16, device=device), t, 2, *parameters, 1e-5)),
+        for name, arguments in (
+            ("td_norm_into{}", (x, x.clone(), torch.empty_like(x), parameters[0], t, *parameters, 1e-5, False)),
+            ("depthwise_conv2d_into{}", (image, taps, None, torch.empty_like(image))),
+            ("shuffle_norm_add{}_", (lifted, torch.zeros(2, 2, 4, 16, device=device), t, 2, *parameters, 1e-5)),
         ):
-            torch.library.opcheck(op.default, arguments, test_utils=("test_schema", "test_faketensor"))
+            for backend in kernel_backends(device):
+                op = getattr(ops, name.format("" if backend == "triton" else "_cpp")).default
+                torch.library.opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 def test_empty_batch(device):
     parameters = [v.to(device) for v in gates(8)]
-    for backend in ("eager", "triton"):
+    for backend in ("eager", *kernel_backends(device)):
         with dk.use_backend(backend):
             x, t = torch.empty(0, 4, 8, device=device), torch.ones(1, device=device)
             assert inference.td_norm(x, t, parameters, 1e-5, False, x, torch.empty_like(x)).shape == x.shape

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import dimr_kernels as dk
+from tests.support.parity import kernel_backends, skip_unless_it_runs
 
 MODULES = (dk.TDLayerNorm, dk.TDRMSNorm)
 
@@ -28,7 +29,7 @@ def test_from_layer_norm_computes_the_same(t, gate, device):
     t = t.to(device) if isinstance(t, torch.Tensor) else t
     assert module.eps == 1e-3
     assert not module.training
-    for backend in ("eager", "triton"):
+    for backend in ("eager", *kernel_backends(device)):
         with dk.use_backend(backend):
             torch.testing.assert_close(module(x, t), norm(x), rtol=2e-6, atol=2e-6)
     # The gates cannot matter while both ends are equal.
@@ -126,8 +127,9 @@ def test_conditioning_refuses_what_is_no_timestep(t):
         dk.time_conditioning(t)
 
 
-@pytest.mark.parametrize("backend", ["eager", "triton"])
+@pytest.mark.parametrize("backend", ["eager", "triton", "cpp"])
 def test_conditioning_around_and_inside_compiled_code(backend, device):
+    skip_unless_it_runs(backend, device)
     norm = randomized(dk.TDLayerNorm(8)).to(device)
     x = torch.randn(2, 3, 8, device=device)
 

@@ -13,7 +13,7 @@ import torch
 import dimr_kernels as dk
 from dimr_kernels import registration
 from dimr_kernels.dispatch import unavailable_reason
-from tests.support.operators import EXAMPLES
+from tests.support.operators import EXAMPLES, in_cpp
 from tests.support.parity import results_of
 
 NAMES = [
@@ -54,6 +54,9 @@ def test_one_missing_name_is_enough(name):
     assert registration._bind_private_names(torch._C, Lacking(forward_mode, "_current_level")) is None
 
 
+CALLS = EXAMPLES | in_cpp(EXAMPLES)
+
+
 @pytest.fixture
 def without_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remove the names, so that any use of one fails."""
@@ -62,9 +65,9 @@ def without_names(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("recorded", [False, True])
-@pytest.mark.parametrize("name", [name for name in EXAMPLES if EXAMPLES[name].fused != "auto"])
+@pytest.mark.parametrize("name", [name for name in CALLS if CALLS[name].fused != "auto"])
 def test_the_same_bits(name, recorded, device, request):
-    example = EXAMPLES[name]
+    example = CALLS[name]
     if problem := unavailable_reason(example.fused, device):
         pytest.skip(problem)
     inputs = {k: v.requires_grad_(recorded) for k, v in example.make_inputs(device, torch.bfloat16).items()}

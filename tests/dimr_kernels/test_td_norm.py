@@ -8,7 +8,7 @@ import torch
 import dimr_kernels as dk
 from dimr_kernels.functional import td_layer_norm, td_rms_norm
 from dimr_kernels.ops import time_gate
-from tests.support.parity import assert_parity, results_of, strided
+from tests.support.parity import assert_parity, results_of, skip_unless_it_runs, strided
 from tests.support.td_norms import COLLECTED_ULPS, GATES, NORMS, arguments
 
 
@@ -185,8 +185,9 @@ def test_double_backward_says_so(device):
             g.sum().backward()
 
 
-@pytest.mark.parametrize("backend", ["eager", "triton"])
+@pytest.mark.parametrize("backend", ["eager", "triton", "cpp"])
 def test_autocast_keeps_the_dtype(backend, device):
+    skip_unless_it_runs(backend, device)
     inputs = arguments("layer", (2, 3, 24), device)
     with dk.use_backend(backend), torch.autocast(device.type, torch.bfloat16):
         assert td_layer_norm(**inputs).dtype == torch.float32

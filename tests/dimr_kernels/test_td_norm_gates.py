@@ -7,7 +7,7 @@ import torch
 
 import dimr_kernels as dk
 from dimr_kernels.functional import td_layer_norm, td_rms_norm
-from tests.support.parity import assert_deterministic, assert_parity, results_of
+from tests.support.parity import assert_deterministic, assert_parity, kernel_backends, results_of, skip_unless_it_runs
 from tests.support.td_norms import COLLECTED_ULPS, NORMS, arguments
 
 
@@ -54,8 +54,9 @@ def test_strided_timesteps(device):
     assert_parity(td_layer_norm, inputs, ulps=COLLECTED_ULPS)
 
 
-@pytest.mark.parametrize("backend", ["eager", "triton"])
+@pytest.mark.parametrize("backend", ["eager", "triton", "cpp"])
 def test_a_float_is_the_same_as_a_tensor(backend, device):
+    skip_unless_it_runs(backend, device)
     inputs = arguments("layer", (2, 3, 24), device)
     with dk.use_backend(backend):
         expected = td_layer_norm(**{**inputs, "t": torch.full((2,), 0.3, device=device)})
@@ -76,7 +77,7 @@ def test_definition_by_hand(norm, device):
         beta = s * inputs["p3"] + (1 - s) * inputs["p4"]
         deviation = (x.var(-1, correction=0, keepdim=True) + 0.5).sqrt()
         expected = (x - x.mean(-1, keepdim=True)) / deviation * gamma[:, None] + beta[:, None]
-    for backend in ("eager", "triton"):
+    for backend in ("eager", *kernel_backends(device)):
         with dk.use_backend(backend):
             torch.testing.assert_close(NORMS[norm](**inputs, eps=0.5), expected.float())
 

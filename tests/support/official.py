@@ -65,6 +65,6 @@ def published_gradients(model: DiMR) -> dict[str, Tensor]:
 
 
 def relative_error(found: Tensor, wanted: Tensor) -> float:
-    """Return the error of the whole tensor, in the Euclidean norm."""
+    """Relative error of the whole tensor in the Euclidean norm."""
     found = found.to(wanted.device)
     return (torch.linalg.vector_norm(found - wanted) / torch.linalg.vector_norm(wanted)).item()

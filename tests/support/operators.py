@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -137,6 +137,12 @@ EXAMPLES = {
         "auto",
     ),
 }
+
+
+def in_cpp(examples: dict[str, Example]) -> dict[str, Example]:
+    """The examples that have a C++ form beside Triton's, in it."""
+    return {f"{name} in C++": replace(x, fused="cpp") for name, x in examples.items() if x.fused == "triton"}
+
 
 VARIANTS = {
     "td_layer_norm without residual": Example(F.td_layer_norm, _without(_td_layer_norm, "residual"), "triton"),

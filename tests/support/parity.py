@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch._decomp import get_decompositions
@@ -22,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 import dimr_kernels as dk
+from dimr_kernels.dispatch import unavailable_reason
 
 # Two units in the last place at the largest magnitude: one for the order of float32 sums, one because Triton's
 # interpreter truncates bfloat16 stores where hardware rounds.
@@ -29,6 +31,7 @@ ULPS = 2.0
 ROUNDED_RUNS = 3
 
 Inputs = Mapping[str, Any]
+Results = dict[str, Tensor]
 Function = Callable[..., Any]
 
 
@@ -64,24 +67,48 @@ def _cotangents(outputs: tuple[Tensor, ...]) -> list[Tensor]:
     return [cotangent.to(out.device, out.dtype) for out, cotangent in drawn if out.requires_grad]
 
 
-def assert_parity(function: Function, inputs: Inputs, backend: str = "triton", ulps: float = ULPS) -> None:
-    """Run ``function(**inputs)`` fused, eager and in float64, and compare all that comes out."""
+def kernel_backends(device: torch.device) -> list[str]:
+    """Backends other than "eager" of the operators with Triton kernels: Triton, and C++ where it runs."""
+    return [form for form in ("triton", "cpp") if form == "triton" or unavailable_reason(form, device) is None]
+
+
+def skip_unless_it_runs(backend: str, device: torch.device) -> None:
+    """Skip the test of a fused form that cannot run on this device."""
+    if backend == "cpp" and (problem := unavailable_reason(backend, device)):
+        pytest.skip(problem)
+
+
+def assert_parity(function: Function, inputs: Inputs, backend: str | None = None, ulps: float = ULPS) -> None:
+    """Run ``function(**inputs)`` fused, eager and in float64, and compare all that comes out.
+
+    ``backend``: of the fused form; None for each of :func:`kernel_backends`.
+    """
     reference = results_of(function, inputs, "eager", torch.float64)
     eager = results_of(function, inputs, "eager")
-    fused = results_of(function, inputs, backend)
-    rounded: list[dict[str, Tensor]] = []
-    for name, truth in reference.items():
-        got = fused[name]
+    (device,) = {x.device for x in inputs.values() if isinstance(x, Tensor)}
+
+    @cache
+    def rounded() -> list[Results]:
+        return [_rounded_results(function, inputs, seed) for seed in range(ROUNDED_RUNS)]
+
+    for fused in kernel_backends(device) if backend is None else [backend]:
+        _assert_as_close(results_of(function, inputs, fused), eager, reference, rounded, ulps, fused)
+
+
+def _assert_as_close(
+    found: Results, eager: Results, reference: Results, rounded: Callable[[], list[Results]], ulps: float, backend: str
+) -> None:
+    for key, truth in reference.items():
+        got, name = found[key], f"{backend}: {key}"
         assert got.shape == truth.shape, f"{name}: shape {tuple(got.shape)}, wanted {tuple(truth.shape)}"
-        assert got.dtype == eager[name].dtype, f"{name}: {got.dtype}, eager gives {eager[name].dtype}"
+        assert got.dtype == eager[key].dtype, f"{name}: {got.dtype}, eager gives {eager[key].dtype}"
         if truth.numel() == 0:
             continue
         assert torch.isfinite(got).all(), f"{name}: {(~torch.isfinite(got)).sum().item()} elements not finite"
         slack = ulps * torch.finfo(got.dtype).eps * truth.abs().max().item()
-        expected, error = largest_error(eager[name], truth), largest_error(got, truth)
+        expected, error = largest_error(eager[key], truth), largest_error(got, truth)
         if error > 2 * expected + slack:
-            rounded = rounded or [_rounded_results(function, inputs, seed) for seed in range(ROUNDED_RUNS)]
-            expected = max(expected, *(largest_error(run[name], truth) for run in rounded))
+            expected = max(expected, *(largest_error(run[key], truth) for run in rounded()))
         allowed = 2 * expected + slack
         assert error <= allowed, f"{name}: error {error:.3e}, allowed {allowed:.3e}"
 
@@ -116,7 +143,7 @@ def _in_steps() -> dict[Any, Callable[..., Any]]:
     return get_decompositions([*names, aten.native_layer_norm_backward, aten.native_group_norm_backward])
 
 
-def _rounded_results(function: Function, inputs: Inputs, seed: int) -> dict[str, Tensor]:
+def _rounded_results(function: Function, inputs: Inputs, seed: int) -> Results:
     with _Rounded(seed):
         return results_of(function, inputs, "eager", torch.float64)
 

@@ -17,7 +17,7 @@ NAMES = {0: "ant", 1: "bee", 2: "Cat", 3: "dog, domestic", 4: "eel"}
 
 
 def pixel_pipeline(config: dimr.DiMRConfig = TINY, **options: Any) -> Any:
-    """Make a pipeline of a model for pixels, without progress bar."""
+    """Make a pipeline of a model of pixels, without progress bar."""
     from dimr.diffusers_pipeline import DiMRPipeline, DiMRTransformer2DModel, make_scheduler
 
     transformer = DiMRTransformer2DModel.from_dimr(perturbed_model(config).eval())
@@ -27,7 +27,7 @@ def pixel_pipeline(config: dimr.DiMRConfig = TINY, **options: Any) -> Any:
 
 
 def latent_pipeline(kind: str = "AutoencoderKL", **options: Any) -> Any:
-    """Make a pipeline of a model for latents with an autoencoder; its images are 16 pixels wide."""
+    """Make a pipeline of a model of latents with an autoencoder; its images are 16 pixels wide."""
     return pixel_pipeline(LATENTS, vae=tiny_autoencoder(kind).eval(), **options)
 
 

@@ -1,7 +1,7 @@
 """Pictures in tar files of WebDataset's layout.
 
-The files are read at random places, not as streams: then a sample has a number, and order, sharding and resuming are
-the same as with any other source. So they must lie on a file system and not be compressed.
+The files are read by random access, not as streams: so a sample has an index, and order, sharding and resuming work as
+with any other source. The files must be on a file system and uncompressed.
 """
 
 from __future__ import annotations
@@ -16,52 +16,60 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..dataset import PICTURES, DataError, ImageSource, SampleError, Skipped, decode_picture
+from ..dataset import ImageSource
+from ..errors import DataError, SampleError, Skipped
+from ..pictures import PICTURES, Decoding, decode_picture
+from .labels import Labels, as_labels, choose_key, from_folders, warn_of_other_files
 
 RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
-MOST_FILES = 1_000_000
+MAX_FILES = 1_000_000
 
 
 class _Entry(NamedTuple):
     name: str
     offset: int
     size: int
-    label: int | None
+    label: Any
 
 
 class TarSource(ImageSource):
-    """``path``: a tar file, a folder of them, or a pattern such as ``train-{0000..0146}.tar`` or ``train-*.tar``.
+    """A tar file, a folder of them, or a pattern such as ``train-{0000..0146}.tar`` or ``train-*.tar``.
 
     Members whose paths are equal up to the first dot of the file name belong to one sample: a picture, and its label
-    in ``.cls`` (a number in text) or in ``.json`` (``{"label": 3}``). A file that is missing or damaged is an error,
-    or among ``missing`` where ``strict`` is not set.
+    in ``.cls`` or ``.cls.txt`` (an id or a name in text) or in ``.json`` (``{"label": 3}``). Without any of these, the
+    folders that the members are in are classes. A missing or damaged file is an error; if not ``strict``, it is listed
+    in ``missing``.
     """
 
-    def __init__(self, path: str | os.PathLike[str], strict: bool = True) -> None:
+    def __init__(self, path: str | os.PathLike[str], strict: bool = True, decoding: Decoding | None = None) -> None:
+        self.decoding = decoding
         self.shards = expand(path)
         missing: list[Skipped] = []
         entries: list[list[_Entry]] = []
+        others: list[str] = []
         for shard in self.shards:
-            found, problems = _read_shard(shard)
+            found, problems, other = _read_shard(shard)
             entries.append(found)
             missing += problems
+            others += [f"{shard.name}/{name}" for name in other]
         if missing and strict:
             raise DataError(str(missing[0]))
         self.missing = tuple(missing)
         every = [entry for part in entries for entry in part]
-        # Arrays, not lists of objects, which worker processes would copy by counting references.
+        # Arrays, because counting references to a list's objects would copy its memory in each worker process.
         self._names = np.array([os.fsencode(entry.name) for entry in every], dtype=np.bytes_)
         self._shard = np.repeat(np.arange(len(self.shards)), [len(part) for part in entries])
         self._extent = np.array([entry[1:3] for entry in every], np.int64).reshape(-1, 2)  # [N, 2]: offset, size
-        self.labels = self._labels(every)
+        self.labels, self.class_names = self._labels(every) or (None, None)
+        warn_of_other_files(path, others)
 
-    def _labels(self, entries: list[_Entry]) -> np.ndarray | None:
+    def _labels(self, entries: list[_Entry]) -> Labels | None:
         unlabelled = [i for i, entry in enumerate(entries) if entry.label is None]
         if len(unlabelled) == len(entries):
-            return None
+            return from_folders([entry.name for entry in entries])
         if unlabelled:
             raise DataError(f"{self._place(unlabelled[0])} has no label (.cls or .json), others have")
-        return np.array([entry.label for entry in entries], np.int64)
+        return as_labels([entry.label for entry in entries], lambda i: f"the label of {self._place(i)}")
 
     def __len__(self) -> int:
         return len(self._names)
@@ -83,18 +91,18 @@ class TarSource(ImageSource):
             raise SampleError(str(shard), error.strerror or str(error)) from error
         if len(data) < size:
             raise SampleError(str(shard), "it has become shorter")
-        return decode_picture(data, self._place(index))
+        return decode_picture(data, self._place(index), self.decoding)
 
 
 def expand(path: str | os.PathLike[str]) -> tuple[Path, ...]:
-    """The tar files that a path, a folder or a pattern stands for. Files of a numbered range need not exist."""
+    """List the tar files that a path, a folder or a pattern stands for. Those of a numbered range need not exist."""
     text = os.fspath(path)
     if os.path.isdir(text):
         text = os.path.join(glob.escape(text), "*.tar")
     if match := RANGE.search(text):
         first, last = match.groups()
-        if not 0 <= int(last) - int(first) < MOST_FILES:
-            raise DataError(f"{text} stands for no files, or for more than {MOST_FILES} files")
+        if not 0 <= int(last) - int(first) < MAX_FILES:
+            raise DataError(f"{text} stands for no files, or for more than {MAX_FILES} files")
         numbers = [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
         return tuple(p for n in numbers for p in expand(text[: match.start()] + n + text[match.end() :]))
     if not glob.has_magic(text):
@@ -105,57 +113,68 @@ def expand(path: str | os.PathLike[str]) -> tuple[Path, ...]:
     return tuple(map(Path, found))
 
 
-def _read_shard(shard: Path) -> tuple[list[_Entry], list[Skipped]]:
-    """A file's samples; none of them where it is damaged, because what is lost could not be counted."""
+def _read_shard(shard: Path) -> tuple[list[_Entry], list[Skipped], list[str]]:
+    """List a file's samples, problems and other members; no samples if it is damaged: the lost could not be counted."""
     try:
         with tarfile.open(shard, "r:") as archive:
-            entries, problems = _read_members(shard, archive)
+            found = _read_members(shard, archive)
             _check_end(archive)
-            return entries, problems
+            return found
+    except DataError:
+        raise
     except OSError as error:
-        return [], [Skipped(str(shard), error.strerror or str(error))]
-    except Exception as error:  # tarfile raises many kinds over damaged headers
-        return [], [Skipped(str(shard), f"not a whole, uncompressed tar file: {error}")]
+        return [], [Skipped(str(shard), error.strerror or str(error))], []
+    except Exception as error:  # tarfile raises many types over damaged headers
+        return [], [Skipped(str(shard), f"not a whole, uncompressed tar file: {error}")], []
 
 
-def _read_members(shard: Path, archive: tarfile.TarFile) -> tuple[list[_Entry], list[Skipped]]:
-    entries, problems = [], []
+def _read_members(shard: Path, archive: tarfile.TarFile) -> tuple[list[_Entry], list[Skipped], list[str]]:
+    problems, others = [], []
     pictures: dict[str, tarfile.TarInfo] = {}
-    labels: dict[str, int] = {}
+    labels: dict[str, Any] = {}
+    json_files: dict[str, tuple[str, bytes]] = {}  # name and text
     for member in archive:
-        if not member.isfile():
-            continue
         folder, _, file = member.name.rpartition("/")
+        if not member.isfile() or file.startswith("."):  # macOS adds a ._name to every name
+            continue
         stem, _, extension = file.partition(".")
-        key = f"{folder}/{stem}"
-        if f".{extension}".lower().endswith(PICTURES):
+        key, extension = f"{folder}/{stem}", extension.lower()
+        if f".{extension}".endswith(PICTURES):
             if key in pictures:
                 problems.append(Skipped(f"{shard}: {member.name}", f"a second picture of {pictures[key].name}"))
             pictures.setdefault(key, member)
-        elif extension in ("cls", "json"):
-            label = _label(archive, member, extension)
-            if label is not None:
-                labels[key] = label
-    for key, member in pictures.items():
-        entries.append(_Entry(member.name, member.offset_data, member.size, labels.get(key)))
+        elif extension in ("cls", "cls.txt"):
+            text = _read(archive, member).decode(errors="replace").strip()
+            labels[key] = int(text) if text.isdecimal() and len(text) < 19 else text
+        elif extension == "json":
+            json_files[key] = member.name, _read(archive, member)
+        else:
+            others.append(member.name)
+    for key, (name, text) in json_files.items():
+        if key not in labels and (label := _json_label(f"{shard}: {name}", text)) is not None:
+            labels[key] = label
+    entries = [_Entry(one.name, one.offset_data, one.size, labels.get(key)) for key, one in pictures.items()]
     problems += [Skipped(f"{shard}: {key}", "a label without a picture") for key in labels if key not in pictures]
-    return entries, problems
+    return entries, problems, others
 
 
-def _label(archive: tarfile.TarFile, member: tarfile.TarInfo, extension: str) -> int | None:
+def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     file = archive.extractfile(member)
-    text = b"" if file is None else file.read()
+    return b"" if file is None else file.read()
+
+
+def _json_label(place: str, text: bytes) -> Any:
+    """Read the label in a JSON object; None if it has none."""
     try:
-        label = int(text) if extension == "cls" else json.loads(text).get("label")
-        if label is not None and not (type(label) is int and abs(label) < 2**63):
-            raise ValueError
-        return label
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        raise ValueError(f"{member.name} is no label: {text[:40]!r}") from None
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        raise DataError(f"{place} is not JSON: {text[:40]!r}") from None
+    key = choose_key(values) if isinstance(values, dict) else None
+    return None if key is None else values[key]
 
 
 def _check_end(archive: tarfile.TarFile) -> None:
-    """tarfile takes a damaged header in the middle for the end; the real end is a block of zeros."""
+    """Check for the end mark, a block of zeros: tarfile takes a damaged header for the end of the archive."""
     archive.fileobj.seek(archive.offset)  # type: ignore[union-attr]
     block = archive.fileobj.read(tarfile.BLOCKSIZE)  # type: ignore[union-attr]
     if len(block) < tarfile.BLOCKSIZE or any(block):

@@ -1,15 +1,17 @@
-"""Two runs in one folder."""
+"""The lock that keeps a second run out of a folder."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from dimr.cli import main
-from dimr.utils import NAME, OccupiedError, occupied
+from dimr.utils import LOCK_FILE, FolderLockedError, exclusive_lock
 from tests.support.training_runs import newest_state, write_recipe
 
 pytest.importorskip("fcntl")
@@ -18,9 +20,9 @@ HOLDS = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOC
 
 @contextlib.contextmanager
 def another_process_in(folder):
-    """Killed at the end of the block, as by ``kill -9``."""
+    """Hold the lock in a process that is killed at the end of the block, as by ``kill -9``."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-c", HOLDS, str(folder / NAME)]
+    command = [sys.executable, "-c", HOLDS, str(folder / LOCK_FILE)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
         try:
@@ -30,10 +32,10 @@ def another_process_in(folder):
 
 
 def test_a_folder_is_free_again_when_the_other_was_killed(tmp_path):
-    folder, refused = tmp_path / "new" / "run", pytest.raises(OccupiedError, match="another process writes to")
-    with another_process_in(folder), refused, occupied(folder):
+    folder, refused = tmp_path / "new" / "run", pytest.raises(FolderLockedError, match="another process writes to")
+    with another_process_in(folder), refused, exclusive_lock(folder):
         pass
-    with occupied(folder):
+    with exclusive_lock(folder):
         pass
 
 
@@ -53,3 +55,26 @@ def test_a_second_run_is_refused_and_touches_nothing(tmp_path, capsys):
     assert main([*command, "--resume"]) == 0
     assert newest_state(output)["step"] == 3
     assert not leftover.exists()
+
+
+def test_a_forked_worker_does_not_keep_the_folder_locked(tmp_path):
+    """The worker of a data loader may outlive the run that was killed. The package filelock would fail here."""
+    fork = (
+        "import os, sys, time; from pathlib import Path; from dimr.utils import exclusive_lock\n"
+        "with exclusive_lock(Path(sys.argv[1])):\n"
+        "    worker = os.fork()\n"
+        "    if worker == 0: time.sleep(60)\n"
+        "    print(worker, flush=True); time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", fork, str(tmp_path)], stdout=subprocess.PIPE) as process:
+        worker = int(process.stdout.readline())
+        try:
+            with pytest.raises(FolderLockedError), exclusive_lock(tmp_path):
+                pass
+            process.kill()
+            process.wait()
+            with exclusive_lock(tmp_path):
+                pass
+        finally:
+            process.kill()
+            os.kill(worker, signal.SIGKILL)

@@ -1,0 +1,177 @@
+"""Weights on disk: state dicts from files that may be truncated, foreign or hostile, and folders that hold a model.
+
+A model's folder has ``model.safetensors`` and ``config.json``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from ..model.config import DiMRConfig
+from ..model.network import DiMR, without_weights
+from ..utils import UserError, first_line, read_json, replacing, require, write_json
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+NAMES_SHOWN = 10
+
+
+class CheckpointError(UserError, ValueError):
+    """A checkpoint that cannot be read or does not fit the model."""
+
+
+def save_model(model: DiMR, folder: str | os.PathLike[str]) -> Path:
+    """Write the model's weights, in their own dtypes, and its configuration. Existing files are replaced atomically.
+
+    Example:
+        >>> import tempfile, dimr
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = dimr.save_model(dimr.create_model("dimr-tiny-3r"), folder)
+        ...     dimr.load_model(folder).config.dims
+        (96, 48, 24)
+    """
+    return write_model(model.state_dict(), model.config, folder)
+
+
+def write_model(weights: Mapping[str, Tensor], config: DiMRConfig, folder: str | os.PathLike[str]) -> Path:
+    """Write a model's folder from a state dict and a configuration."""
+    safetensors = require_safetensors()
+    folder = Path(folder)
+    tensors = {name: value.detach().contiguous() for name, value in weights.items()}
+    try:
+        with replacing(folder / WEIGHTS) as temporary:
+            safetensors.torch.save_file(tensors, temporary)
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{folder / WEIGHTS} cannot be written: {error}") from error
+    write_json(folder / CONFIG, config.to_dict())
+    return folder
+
+
+def load_model(folder: str | os.PathLike[str], device: torch.device | str = "cpu") -> DiMR:
+    """Load a model that :func:`save_model` wrote, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: the folder or one of its two files is missing.
+        CheckpointError: a file is damaged, or weights and configuration do not fit each other.
+    """
+    folder = Path(folder)
+    config = _read_config(folder / CONFIG)
+    weights = read_state_dict(folder / WEIGHTS)
+    model = _empty_model(config, folder / CONFIG)
+    check_weights(weights, str(folder / WEIGHTS))
+    wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    check_keys({name: tuple(v.shape) for name, v in weights.items()}, wanted, str(folder / WEIGHTS))
+    model.load_state_dict(weights, assign=True)
+    return model.to(device).eval()
+
+
+def _read_config(path: Path) -> DiMRConfig:
+    if not path.is_file():
+        raise FileNotFoundError(f"no configuration at {path}{_hint(path.parent)}")
+    try:
+        values = read_json(path)
+        if not isinstance(values, dict):
+            raise TypeError(f"wanted an object, got {type(values).__name__}")
+        return DiMRConfig.from_dict(values)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} is not a DiMR configuration: {error}") from error
+
+
+def _hint(folder: Path) -> str:
+    """Suggest the model's folder where ``folder`` is the output folder of a run."""
+    found = [folder / name for name in ("model", "checkpoint") if (folder / name / CONFIG).is_file()]
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def _empty_model(config: DiMRConfig, path: Path) -> DiMR:
+    try:
+        return without_weights(config)
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # sizes whose product exceeds 64 bits
+        raise CheckpointError(f"{path} describes a model that no memory can hold: {first_line(error)}") from error
+
+
+# State dicts
+
+
+def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read the tensors of a ``.safetensors`` file, or of any file that ``torch.save`` wrote, to the CPU.
+
+    Nothing in the file is executed (``weights_only=True``).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
+        raise CheckpointError(f"{path} holds a {type(state).__name__}, not a state dict of named tensors")
+    return dict(state)
+
+
+def require_safetensors() -> ModuleType:
+    """Import the package safetensors and its ``torch`` module."""
+    require("safetensors.torch", "demo", "a .safetensors checkpoint")
+    return require("safetensors", "demo", "a .safetensors checkpoint")
+
+
+def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
+    safetensors = require_safetensors()
+    try:
+        return safetensors.torch.load_file(path)
+    except Exception as error:  # besides its own error, many others where the header's values are wrong
+        raise CheckpointError(f"{path} is not a whole safetensors file: {first_line(error)}") from error
+
+
+def _read_torch(path: Path) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler fails on damaged files with errors of many types
+        foreign = re.search(r"GLOBAL (\S+)", str(error))
+        if foreign:
+            reason = f"it holds {foreign[1]}"
+        elif "Weights only" in str(error):  # torch's message, which advises to load the file unsafely
+            reason = "it is something else"
+        else:
+            reason = f"{type(error).__name__}: {first_line(error)}"
+        raise CheckpointError(f"{path} is not a whole file of tensors written by torch.save: {reason}") from error
+
+
+def check_weights(state: Mapping[str, object], source: str) -> None:
+    """Raise a :class:`CheckpointError` for a value that is not a dense floating-point tensor."""
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(f"{source}: {name} must be a floating-point tensor, got {type(value).__name__}")
+        if not value.is_floating_point() or value.layout != torch.strided or value.is_meta:
+            found = f"a {value.dtype} tensor ({value.layout}, {value.device})"
+            raise CheckpointError(f"{source}: {name} must be a floating-point tensor with data, got {found}")
+
+
+def check_keys(
+    found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], source: str = "checkpoint"
+) -> None:
+    """Compare names and shapes; raise one :class:`CheckpointError` that lists every mismatch."""
+    misshapen = [
+        f"{key} (found {list(found[key])}, wanted {list(shape)})"
+        for key, shape in wanted.items()
+        if key in found and tuple(found[key]) != tuple(shape)
+    ]
+    problems = {
+        "missing": [key for key in wanted if key not in found],
+        "unexpected": [key for key in found if key not in wanted],
+        "misshapen": misshapen,
+    }
+    lines = [f"{len(names)} {kind}: {shortened(names)}" for kind, names in problems.items() if names]
+    if lines:
+        raise CheckpointError(f"{source} does not fit the model: " + "; ".join(lines))
+
+
+def shortened(names: Sequence[str]) -> str:
+    """Join the names with commas; a long list ends with the number of names left out."""
+    shown = ", ".join(names[:NAMES_SHOWN])
+    return shown if len(names) <= NAMES_SHOWN else f"{shown}, and {len(names) - NAMES_SHOWN} more"
