@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import builtins
+import importlib.util
+import os
 import subprocess
 import sys
 
@@ -198,6 +200,24 @@ def test_convert_there_and_back(tmp_path, capsys):
     again = dimr.load_model(tmp_path / "again").state_dict()
     for name, value in model.state_dict().items():
         torch.testing.assert_close(again[name], value, atol=1e-6, rtol=0)
+
+
+@needs_demo_extra
+@pytest.mark.parametrize("umask", [0o027, 0o022, 0o077])
+def test_files_get_the_mode_of_the_umask(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        folder = checkpoint(tmp_path)
+        assert sample(folder, tmp_path / "a.safetensors") == 0
+        dimr.save_model(dimr.create_model("dimr-tiny-3r"), tmp_path / "tiny")
+        assert main(["convert", str(tmp_path / "tiny"), str(tmp_path / "b.safetensors")]) == 0
+        if importlib.util.find_spec("diffusers") is not None:
+            assert main(["convert", str(tmp_path / "tiny"), str(tmp_path / "pipeline"), "--pipeline"]) == 0
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) >= 6
+    assert {oct(path.stat().st_mode & 0o777) for path in files} == {oct(0o666 & ~umask)}
 
 
 def test_bad_conversions(tmp_path, capsys):
