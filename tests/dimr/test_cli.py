@@ -202,6 +202,37 @@ def test_convert_there_and_back(tmp_path, capsys):
         torch.testing.assert_close(again[name], value, atol=1e-6, rtol=0)
 
 
+def test_convert_between_published_files(tmp_path, capsys):
+    pytest.importorskip("safetensors")
+    model = dimr.create_model("dimr-tiny-3r")
+    torch.save(dimr.checkpoints.to_official_state_dict(model), tmp_path / "a.pth")
+    named = ["--model", "dimr-tiny-3r"]
+    assert main(["convert", str(tmp_path / "a.pth"), str(tmp_path / "b.safetensors"), *named]) == 0
+    assert main(["convert", str(tmp_path / "b.safetensors"), str(tmp_path / "c.pth"), *named]) == 0
+    first, last = (torch.load(tmp_path / name) for name in ("a.pth", "c.pth"))
+    torch.testing.assert_close(last, first, atol=1e-6, rtol=0)
+    options = (tmp_path / "a.pth", tmp_path / "p.safetensors", *named, "--pipeline")
+    assert "a pipeline is a folder" in fails(capsys, "convert", *options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pth", "b.safetensors", "c.pth"]
+
+
+def test_checkpoint_folders_of_the_published_code(tmp_path, capsys):
+    """They hold nnet.pth, nnet_ema.pth, optimizer.pth, lr_scheduler.pth and step.pth."""
+    folder = tmp_path / "500.ckpt"
+    folder.mkdir()
+    raw, averaged = (perturbed_model(dimr.model_config("dimr-tiny-3r"), seed) for seed in (0, 1))
+    for name, model in (("nnet.pth", raw), ("nnet_ema.pth", averaged)):
+        torch.save(dimr.checkpoints.to_official_state_dict(model), folder / name)
+    torch.save(500, folder / "step.pth")
+    error = fails(capsys, "sample", folder, "--output", tmp_path / "a.npz")
+    assert f"it is a checkpoint of the published code, which dimr convert {folder} OUT --model NAME converts" in error
+    assert f"say which model {folder / 'nnet_ema.pth'} holds" in fails(capsys, "convert", folder, tmp_path / "out")
+    for source, wanted in ((folder, averaged), (folder / "nnet.pth", raw)):
+        assert main(["convert", str(source), str(tmp_path / "out"), "--model", "dimr-tiny-3r"]) == 0
+        found = dimr.load_model(tmp_path / "out").state_dict()
+        torch.testing.assert_close(found, dict(wanted.state_dict()), atol=1e-6, rtol=0)
+
+
 @needs_demo_extra
 @pytest.mark.parametrize("umask", [0o027, 0o022, 0o077])
 def test_files_get_the_mode_of_the_umask(tmp_path, umask):
