@@ -79,15 +79,18 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Write a file atomically: the block writes to the yielded temporary path, which then replaces ``path``.
 
     Missing parent folders are created. If the block raises, ``path`` is left as it was. The file's mode is that of any
-    new file, see :func:`set_default_mode`.
+    new file, as the umask says: safetensors 0.8 makes files that only their owner can read.
     """
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last, because savers choose the format by it.
     temporary = final.with_name(f".{final.stem}.{os.getpid()}.partial{final.suffix}")
     try:
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
-        set_default_mode(temporary)
+        if stat.S_IMODE(temporary.stat().st_mode) != mode:
+            temporary.chmod(mode)
         os.replace(temporary, final)
     finally:
         temporary.unlink(missing_ok=True)
