@@ -1,4 +1,4 @@
-"""Every test runs the fused kernels: on the GPU where there is one, else Triton's interpreter and the C++ form."""
+"""Settings of all tests: fused kernels run on the GPU if there is one, else in Triton's interpreter and in C++."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ declare_missing_operators()
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
-    """Where Triton does not exist (it has wheels for Linux only), what needs it skips and says why."""
+    """Skip a test that needs Triton where it is not installed (it has wheels for Linux only)."""
     from dimr_kernels.dispatch import TRITON_INSTALLED, BackendError
 
     try:
@@ -37,7 +37,7 @@ def device() -> torch.device:
 
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
-    """Fresh memory holds NaN, so an output element that no kernel wrote cannot pass for a right one."""
+    """Fill new memory with NaN, so that an output element that no kernel wrote is not taken for a correct one."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
@@ -46,7 +46,7 @@ def poisoned_memory() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Tiny tensors gain nothing from a second thread, and on a busy machine wait for it in every operator."""
+    """Use one thread: tiny tensors gain nothing from a second one, and on a busy machine wait for it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -55,7 +55,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def fresh_launches() -> Iterator[None]:
-    """A test that changes launch configurations sees its own, and leaves none behind."""
+    """Clear the cached launches, so that a test that changes launch configurations sees its own and leaves none."""
     from dimr_kernels.launch import forget_launches
 
     forget_launches()

@@ -1,4 +1,4 @@
-"""The build where something is missing or wrong, in a copy of the sources."""
+"""Builds where a tool is missing or wrong, in a copy of the sources."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = [
 
 @pytest.fixture
 def source(tmp_path) -> Path:
-    """What the build reads."""
+    """Copy the sources that the build reads."""
     copy = tmp_path / "source"
     ignore = shutil.ignore_patterns("__pycache__", "*.so", "_extension_missing.txt")
     for folder in ("csrc", "dimr", "dimr_kernels"):
@@ -42,7 +42,7 @@ def source(tmp_path) -> Path:
 
 @pytest.fixture
 def path_with_compiler_only(tmp_path) -> str:
-    """A PATH on which no nvcc is."""
+    """Return a PATH without nvcc."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name in (*COMPILERS, "sh", "uname"):
@@ -72,7 +72,7 @@ runpy.run_module("dimr_kernels", run_name="__main__")
 
 
 def report_of(wheel: Path) -> str:
-    """What ``python -m dimr_kernels`` says of the wheel's contents."""
+    """Return what ``python -m dimr_kernels`` prints for the wheel's contents."""
     folder = wheel.parent / "unpacked"
     zipfile.ZipFile(wheel).extractall(folder)
     environment = {**os.environ, "PYTHONPATH": str(folder)}

@@ -1,4 +1,4 @@
-"""The pages keep their word: examples run, commands parse, quoted messages exist, and the site needs no network."""
+"""Documentation: examples run, commands parse, quoted messages exist, and the site needs no network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OPTIONAL = ("diffusers", "timm", "torchvision")  # other people's models
 
 
 def with_examples() -> list[object]:
-    """Pages on other people's models take long to import those."""
+    """List the pages with examples; those that import other libraries' models are slow."""
     found = [page for page in PAGES if blocks(page, "python")]
     slow = [any("timm" in code or "diffusers" in code for _, code in blocks(page, "python")) for page in found]
     return [
@@ -43,7 +43,7 @@ def test_examples_run(page, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
 def test_commands_parse(page):
-    """``dimr ...`` and ``python -m ...`` as they stand on the page."""
+    """Parse the page's ``dimr ...`` and ``python -m ...`` commands."""
     from dimr.cli import build_parser
 
     for words in commands(page):
@@ -72,7 +72,7 @@ def sources() -> list[str]:
 
 @pytest.mark.parametrize("message", QUOTED)
 def test_message_is_in_the_sources(message, sources):
-    """``…`` stands for one filled-in value, or at the end for whatever follows."""
+    """Look the message up; ``…`` stands for one value or, at the end, for whatever follows."""
     wanted = message.strip(" …")
     assert any(wanted in text for text in sources), f"no source says {wanted!r}"
 
@@ -116,7 +116,7 @@ def test_versions_agree():
 
 
 def test_citation():
-    """The keys that the Citation File Format asks for, and the paper."""
+    """Check the keys that the Citation File Format requires, and the paper."""
     yaml = pytest.importorskip("yaml")
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert {"cff-version", "message", "title", "authors", "license"} <= set(citation)
@@ -157,3 +157,40 @@ def test_plot_shows_the_table():
     drawn = json.loads(image.open(plot.PICTURE).text["Description"])
     assert [tuple(row) for row in drawn[::-1]] == plot.measured()
     assert len(drawn) == 5
+
+
+def test_extras_that_errors_name_exist():
+    """Look up the extra in every ``require(module, extra, purpose)``, whose error tells the user to install it."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    extras = set(re.findall(r"^(\w+) = \[", project.partition("[project.optional-dependencies]")[2], re.MULTILINE))
+    calls = [
+        call
+        for path in (ROOT / "dimr").rglob("*.py")
+        for call in re.findall(r'require\(f?"([^"]+)", "(\w+)"', path.read_text(encoding="utf-8"))
+    ]
+    assert len(calls) > 20
+    assert [call for call in calls if call[1] not in extras] == []
+
+
+def test_map_shows_the_files():
+    """Compare the tree in CONTRIBUTING.md with both packages; a folder without files stands for all its files."""
+    tree = re.search(r"```text\n(.+?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert tree is not None
+    shown: list[str] = []
+    parents: list[str] = []
+    for line in tree[1].splitlines():
+        depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
+        parents = [*parents[:depth], name]
+        shown.append("".join(parents))
+    assert [path for path in shown if not (ROOT / path).exists()] == []
+    whole = tuple(
+        path for path in shown if path.endswith("/") and not any(p != path and p.startswith(path) for p in shown)
+    )
+    packages = [
+        path.relative_to(ROOT).as_posix() for name in ("dimr", "dimr_kernels") for path in (ROOT / name).rglob("*.py")
+    ]
+    assert [
+        path
+        for path in packages
+        if path not in shown and not path.startswith(whole) and not path.endswith("/__init__.py")
+    ] == []

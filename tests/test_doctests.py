@@ -1,4 +1,4 @@
-"""The examples in docstrings run, and what most people call has one."""
+"""Examples in docstrings run, and the most used functions and classes have one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scripts under examples/ run, each in a process of its own, and show what their first comment says."""
+"""Scripts under examples/ run, each in its own process, and show what their docstring says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README's table of models is what the code counts, and the documentation says the same."""
+"""Table of models in the README and the documentation, against the code's counts."""
 
 from __future__ import annotations
 

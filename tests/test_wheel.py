@@ -1,4 +1,4 @@
-"""What ``python -m build`` makes: it holds what is needed and no more, and works where there is no checkout."""
+"""Wheel and source distribution: complete, without extra files, and usable without a checkout."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory) -> Path:
-    """A source distribution of this tree, and a wheel made from it."""
+    """Build a source distribution of this tree, and a wheel from it."""
     source = tmp_path_factory.mktemp("build") / "source"
     leave_out = shutil.ignore_patterns(".*", "*.so", "*.egg-info", "__pycache__", "build", "dist", "demo*_output")
     shutil.copytree(ROOT, source, ignore=leave_out)
@@ -76,7 +76,7 @@ def test_contents_of_the_source_distribution(dist):
 
 @pytest.fixture(scope="module")
 def environment(dist, tmp_path_factory) -> Path:
-    """A virtual environment with the wheel, which sees the libraries of the one in use but no editable install."""
+    """Make a virtual environment with the wheel and the current environment's libraries, but no editable install."""
     folder = tmp_path_factory.mktemp("wheel") / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     (packages,) = folder.glob("lib/python*/site-packages")
@@ -90,7 +90,7 @@ def environment(dist, tmp_path_factory) -> Path:
 
 
 def run(environment: Path, where: Path, program: str, *arguments: str) -> str:
-    """Output of a program of the environment, started in another folder."""
+    """Run a program of the environment in another folder and return its output."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "DIMR_", "TRITON"))}
     done = subprocess.run(
         [environment / "bin" / program, *arguments], cwd=where, env=clean, capture_output=True, text=True

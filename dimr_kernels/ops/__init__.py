@@ -1,1 +1,1 @@
-"""One folder per operator: ``eager.py`` defines it, ``triton.py`` or ``cuda.py`` fuses it, ``op.py`` registers it."""
+"""The operators: ``NAME.py`` defines, checks and registers one, ``NAME_triton.py`` holds its kernels."""

@@ -63,7 +63,7 @@ def assert_agrees(
 
 
 def _allowed(eager: Tensor, truth: Tensor, dtype: torch.dtype) -> float:
-    """From what is finite in both."""
+    """Return the largest error allowed, judged by the elements that are finite in both."""
     finite = eager.isfinite() & truth.isfinite()
     if not finite.any():
         return 0.0
@@ -74,7 +74,7 @@ def _allowed(eager: Tensor, truth: Tensor, dtype: torch.dtype) -> float:
 
 
 def _wrong(got: Tensor, eager: Tensor, truth: Tensor, allowed: float) -> Tensor:
-    """Neither near the float64 result, nor the infinity or NaN that it or eager has."""
+    """Mark elements that are neither near the float64 result nor the infinity or NaN that it or eager has."""
     near = (got.double() - truth).abs() <= allowed
     return ~(near | _same(got, eager) | _same(got, truth.to(got.dtype)))
 
@@ -86,11 +86,11 @@ def _same(a: Tensor, b: Tensor) -> Tensor:
 def _sensitivity(
     function: Function, inputs: Inputs, reference: dict[str, Tensor], intermediate: torch.dtype
 ) -> dict[str, float]:
-    """By how much results may be off through no fault of the fused form."""
+    """Return how far rounding of the inputs and intermediates alone can move each result."""
     generator = torch.Generator().manual_seed(2)
 
     def shaken(x: Any, dtype: torch.dtype | None = None) -> Any:
-        """By the eps of ``intermediate`` in float64; by twice its own in ``dtype``."""
+        """Perturb by the eps of ``intermediate`` in float64, or by twice the eps of ``dtype`` in that dtype."""
         if not isinstance(x, Tensor) or not x.is_floating_point():
             return x
         eps = torch.finfo(intermediate).eps if dtype is None else 2 * torch.finfo(dtype).eps

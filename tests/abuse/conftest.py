@@ -1,4 +1,4 @@
-"""How many cases hypothesis tries: few and always the same, or many for a long run.
+"""Profiles of hypothesis: few cases, always the same, or many for a long run.
 
 HYPOTHESIS_PROFILE=long pytest tests/abuse            (or --hypothesis-profile long)
 """
@@ -9,7 +9,8 @@ import os
 
 from hypothesis import HealthCheck, Phase, settings
 
-FOUND_AS_IS = (Phase.explicit, Phase.generate)  # to make a failing case smaller takes minutes: the long profile does
+# Shrinking a failing case takes minutes, so only the long profile does it.
+FOUND_AS_IS = (Phase.explicit, Phase.generate)
 common = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
 settings.register_profile("quick", max_examples=16, derandomize=True, phases=FOUND_AS_IS, database=None, **common)
 settings.register_profile("long", max_examples=250, derandomize=False, **common)

@@ -1,4 +1,4 @@
-"""What can happen to a file."""
+"""Ways to damage a file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 
 class Payload:
-    """Unpickled without restraint, it makes a file."""
+    """Object that creates a file when it is unpickled without restrictions."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -55,7 +55,7 @@ CALLS: dict[str, Call] = {
 
 
 def main() -> None:
-    """On the GPU, with the compiled extension too."""
+    """Run every call on the GPU, and the compiled extension's in every dtype."""
     device = torch.device("cuda")
     for function, make_inputs, backend in CALLS.values():
         results_of(function, make_inputs(device), backend)

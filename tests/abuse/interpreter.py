@@ -18,7 +18,7 @@ class OutsideMemory(AssertionError):
 
 
 def extent(x: Tensor) -> tuple[int, int]:
-    """The addresses of ``x``'s first byte and of the one after its last."""
+    """Return the address of ``x``'s first byte and of the byte after its last."""
     if x.numel() == 0:
         return x.data_ptr(), x.data_ptr()
     last = sum((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
@@ -27,7 +27,7 @@ def extent(x: Tensor) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def guarded_memory(patch: Patch) -> Iterator[list[str]]:
-    """Every access that is not masked must lie inside a tensor of its launch. Yields the names of kernels launched."""
+    """Fail on unmasked accesses outside the tensors of their launch. Yields the names of kernels launched."""
     from triton.runtime import interpreter
 
     launches: list[list[tuple[int, int]]] = []
@@ -74,7 +74,7 @@ LARGEST_WHOLE_GRID = 4096
 
 
 def skip_the_middle(patch: Patch) -> None:
-    """Of a grid too large to interpret, the first program and the last few run."""
+    """Run only the first and the last few programs of a grid too large to interpret."""
     from triton.runtime import interpreter
 
     def programs(*bounds: int) -> Any:

@@ -1,4 +1,4 @@
-"""Everything that is read from a file, with a whole file of each kind and the errors it may end in."""
+"""Every function that reads files, with a valid file of each kind and the errors that reading may raise."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ DRAWN = {"seed": 3, "classes": [0, 1]}
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """``write`` makes a whole file, in a folder with all that belongs to it; ``read`` reads all of it."""
+    """A reader of files: ``write`` makes a valid file with everything that belongs to it; ``read`` reads all of it."""
 
     write: Callable[[Path], Path]
     read: Callable[[Path], Any]
@@ -93,7 +93,7 @@ def autoencoder(folder: Path) -> Path:
 
 
 def _latents(folder: Path, name: str) -> Path:
-    """Three latents of 1 x 2 x 2 and their mirror images, as dimr encode leaves them."""
+    """Write three latents of 1 x 2 x 2 and their mirror images, as ``dimr encode`` does."""
     import hashlib
 
     file = folder / "latents-00000.safetensors"
@@ -186,7 +186,7 @@ def _scripted(folder: Path) -> Path:
 
 
 def _part(folder: Path) -> Path:
-    """The first batch of a file of samples that is not finished."""
+    """Write the first batch of an unfinished file of samples."""
     files = OneFile(folder / "samples.npz", pixels=True, columns=2)
     claim(files.folder, DRAWN, overwrite=False)
     files.put(range(2), torch.zeros(2, 3, 4, 4))
@@ -314,7 +314,7 @@ READERS: dict[str, Reader] = {
 
 
 def refusal(name: str, path: Path) -> str:
-    """The message with which a file is refused, which names it."""
+    """Return the message of the error that refuses a file and names it."""
     with pytest.raises(READERS[name].errors) as caught:
         READERS[name].read(path)
     message = str(caught.value)

@@ -1,4 +1,4 @@
-"""Hypothesis draws tensors: of any dtype that the operators take, anywhere in memory, holding anything."""
+"""Hypothesis strategies for tensors: any dtype that the operators take, any memory layout, any values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 Draw = Callable[..., object]
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# Of parameters and timesteps, which are read as float32 whatever they are.
+# Parameters and timesteps are converted to float32 whatever their dtype.
 PARAMETER_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 GPU = torch.cuda.is_available()
 
@@ -28,7 +28,7 @@ def draw_tensor(
     contents: tuple[str, ...] = CONTENTS,
     layouts: tuple[str, ...] = LAYOUTS,
 ) -> Tensor:
-    """Of this shape, requiring a gradient or not."""
+    """Draw a tensor of this shape, which may require a gradient."""
     content, layout = draw(st.sampled_from(contents)), draw(st.sampled_from(layouts))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**16)))
     values = _filled(torch.randn(shape, generator=generator, dtype=torch.float64), content, dtype, generator).to(dtype)
@@ -57,7 +57,7 @@ def _filled(values: Tensor, content: str, dtype: torch.dtype, generator: torch.G
 
 
 def _placed(draw: Draw, values: Tensor, layout: str) -> Tensor:
-    """The same values elsewhere in memory; "expanded" and "overlapping" tensors repeat some of them."""
+    """Copy the values to another memory layout; "expanded" and "overlapping" tensors repeat some of them."""
     rank = values.dim()
     if layout == "shifted":
         base = torch.zeros(values.numel() + 8, dtype=values.dtype, device=values.device)

@@ -1,4 +1,4 @@
-"""Every wrong command ends in exit code 2 and one line, writes nothing and changes nothing that was there."""
+"""Invalid commands exit with code 2 and one line, write nothing and change no existing file."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Good(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with something of everything."""
+    """Make a folder with one input of every kind."""
     place = tmp_path_factory.mktemp("place")
     pixel = {"input_size": 8, "dims": (16, 8), "layers": (1, 1), "num_heads": 2, "num_classes": 3, "kernel_size": 3}
     for name, more in {
@@ -246,7 +246,7 @@ def test_help(command, capsys):
 
 
 def test_every_argument_is_explained():
-    """In the help of the command it belongs to."""
+    """Check that the help of each command describes all of its arguments."""
     parsers = [build_parser()]
     while parsers:
         parser = parsers.pop()

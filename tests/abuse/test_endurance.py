@@ -1,4 +1,4 @@
-"""Long use holds no more than short use, and running out of memory costs a step and not the run."""
+"""Long runs leak nothing, and running out of memory costs one step, not the run."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def held() -> dict[str, int]:
 
 
 def grows(use: Callable[[int], object], times: int, warm_up: int, most: int = 8 * MEBIBYTE) -> None:
-    """``times`` more uses after the first ``warm_up`` hold no tensor, file or thread and next to no memory."""
+    """Check that ``times`` uses after ``warm_up`` leak no tensor, file or thread and hardly any memory."""
     for i in range(warm_up):
         use(i)
     before, memory = held(), resident()
@@ -72,7 +72,7 @@ def new_trainer(steps: int) -> Trainer:
 
 @pytest.fixture(autouse=True)
 def plain_memory(poisoned_memory):
-    """Memory that nothing fills, as in use."""
+    """Leave new memory unfilled, as outside the tests."""
     torch.use_deterministic_algorithms(False)
 
 
@@ -102,7 +102,7 @@ def test_training_with_checkpoints_and_averages(tmp_path):
 @needs_proc
 @pytest.mark.slow
 def test_ten_thousand_calls_of_operators():
-    """Of all sorts of shapes in turn, forward and backward; oneDNN keeps something for each."""
+    """Cycle through 75 shapes, forward and backward; oneDNN caches primitives for each."""
     shapes = [(B, H, W) for B in (1, 2, 3) for H in range(1, 6) for W in range(1, 6)]
     norm, geglu = dk.TDLayerNorm(16), dk.GEGLU(16, 16)
     conv, shuffle = dk.DepthwiseConv2d(16, kernel_size=3), dk.PixelShuffleUpsample(16, 8)
@@ -120,7 +120,7 @@ def test_ten_thousand_calls_of_operators():
 
 
 def test_what_is_kept_for_each_shape_is_bounded():
-    """Ten thousand shapes of a kernel's arguments."""
+    """Call a kernel with ten thousand shapes."""
     try:
 
         @cached_by_shape
@@ -172,7 +172,7 @@ def test_reading_around_corrupt_files(tmp_path):
 
 @needs_proc
 def test_refused_files_hold_nothing(tmp_path):
-    """The error's traceback keeps what was half read alive only as long as the error."""
+    """Check that partly read data is freed with the error whose traceback holds it."""
     dimr.save_model(perturbed_model(CONFIG), tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
@@ -188,7 +188,7 @@ def test_refused_files_hold_nothing(tmp_path):
 
 
 def out_of_memory_once(monkeypatch, at: int, error: BaseException) -> None:
-    """In the ``at``-th loss, when half of the step is done."""
+    """Raise ``error`` in the ``at``-th loss, when half of the step is done."""
     losses, calls = Trainer._losses, []
 
     def scarce(self, *arguments):
@@ -209,7 +209,7 @@ ERRORS = [
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_out_of_memory_in_a_step_leaves_no_half_gradient(error, monkeypatch):
-    """The second of two passes fails; the next step must not begin with the gradient of the first."""
+    """Fail in the second of two passes; the next step must not start from the first pass's gradient."""
     trainer = new_trainer(10)
     trainer.passes = 2
     trainer.train_step()

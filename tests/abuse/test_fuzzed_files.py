@@ -1,4 +1,4 @@
-"""A damaged or hostile file ends in a documented error that names it; nothing in it runs, nothing around it changes."""
+"""Damaged and hostile files raise a documented error that names them; no code runs and no other file changes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def refused(reader: Reader, path: Path, may_be_whole: bool = False) -> str | None:
-    """What the error said; None where the file was read, or said not to be there."""
+    """Return the error's message; None if the file was read, or reported as missing."""
     before = contents(path.parent)
     try:
         with warnings.catch_warnings():
@@ -62,7 +62,7 @@ def named(reader: Reader, path: Path) -> bool:
 
 @pytest.mark.parametrize("name", READERS)
 def test_whole_files_are_read(name, tmp_path):
-    """So that the other tests do not pass because everything is refused."""
+    """Check that valid files are accepted; otherwise the other tests would pass by refusing everything."""
     reader = READERS[name]
     assert reader.read(reader.write(tmp_path)) is not False
 
@@ -101,7 +101,7 @@ def test_something_else_in_its_place(name, tmp_path):
 
 @pytest.fixture
 def payload(tmp_path) -> Iterator[Payload]:
-    """Whatever the test reads must not run it."""
+    """Return a payload that must not have run when the test ends."""
     witness = tmp_path / "the payload ran"
     pickle.loads(pickle.dumps(Payload(witness)))
     assert witness.exists()  # it would
@@ -196,7 +196,7 @@ def test_nested_toml(tmp_path):
 
 @contextmanager
 def as_nobody() -> Iterator[None]:
-    """Root may read everything."""
+    """Run as a user without root's right to read every file."""
     if os.geteuid() != 0:
         yield
         return

@@ -1,4 +1,4 @@
-"""Files of tensors and arrays that declare more than they hold, or hold something else."""
+"""Files of tensors and arrays that declare more data than they hold, or other data."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_folder_of_integers(tmp_path):
 
 
 def test_an_autoencoder_s_weights_under_other_names(tmp_path):
-    """diffusers would warn, and draw what is missing at random."""
+    """diffusers alone would only warn, and initialise the missing weights at random."""
     path = READERS["autoencoder's weights"].write(tmp_path)
     state = load_file(path)
     key, value = state.popitem()
@@ -89,7 +89,7 @@ def test_safetensors_that_declare_too_much(case, name, tmp_path):
 
 
 def write_npz(path: Path, keys: list[str], shape: tuple[int, ...], dtype: str, compression: int, lie: bool) -> None:
-    """Arrays that declare more than they hold; with ``lie`` the archive's directory says the same."""
+    """Write arrays that declare more than they hold; with ``lie`` the archive's directory agrees with them."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": dtype, "fortran_order": False, "shape": shape})
     with zipfile.ZipFile(path, "w", compression) as archive:
@@ -115,7 +115,7 @@ def test_arrays_that_declare_too_much(name, compression, lie, tmp_path):
 
 
 def test_a_compressed_array_is_not_asked_for_before_it_can_be_there(tmp_path, monkeypatch):
-    """Two gigabytes would fit, and would be taken from who needs them."""
+    """Two gigabytes would fit in memory, but must not be allocated before the data is there."""
     path = READERS["data .npz"].write(tmp_path)
     write_npz(path, ["images"], (2**31,), "|u1", zipfile.ZIP_DEFLATED, lie=True)
     monkeypatch.setattr(np.lib.format, "read_array", lambda *a, **k: pytest.fail("it was read"))

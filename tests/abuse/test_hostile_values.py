@@ -1,4 +1,4 @@
-"""Whole files whose values no one would write: numbers that are none, sizes that no memory has, other shapes."""
+"""Well-formed files with invalid values: NaN, sizes beyond memory, wrong shapes."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="what is inter
 
 @pytest.fixture(autouse=True)
 def guarded(monkeypatch):
-    """An offset that wrapped around points outside every tensor: an error instead of a crash."""
+    """Turn an offset that wrapped around, and so points outside every tensor, into an error instead of a crash."""
     torch.utils.deterministic.fill_uninitialized_memory = False  # it would touch what must stay untouched
     with guarded_memory(lambda owner, name, value: monkeypatch.setattr(owner, name, value, raising=False)):
         yield
@@ -46,7 +46,7 @@ def gates(D: int) -> dict[str, Tensor]:
 
 
 def far_along(x: Tensor, dim: int, folder: Path) -> Tensor:
-    """The same values with 2**30 elements between the entries of one dimension."""
+    """Place entries of one dimension 2**30 elements apart, with the same values."""
     distance, order = 2**30, [dim, *(i for i in range(x.dim()) if i != dim)]
     inner = x.detach().permute(order).contiguous()
     size = inner.shape[0] * distance
@@ -97,7 +97,7 @@ def test_rows_far_apart(name, argument, dim, tmp_path):
 
 
 def promised(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros that take no memory until they are touched."""
+    """Make zeros that take no memory until they are touched."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
     memory = mmap.mmap(-1, max(math.prod(shape), 1) * dtype.itemsize, flags=flags)
     return torch.frombuffer(memory, dtype=dtype)[: math.prod(shape)].view(shape)
@@ -172,7 +172,7 @@ HUGE = {
 
 
 def run(case: Huge, inputs: dict[str, Tensor], cotangent: Tensor) -> dict[str, Tensor]:
-    """The result, and gradients of the inputs that want one."""
+    """Return the result and the gradients of inputs that require one."""
     wanted = tuple(inputs) if case.gradients_of is None else case.gradients_of
     leaves = {name: x.detach().requires_grad_(name in wanted) for name, x in inputs.items()}
     outputs = case.function(**leaves)

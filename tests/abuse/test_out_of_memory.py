@@ -1,4 +1,4 @@
-"""Out of memory: an error that says so, and a process that goes on as before, nothing kept."""
+"""Running out of memory raises a clear error, leaks nothing, and the process can continue."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-# Of a process that may take 3 GB more than it has: each operator on more than that, then on little.
+# With 3 GB left to the process, call each operator on more than that, then on a small input.
 SCRIPT = """
     import gc, resource, sys
     import torch

@@ -1,4 +1,4 @@
-"""Attention by torch's kernels against its definition: any shape, dtype, memory and contents."""
+"""Attention by torch's kernels against its definition: any shape, dtype, memory layout and values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any argument of any operator replaced by what it cannot be: an error that names the operator, before any kernel."""
+"""Invalid values for every argument of every operator raise an error that names it, before any kernel runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 MAY_BE_NONE = {("td_layer_norm", "residual"), ("geglu_linear", "bias"), ("pixel_shuffle_add", "y")}
 MAY_BE_NONE |= {("depthwise_conv2d", name) for name in ("bias", "residual")} | {("attention", "scale")}
-# Instead of a tensor. (Of a changed shape: one dimension more, of a size that nothing here has.)
+# Replacements of a tensor. A changed shape has one dimension more, of a size that is used nowhere else.
 WRONG_TENSORS: dict[str, Callable[[Tensor], Any]] = {
     "None": lambda x: None,
     "a string": lambda x: "x",
@@ -48,7 +48,7 @@ WRONG_VALUES = {
     "float": (None, "x", [1.0], torch.ones(2), 1j),
     "str": (None, "other", 3, ["none"]),
 }
-# What these take of the changes above, by their own documentation.
+# Changes above that are valid, by the documentation of these operators.
 FITS = {(name, "t", "no dimension") for name in EXAMPLES}
 FITS |= {
     ("geglu", "h", "two dimensions more"),

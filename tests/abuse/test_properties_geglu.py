@@ -1,4 +1,4 @@
-"""GeGLU, alone and behind a product, against its definition: any shape, dtype, memory and contents."""
+"""GeGLU, alone and after a linear layer, against its definition: any shape, dtype, memory layout and values."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .tensors import CONTENTS, DTYPES, GPU, PARAMETER_DTYPES, draw_tensor
 
 APPROXIMATE, GATE = st.sampled_from(("none", "tanh")), st.sampled_from(("first", "last"))
 LEADING = st.lists(st.integers(0, 4), max_size=3)
-# The one-kernel form keeps float32 sums where torch rounds the product: what overflows there need not here.
+# The one-kernel form keeps float32 sums where torch rounds the product, so it may not overflow where torch does.
 MODERATE = (*(content for content in CONTENTS if content not in ("large", "special")), "nan")
 # At minus infinity torch's gelu is NaN, zero times infinity; the kernels' is its limit, zero.
 HERE = (*(content for content in CONTENTS if content != "special"), "nan")
-# Of 16-bit gates under -5.6, where gelu is 1e-7 and less, its approximation says no more than that.
+# For 16-bit gates below -5.6 gelu is at most 1e-7, and its approximation is no more accurate than that.
 FLOOR = 1e-6
 
 
@@ -69,5 +69,5 @@ def test_linear_in_two_kernels(inputs):
 
 @given(linear_inputs(DTYPES[1:] if GPU else (torch.float16,), ("one_kernel",)))
 def test_linear_in_one_kernel(inputs):
-    """In float16 without a GPU: Triton's interpreter multiplies bfloat16 wrongly."""
+    """Without a GPU float16 only, since Triton's interpreter multiplies bfloat16 wrongly."""
     assert_agrees(F.geglu_linear, inputs, intermediate=inputs["x"].dtype, floor=FLOOR)

@@ -1,4 +1,4 @@
-"""Convolution and pixel shuffles against their definitions: any shape, layout, dtype, memory and contents."""
+"""Convolution and pixel shuffles against their definitions: any shape, layout, dtype, memory layout and values."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ANYWHERE = (*LAYOUTS, "channels_last", "channels_last")
 def draw_image(
     draw: Any, shape: tuple[int, ...], dtype: torch.dtype, contents: tuple[str, ...] = CONTENTS
 ) -> torch.Tensor:
-    """Of four dimensions."""
+    """Draw a feature map of four dimensions."""
     return draw_tensor(draw, shape, dtype, contents, ANYWHERE)
 
 
@@ -41,7 +41,7 @@ def convolution_inputs(draw: Any, kernel_sizes: tuple[int, ...]) -> dict[str, An
     dtype = draw(st.sampled_from(DTYPES))
     weight = draw_tensor(draw, (C, 1, K, K), draw(st.sampled_from(PARAMETER_DTYPES)), FINITE)
     residual = draw(st.sampled_from(("none", "x", "other")))
-    # Where x is added to its own convolution, one tap is one larger: an infinity is not taken from another.
+    # With x as its own residual one tap is larger by 1, so infinities are not subtracted from each other as in eager.
     x = draw_image(draw, shape, dtype, FINITE if residual == "x" else CONTENTS)
     inputs = {"x": x, "weight": weight, "bias": None}
     if not inputs["x"].isfinite().all():  # the gradient of a tap beyond the edge, zero times infinity
@@ -58,7 +58,7 @@ def convolve(x: torch.Tensor, onto_itself: bool, **others: Any) -> torch.Tensor:
 
 
 def draw_sides(draw: Any) -> tuple[tuple[int, ...], tuple[int, ...], int, str]:
-    """Shapes with few channels and with many, the factor, the layout."""
+    """Draw shapes with few channels and with many, the upscale factor and the layout."""
     B, H, W, C, r = (
         draw(st.integers(0, 2)),
         draw(st.integers(0, 3)),

@@ -1,4 +1,4 @@
-"""The time-dependent norms against their definition: any shape, dtypes, memory and contents, any gradients."""
+"""The time-dependent norms against their definition: any shape, dtypes, memory layout, values and gradients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .tensors import DTYPES, PARAMETER_DTYPES, draw_tensor
 
 WIDTHS = st.sampled_from((1, 2, 3, 7, 8, 16, 33))
 EPS = st.sampled_from((1e-5, 1e-8, 0.5))
-# An infinite parameter meets sums in another order than eager's.
+# With an infinite parameter the result depends on the order of sums, which differs from eager's.
 BOUNDED = ("normal", "normal", "constant", "zeros", "denormal")
 
 
@@ -104,7 +104,7 @@ def test_pixel_shuffle_td_norm_add(inputs):
 
 
 def test_an_infinite_gate_is_open():
-    """Its rows of padding, where the timestep reads as zero, are not to be seen."""
+    """Check that masked rows, where the timestep reads as zero, do not reach the result."""
     x, ones = torch.randn(3, 5, requires_grad=True), torch.ones(5, requires_grad=True)
     gate = torch.full((5,), float("inf"))
     inputs = {"x": x, "t": torch.full((3,), 0.5), "p1": ones, "p2": ones.detach(), "scale_gate_weight": gate}

@@ -1,4 +1,4 @@
-"""The C++ operators under sanitizers, the Triton kernels with every access checked, and who checks them on a GPU."""
+"""C++ operators under sanitizers, Triton kernels with every access checked, and the commands for a GPU."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def compile_checks(folder: Path, sanitizers: str, sources: Path = ROOT / "csrc")
 
 
 def run_checks(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    # Memory that is never freed is the process's own affair at its end.
+    # Memory that is still allocated at exit is not an error here.
     settings = {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
     return subprocess.run([program, *arguments], capture_output=True, text=True, env=os.environ | settings)
 
@@ -94,7 +94,7 @@ def test_the_guard_sees_a_missing_mask(monkeypatch):
     from dimr_kernels.ops import geglu_triton as kernels
 
     h = torch.randn(3, 10)
-    launch = kernels._launch(torch.Size((9, 5)), ((10, 1), (10, 1)), "none")  # for 9 rows, where 3 come
+    launch = kernels._launch(torch.Size((9, 5)), ((10, 1), (10, 1)), "none")  # for 9 rows, called with 3
     with (
         guarded_memory(lambda owner, name, value: monkeypatch.setattr(owner, name, value)),
         pytest.raises(Exception, match=OutsideMemory.__name__),

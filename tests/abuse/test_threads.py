@@ -1,4 +1,4 @@
-"""Several threads and several processes at once: the same bits as one after the other, and settings of one's own."""
+"""Concurrent threads and processes give the same bits as sequential calls, and each has its own settings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def at_once(*tasks: Callable[[], object]) -> list[object]:
-    """The results of tasks that all begin together, each in a thread of its own; the first error is raised."""
+    """Start all tasks together, each in a thread of its own, and return their results; raise the first error."""
     start = threading.Barrier(len(tasks))
 
     def begin(task: Callable[[], object]) -> object:
@@ -38,7 +38,7 @@ def at_once(*tasks: Callable[[], object]) -> list[object]:
 
 
 def backends(name: str) -> list[str]:
-    """Of an example, those that run here. Compiled kernels need a GPU; Triton's interpreter takes turns."""
+    """List an example's backends that run here. Compiled kernels need a GPU; Triton's interpreter takes turns."""
     fused = EXAMPLES[name].fused
     usable = fused == "auto" or unavailable_reason(fused, DEVICE) is None
     return ["eager", *([fused] if usable else [])]
@@ -48,7 +48,7 @@ CALLS = [(name, backend) for name in EXAMPLES for backend in backends(name)]
 
 
 def results(name: str, backend: str, seed: int) -> dict[str, torch.Tensor]:
-    torch.manual_seed(seed)  # the generator is the process's
+    torch.manual_seed(seed)  # all threads share the process's generator
     example = EXAMPLES[name]
     return results_of(example.function, example.make_inputs(DEVICE, torch.float32), backend)
 
@@ -65,7 +65,7 @@ def slow_if_interpreted(name: str, backend: str) -> object:
 
 @pytest.mark.parametrize(("name", "backend"), [slow_if_interpreted(*call) for call in CALLS])
 def test_threads_compute_the_same_bits(name, backend):
-    """First calls as well: what is worked out once for each shape is forgotten before."""
+    """Include first calls: everything cached by shape is cleared before."""
     inputs = inputs_of(name)
     expected = results_of(EXAMPLES[name].function, inputs, backend)
     forget_launches()
@@ -76,7 +76,7 @@ def test_threads_compute_the_same_bits(name, backend):
 
 @pytest.mark.slow
 def test_different_operators_and_settings_at_once():
-    """Each thread in blocks of its own, while another keeps forgetting the launches."""
+    """Give each thread its own settings, while another thread keeps clearing the cached launches."""
     inputs = {name: inputs_of(name) for name, _ in CALLS}
     expected = {(name, backend): results_of(EXAMPLES[name].function, inputs[name], backend) for name, backend in CALLS}
     done = threading.Event()
@@ -104,7 +104,7 @@ def test_different_operators_and_settings_at_once():
 
 @pytest.mark.parametrize("scoped", [dispatch._backend, time_gate._timestep], ids=["backend", "timestep"])
 def test_blocks_that_overlap_leave_nothing_behind(scoped):
-    """Threads leave their blocks in another order than they entered them; torch.compile reads what remains."""
+    """Leave blocks in another order than they were entered; torch.compile reads the setting that remains."""
     before = scoped.traced
     first, second = scoped.set_to("eager"), scoped.set_to("triton")
     entered, left = threading.Event(), threading.Event()
@@ -169,7 +169,7 @@ def _child(queue: multiprocessing.Queue) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "fork"])
 def test_processes_compute_the_same_bits(method):
-    """Two at once. A forked process inherits what its parent has compiled and worked out."""
+    """Run two processes at once. A forked process inherits its parent's compiled kernels and caches."""
     if method == "fork" and (DEVICE.type == "cuda" or not hasattr(os, "fork")):
         pytest.skip("CUDA does not survive a fork, and some systems have none")
     expected = {(name, backend): results(name, backend, seed=3) for name, backend in CALLS}

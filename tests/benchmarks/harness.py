@@ -1,4 +1,4 @@
-"""What the tests of the benchmark harness share."""
+"""Helpers of the tests of the benchmark harness."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def machine() -> Machine:
 
 
 def scaled(x: Tensor, forward_error: float = 0.0, gradient_error: float = 0.0) -> Tensor:
-    """``2 x``; under any backend but "eager" wrong by what is asked for."""
+    """Compute ``2 x``; under any backend but "eager" with the error asked for."""
     if dk.dispatch.current_backend() == "eager":
         return 2 * x
     slope = 2 * (1 + gradient_error)

@@ -1,4 +1,4 @@
-"""Made-up records for tests of the report: no figure here was measured anywhere."""
+"""Synthetic records for tests of the report; no figure here was measured."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CPU = {"device": "Some CPU (R) @ 2.0 GHz", "architecture": "cpu", "dtype": "floa
 
 
 def values(us: float = 100.0, on: dict[str, Any] = GPU, **changes: Any) -> dict[str, Any]:
-    """A synthetic ``extra_info``: 150 MB in ``us`` microseconds where a copy makes 3000 GB/s."""
+    """Return a synthetic ``extra_info``: 150 MB in ``us`` microseconds on a machine that copies 3000 GB/s."""
     moved = 150_000_000
     record = {
         "operator": "td_layer_norm", "direction": "forward", "implementation": "fused", "shape": "64 x 257 x 960",
@@ -26,7 +26,7 @@ def values(us: float = 100.0, on: dict[str, Any] = GPU, **changes: Any) -> dict[
 
 
 def write_run(path: Path, *records: dict[str, Any]) -> Path:
-    """As ``pytest --benchmark-json`` writes it, as far as the report looks."""
+    """Write the parts of ``pytest --benchmark-json``'s output that the report reads."""
     benchmarks = [{"name": f"test_{i}", "extra_info": record} for i, record in enumerate(records)]
     path.write_text(json.dumps({"machine_info": {}, "benchmarks": benchmarks}))
     return path

@@ -1,4 +1,4 @@
-"""The formulas for bytes, against a count of what the operators take, keep and give."""
+"""Formulas for bytes, against a count of the tensors that operators read, save and return."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def distinct_bytes(tensors: list[Tensor]) -> int:
 
 
 def without_statistics(kept: list[Tensor], inputs: dict[str, Tensor]) -> list[Tensor]:
-    """A float32 number or two per row, a mean or a maximum, could also be worked out again."""
+    """Drop tensors of one or two float32 numbers per row (means, maxima), which could also be recomputed."""
     given = {x.untyped_storage().data_ptr() for x in inputs.values()}
     return [x for x in kept if x.dtype != torch.float32 or x.untyped_storage().data_ptr() in given]
 
 
 @contextmanager
 def kept_tensors() -> Iterator[list[Tensor]]:
-    """What autograd saves inside the block."""
+    """Collect the tensors that autograd saves inside the block."""
     kept: list[Tensor] = []
 
     def keep(x: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def test_forward(workload):
 
 
 def test_gradients(workload):
-    """What the fused form keeps for the gradients asked for, the gradients that come in, and those that go out."""
+    """Count the tensors saved for the gradients asked for, the incoming gradients and the outgoing ones."""
     for direction in list(workload.directions.values())[1:]:
         inputs = workload.make_inputs()
         leaves = [inputs[name].requires_grad_() for name in direction.gradients]
@@ -81,7 +81,7 @@ def test_gradients(workload):
             gradients = torch.autograd.grad(outputs, leaves, cotangents)
         kept = without_statistics(kept, inputs)
         coming_in = [x.untyped_storage().data_ptr() for x in cotangents]
-        # A sum hands its gradient on as it is, and one tensor may be the gradient of two inputs.
+        # A sum passes its gradient on unchanged, and one tensor may be the gradient of two inputs.
         written = [x for x in gradients if x.untyped_storage().data_ptr() not in coming_in]
         assert direction.bytes == distinct_bytes(kept) + distinct_bytes(cotangents) + distinct_bytes(written)
 
@@ -99,5 +99,5 @@ def test_operations():
         forward = counter.get_total_flops()
         out.sum().backward()
     assert attention.directions["forward"].flops == forward
-    # Flash kernels keep no scores: their backward works them out again.
+    # Flash kernels save no scores: their backward recomputes them.
     assert attention.directions["backward"].flops == counter.get_total_flops() - forward + forward // 2

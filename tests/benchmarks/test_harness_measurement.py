@@ -24,7 +24,7 @@ from .harness import CPU, Benchmark, machine, scaled, scaling
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("fault", [{"forward_error": 1e-4}, {"gradient_error": 1e-4}], ids=str)
 def test_a_wrong_fused_form_is_not_timed(fault, direction):
-    """Whichever direction is asked for: a fast forward with wrong gradients does not count."""
+    """Time no direction of a wrong form: a fast forward with wrong gradients does not count."""
     benchmark = Benchmark()
     with pytest.raises(AssertionError, match="allowed"):
         measure(benchmark, Case("target", scaling(partial(scaled, **fault)), "fused", direction), machine())
@@ -62,7 +62,7 @@ def test_wrong_cpp_operator_is_not_timed(monkeypatch):
 @pytest.mark.parametrize("implementation", ["fused", "eager", "copy"])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_record(implementation, direction):
-    """All that a report wants is there."""
+    """Check that a record has everything that a report reads."""
     workload = scaling(matmul=True, rivals={"copy": Rival(scaled, note="for comparison")})
     benchmark = Benchmark()
     measure(benchmark, Case("sweep", workload, implementation, direction), machine())
@@ -90,7 +90,7 @@ def test_facts():
 
 
 def test_error_is_of_what_was_timed(monkeypatch):
-    """Of a rival's own outputs, whole batch in, first samples compared."""
+    """Compute a rival's error from its own outputs: the whole batch goes in, the first samples are compared."""
     monkeypatch.setitem(measurement.CHECKED_ELEMENTS, "cpu", 24)  # two samples' inputs and outputs
     batches = []
 
@@ -124,7 +124,7 @@ def on_a_gpu(monkeypatch, peak: int, free: int) -> None:
 
 @pytest.mark.parametrize(("free", "fits"), [(3 * (96 + 100), True), (3 * (96 + 100) - 1, False)])
 def test_memory(monkeypatch, free, fits):
-    """Three copies of 192 bytes rotate 400; each holds its 4 x 6 float32 inputs and 100 bytes more."""
+    """Rotate three copies of 192 bytes through 400; each holds its 4 x 6 float32 inputs and 100 bytes more."""
     on_a_gpu(monkeypatch, 100, free)
     here = machine()
     here.device = torch.device("cuda")

@@ -1,4 +1,4 @@
-"""Rivals do the work that they are compared in, and no other."""
+"""Rivals do exactly the work that they are timed for."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHAPE = Convolution(kernel_size=7, batch=2, side=6, width=8)
 
 
 class SeenGradients(TorchDispatchMode):
-    """Which gradients torch's convolution computes: of the input, the weight, the bias."""
+    """Record which gradients torch's convolution computes: of the input, the weight, the bias."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ def test_convolutions_equal_ours(name):
 
 
 def test_gradients_of_convolutions_equal_ours():
-    """For the same incoming gradient."""
+    """Compare the gradients for the same incoming gradient."""
     workload = depthwise_conv(Convolution(kernel_size=3, batch=1, side=4, width=8), torch.float32, CPU)
     inputs = workload.rivals["aten nchw"].make_inputs()
     leaves = [v.requires_grad_() for v in inputs.values()]
@@ -77,7 +77,7 @@ def test_cudnn_gives_the_reason():
     with rival.around():
         assert torch.backends.cudnn.enabled is True
         assert torch.backends.cudnn.benchmark is True
-    # The arguments fit the operator: only its device does not.
+    # The arguments are valid; only their device is not supported.
     with pytest.raises(NotImplementedError, match="cudnn_convolution"):
         rival.function(**inputs)
 

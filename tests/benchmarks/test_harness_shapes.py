@@ -1,4 +1,4 @@
-"""The shapes that are measured, against the layers that the models really have."""
+"""Measured shapes, against the layers of the models."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def layers() -> list[tuple[str, torch.nn.Module]]:
-    """Of the five models, as they are built."""
+    """Collect the layers of the five models."""
     with torch.device("meta"):
         return [(name, layer) for name in PAPER for layer in dimr.create_model(name).modules()]
 
@@ -83,7 +83,7 @@ SHAPES = Shapes(target=("a", "b"), sweep=("a", "c", "c"), large=("d", "c"), cpu=
         (None, "cuda", [("target", "a"), ("target", "b"), ("sweep", "c"), ("large", "d")]),
         ("all", "cuda", [("target", "a"), ("target", "b"), ("sweep", "c"), ("large", "d")]),
         ("target", "cuda", [("target", "a"), ("target", "b")]),
-        ("sweep", "cuda", [("sweep", "c")]),  # what the target has keeps that scope
+        ("sweep", "cuda", [("sweep", "c")]),  # a shape of the target keeps that scope
         ("large", "cuda", [("large", "d")]),
         (None, "cpu", [("target", "tiny")]),
         ("target", "cpu", [("target", "tiny")]),
@@ -98,7 +98,7 @@ def test_cases(module):
     found = cases(module.SHAPES, module.workload, "all", torch.bfloat16, torch.device("cuda"))
     names = [str(case) for case in found]
     assert len(set(names)) == len(names)
-    # A report knows a measurement by these, whatever its scope.
+    # A report identifies a measurement by these, whatever its scope.
     measured = [(c.workload.operator, c.workload.shape, c.implementation, c.direction) for c in found]
     assert len(set(measured)) == len(measured)
     assert {c.scope for c in found if c.implementation == "max-autotune"} == {"target"}

@@ -1,4 +1,4 @@
-"""The clocks, with a stand-in for what needs a GPU."""
+"""Timers, with a stand-in for everything that needs a GPU."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_host_time_is_taken_on_an_idle_device(monkeypatch):
 
 
 class Graph:
-    """Stands in for a CUDA graph: looks, when replayed, whether the results of every call are still held."""
+    """Stands in for a CUDA graph: a replay checks that the results of every call are still held."""
 
     def __init__(self) -> None:
         self.replays = 0
@@ -72,7 +72,7 @@ class Event:
 
 @pytest.fixture
 def cuda(monkeypatch):
-    """Enough of torch.cuda for the clocks; ``refused`` makes capturing fail, as it does: twice."""
+    """Provide the parts of torch.cuda that the timers use; ``refused`` makes capture fail twice, as torch does."""
     seen = {"slept": 0, "refused": False, "stream": object(), "captured_on": None}
 
     @contextmanager
@@ -124,7 +124,7 @@ def test_no_memory_is_no_reason_for_events(cuda, monkeypatch):
 
 
 def test_ceilings_here(monkeypatch):
-    """Both are measured by the clock that times calls, and count what they moved or computed."""
+    """Check that both ceilings use the timer of the calls, and count the bytes or operations."""
     monkeypatch.setattr(timing, "host_seconds", lambda calls, device, rounds: 0.5)
     monkeypatch.setattr(torch, "randn", lambda *shape, device: torch.zeros(*shape, device=device))
     assert timing.copy_bandwidth(CPU) == 2 * 4 * 2**25 / 0.5

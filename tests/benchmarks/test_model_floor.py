@@ -1,4 +1,4 @@
-"""The floor's accounting, against figures counted by hand for an H100."""
+"""Lower bounds of a model's time, against figures counted by hand for an H100."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_part_by_part():
 
 
 def test_matrix_products_agree_with_the_models_own_count():
-    """Embeddings and heads are all that the parts leave out."""
+    """Check that the parts leave out embeddings and heads only."""
     for name in FORWARD:
         config = dimr.model_config(name)
         counted = sum(part.count * (part.matmul + part.vector) for part in forward_parts(config, 1)) / 2
@@ -50,7 +50,7 @@ def test_matrix_products_agree_with_the_models_own_count():
 
 
 def test_weights_decide_at_one_row():
-    """With nearly nothing to compute, what is left is to read every weight once."""
+    """Check that a forward of one row takes about as long as reading every weight once."""
     config = dataclasses.replace(dimr.model_config("dimr-xl-2r"), input_size=4)
     floor = forward_floor(config, 1, H100)
     weights = 2 * dimr.count_parameters(config) / H100.copy

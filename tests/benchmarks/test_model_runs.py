@@ -1,4 +1,4 @@
-"""The forms of the model that are compared compute the same, and the profile adds up."""
+"""The compared forms of the model compute the same, and the profile adds up."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def prediction(form, dtype):
 
 
 def trained_config():
-    torch.manual_seed(1)  # decides the weights of the model that is made next
+    torch.manual_seed(1)  # seeds the weights of the next model
     return TINY
 
 
 @pytest.fixture(autouse=True)
 def _heads_predict_something(monkeypatch):
-    """New models predict zero."""
+    """Give the heads weights, since new models predict zero."""
     from dimr.model import network
 
     initialize = network.initialize

@@ -94,7 +94,7 @@ def test_the_later_file_counts(tmp_path, caplog):
 @pytest.mark.parametrize("change", [{"device": "NVIDIA H200"}, {"architecture": "sm_80"}])
 def test_refuses_two_devices(tmp_path, change):
     first = write_run(tmp_path / "first.json", values())
-    # The same measurement: it would replace the first file's, and still tells of another machine.
+    # The same measurement, which would replace the first file's, from another machine.
     second = write_run(tmp_path / "second.json", values(**change))
     (key,) = change
     with pytest.raises(RecordError, match=f"{second}: key '{key}': found '{change[key]}', but {first}"):

@@ -27,13 +27,13 @@ def section(text, heading):
 
 
 def cells(text):
-    """Lines of the table in it, below its head."""
+    """Return the rows of the table in the text, without its header."""
     lines = [line for line in text.splitlines() if line.startswith("|")]
     return [re.split(r" ?\| ?", line)[1:-1] for line in lines[2:]]
 
 
 def measurements(text):
-    """Lines of the largest table, each by the names of its columns."""
+    """Return the rows of the largest table as dictionaries by column name."""
     part = section(text, "Every measurement")
     (head,) = (line for line in part.splitlines() if line.startswith("| operator"))
     names = re.split(r" ?\| ?", head)[1:-1]

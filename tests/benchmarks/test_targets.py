@@ -10,7 +10,7 @@ from .synthetic import CPU, values
 
 
 def outcome(target, *records):
-    """Of the target's first operator and direction, over synthetic records."""
+    """Evaluate the target on synthetic records; return the outcome of its first operator and direction."""
     return next(evaluate(as_rows(parse(record, "test") for record in records), [target]))
 
 

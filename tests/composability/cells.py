@@ -1,4 +1,4 @@
-"""A cell of the matrix: a mechanism, a subject and a form of it; and what every test does with one."""
+"""Cells of the matrix (a mechanism, a subject and one of its forms), and what every test does with one."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class Cell:
         return SUBJECTS[self.subject].module().to(DEVICE)
 
     def inputs(self, batch: int = 2) -> tuple[Tensor, ...]:
-        """Those of floating point require a gradient."""
+        """Make the inputs; floating-point tensors require a gradient."""
         made = (x.to(DEVICE) for x in SUBJECTS[self.subject].inputs(batch))
         return tuple(x.requires_grad_() if x.is_floating_point() else x for x in made)
 
     def running(self) -> AbstractContextManager[None]:
-        """The form's backend; where the table says that the mechanism is refused, the error has to come."""
+        """Use the form's backend; where the matrix lists a refusal, require its error."""
         stack = contextlib.ExitStack()
         refusal = MATRIX[self.mechanism].refused.get((self.subject, self.form))
         if refusal is not None:
@@ -79,7 +79,7 @@ def outputs_of(function: Callable[..., Any], inputs: Iterable[Any]) -> tuple[Ten
 
 
 def loss_of(outputs: Iterable[Tensor]) -> Tensor:
-    """A number in which every element counts, and each differently."""
+    """Reduce the outputs to a number to which every element contributes with a different factor."""
     return sum(
         (
             out.float()
@@ -96,7 +96,7 @@ def leaves_of(module: nn.Module, inputs: Iterable[Any]) -> dict[str, Tensor]:
 
 
 def results_of(function: Callable[..., Any], module: nn.Module, inputs: tuple[Any, ...]) -> Results:
-    """Outputs and gradients of ``function(*inputs)``, which uses ``module``'s parameters."""
+    """Return outputs and gradients of ``function(*inputs)``, which uses ``module``'s parameters."""
     outputs = outputs_of(function, inputs)
     leaves = leaves_of(module, inputs)
     gradients = torch.autograd.grad(loss_of(outputs), list(leaves.values()), allow_unused=True)
@@ -105,7 +105,7 @@ def results_of(function: Callable[..., Any], module: nn.Module, inputs: tuple[An
 
 
 def plain_results(cell: Cell, batch: int = 2) -> Results:
-    """Without any mechanism."""
+    """Return the results without any mechanism."""
     module = cell.module()
     with dk.use_backend(cell.backend):
         return results_of(module, module, cell.inputs(batch))

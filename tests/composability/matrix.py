@@ -21,7 +21,7 @@ IMAGES = tuple(name for name, subject in SUBJECTS.items() if any(x.dim() == 4 fo
 
 @dataclass(frozen=True)
 class Refusal:
-    """A clear error."""
+    """A refusal with a clear error."""
 
     error: type[Exception]
     message: str

@@ -1,4 +1,4 @@
-"""The matrix as lists for the page: the mechanisms that work, the exceptions, and those that only a GPU shows."""
+"""The matrix as lists for the page: mechanisms that work, exceptions, and mechanisms that need a GPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Triton's interpreter computes each launch once.
+"""Cache of the launches that Triton's interpreter computed.
 
 It takes a tenth of a second to some seconds for what a GPU does in microseconds, and here dozens of mechanisms call the
 same operators with the same numbers. Everything else of a call, registration and launch included, runs as ever.
@@ -21,13 +21,13 @@ def _bytes(pointer: Tensor | None) -> bytes:
     form = f"{pointer.dtype} {tuple(pointer.shape)} {pointer.stride()} {pointer.data_ptr() % 16}".encode()
     if pointer.numel() == 0:
         return form
-    # A copy, since numpy() fixes the size of what it looks at, which sharding wants to change.
+    # A copy, since numpy() fixes the size of the storage, which sharding resizes.
     values = pointer.detach().clone(memory_format=torch.contiguous_format)
     return form + values.view(-1).view(torch.uint8).numpy().tobytes()
 
 
 class RememberedLaunches:
-    """``Launch.by_triton`` by the bytes of all that a kernel is given: what it wrote then is written again."""
+    """``Launch.by_triton`` with a cache keyed by the bytes of all arguments; a hit writes the recorded results."""
 
     def __init__(self) -> None:
         self._written: dict[bytes, dict[int, Tensor]] = {}

@@ -32,7 +32,7 @@ class Call(nn.Module):
 
 
 def _moved(module: nn.Module) -> nn.Module:
-    """No parameter at a special value, so that nothing is zero, or the same for every timestep, by construction."""
+    """Move every parameter off its initial value, so that no result is zero or constant in time by construction."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape))
@@ -40,7 +40,7 @@ def _moved(module: nn.Module) -> nn.Module:
 
 
 def _random(*shapes: tuple[int, ...]) -> Callable[[int], tuple[Tensor, ...]]:
-    """Inputs of these shapes behind the batch."""
+    """Return a function that makes random inputs; the shapes leave out the batch."""
     return lambda batch: tuple(torch.randn((batch, *shape)) for shape in shapes)
 
 

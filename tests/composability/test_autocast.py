@@ -11,7 +11,7 @@ from .cells import DEVICE, assert_same, each_cell, loss_of, outputs_of, plain_re
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 @each_cell("torch.autocast")
 def test_autocast(cell, dtype):
-    """Both forms agree on every dtype, and with float32 within the half precision's error."""
+    """Check that both forms agree on every dtype, and with float32 within the half precision's error."""
     module, inputs = cell.module(), cell.inputs()
     with cell.running(), torch.autocast(DEVICE.type, dtype):
         found = results_of(module, module, inputs)
@@ -28,7 +28,7 @@ def test_autocast(cell, dtype):
 
 @each_cell("GradScaler")
 def test_grad_scaler(cell):
-    """A step with scaled gradients moves the parameters as one without."""
+    """Check that a step with scaled gradients moves the parameters as one without."""
     moved = []
     for scaling in (False, True):
         module, inputs = cell.module(), cell.inputs()

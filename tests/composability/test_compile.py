@@ -14,7 +14,7 @@ from .cells import DEVICE, assert_same, each_cell, plain_results, results_of
 
 @pytest.fixture(autouse=True)
 def fresh_compiler() -> None:
-    """Subjects share one ``forward``, and a function is compiled anew only so often (``recompile_limit``)."""
+    """Reset the compiler: subjects share one ``forward``, and ``recompile_limit`` bounds its recompilations."""
     torch.compiler.reset()
 
 
@@ -25,8 +25,8 @@ def test_one_graph_for_every_batch(cell):
     module = cell.module()
     compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=counter)
     with cell.running():
-        results_of(compiled, module, cell.inputs(batch=7))  # no other size is 7: torch takes equal sizes for one
-        graphs = counter.frame_count  # two where dynamo began again to make a constant of a number such as eps
+        results_of(compiled, module, cell.inputs(batch=7))  # torch treats equal sizes as one; no other is 7
+        graphs = counter.frame_count  # two if dynamo restarted to specialise a number such as eps
         found = results_of(compiled, module, cell.inputs(batch=5))
     assert_same(found, plain_results(cell, batch=5))
     assert counter.frame_count == graphs

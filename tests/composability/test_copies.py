@@ -1,4 +1,4 @@
-"""Copies: ``copy.deepcopy``, pickle and ``torch.save`` of a module give one that computes the same."""
+"""Copies of a module by ``copy.deepcopy``, pickle and ``torch.save`` compute the same."""
 
 from __future__ import annotations
 

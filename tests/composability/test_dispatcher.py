@@ -1,4 +1,4 @@
-"""A plain call of a fused operator leaves torch's dispatcher out; whatever may act on operators has to see it.
+"""A plain call of a fused operator bypasses torch's dispatcher; every mechanism that acts on operators sees it.
 
 ``tests/dimr_kernels/test_host_cost.py`` holds the plain call, dispatch modes, fake tensors, function modes, subclasses,
 tracing and vmap. Here is the rest.
@@ -26,7 +26,7 @@ FUSED = [name for name, example in EXAMPLES.items() if example.fused == "triton"
 
 @contextmanager
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Names of this package's operators that reach the dispatcher."""
+    """Record the names of this package's operators that reach the dispatcher."""
     names: list[str] = []
     original = torch._ops.OpOverload.__call__
 
@@ -97,7 +97,7 @@ def test_reaches_the_dispatcher(call, h, monkeypatch):
 
 @pytest.mark.parametrize("name", FUSED)
 def test_views_of_negated_memory(name):
-    """Any argument: ``z.conj().imag`` is a view with another sign than its memory has."""
+    """Test every argument: ``z.conj().imag`` is a view whose sign differs from its memory's."""
     example = EXAMPLES[name]
     inputs = {key: x.detach() for key, x in example.make_inputs(DEVICE, torch.float32).items()}
     with dk.use_backend("triton"):
@@ -110,7 +110,7 @@ def test_views_of_negated_memory(name):
 
 
 def test_nothing_is_recorded_below_autograd(h):
-    """As in a dispatch mode that puts a fused operator in another one's place: that one's gradient is recorded."""
+    """Call below autograd, as a dispatch mode does that replaces another operator, whose gradient is recorded."""
     found = _below_autograd(h)
     assert not found.requires_grad
 
@@ -152,7 +152,7 @@ def test_hooks_of_tensors_and_modules(h):
 
 
 def test_inside_another_operator(h):
-    """A custom operator of somebody else may call ours and bring its own gradient."""
+    """Call our operator inside a third party's custom operator, which has its own gradient."""
     library = torch.library.Library("composability_test", "FRAGMENT")
     library.define("gated(Tensor h) -> Tensor")
     library.impl("gated", lambda h: geglu(h).clone(), "CompositeExplicitAutograd")

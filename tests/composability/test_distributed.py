@@ -36,7 +36,7 @@ def group(tmp_path_factory) -> Iterator[None]:
 
 
 def _gradients(module, cell: Cell, rank: int = 0, size: int = 1):
-    """From one rank's part of a batch of two."""
+    """Return the gradients of one rank's part of a batch of two."""
     inputs = [x.detach()[rank : rank + 2 // size] for x in cell.inputs()]
     loss_of(outputs_of(module, inputs)).backward()
     parameters = {name.removeprefix("module."): parameter for name, parameter in module.named_parameters()}
@@ -64,7 +64,7 @@ def test_fsdp(cell, group):
 
 
 def _work(rank: int, folder: Path) -> None:
-    """One of two processes: the gradient is the mean of both parts' own."""
+    """Run one of two processes, and check that the gradient is the mean of both parts'."""
     torch.set_num_threads(1)
     _join(folder, rank, 2)
     for subject in IN_TWO_PROCESSES:

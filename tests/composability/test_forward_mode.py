@@ -1,4 +1,4 @@
-"""Forward-mode automatic differentiation: a tangent is carried on, or an error says that it cannot be."""
+"""Forward-mode automatic differentiation: tangents are propagated, or an error is raised."""
 
 from __future__ import annotations
 

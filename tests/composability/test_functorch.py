@@ -1,4 +1,4 @@
-"""``torch.func``: its transforms see through every operator, or say why not."""
+"""``torch.func``: its transforms work through every operator, or raise a clear error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .cells import DEVICE, assert_same, each_cell, leaves_of, loss_of, outputs_o
 
 
 def _split(cell):
-    """The module's tensors that gradients are taken of, and the loss as a function of them."""
+    """Return the tensors to differentiate by, and the loss as a function of them."""
     module, inputs = cell.module(), cell.inputs()
     leaves = {name: leaf.detach() for name, leaf in leaves_of(module, inputs).items()}
 
@@ -56,7 +56,7 @@ def test_jacrev(cell):
 
 @each_cell("torch.func.vmap")
 def test_vmap(cell):
-    """Over the inputs, with the parameters held."""
+    """Map over the inputs, with fixed parameters."""
     module = cell.module()
     inputs = [x.detach() for x in cell.inputs(batch=4)]
     batched = [x.unflatten(0, (2, 2)) for x in inputs]
@@ -70,7 +70,7 @@ def test_vmap(cell):
 
 @each_cell("torch.func, per-sample gradients")
 def test_per_sample_gradients(cell):
-    """vmap of grad."""
+    """Take vmap of grad."""
     module, inputs = cell.module(), cell.inputs()
     parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
 
@@ -99,7 +99,7 @@ def test_jvp(cell):
 
 @pytest.mark.slow
 def test_compiled_derivatives():
-    """torch.compile around a transform: the fused operator leaves the graph, it does not lose a tangent."""
+    """Compile around a transform: the fused operator breaks the graph and loses no tangent."""
     x, call = torch.randn(4, 8, device=DEVICE), dk.functional.geglu
     with dk.use_backend("triton"):
         found = torch.compile(grad(lambda x: call(x).sum()), backend="aot_eager")(x)

@@ -1,4 +1,4 @@
-"""Mechanisms that only a GPU shows: CUDA graphs, streams, modules on several GPUs."""
+"""Mechanisms that need a GPU: CUDA graphs, streams, modules on several GPUs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(DEVICE.type != "cuda", reason="needs a GPU")
 
 @each_cell("CUDA graphs")
 def test_cuda_graphs(cell):
-    """A captured forward and backward computes what is in its inputs when it is replayed."""
+    """Replay a captured forward and backward on new values of its inputs."""
     module, inputs = cell.module(), cell.inputs()
     expected = plain_results(cell)
     with cell.running():
@@ -39,7 +39,7 @@ def test_cuda_graphs(cell):
 
 @each_cell("streams")
 def test_streams(cell):
-    """Work goes to the current stream: behind what was queued there, and in another stream beside."""
+    """Check that work is queued on the current stream, the default one or another."""
     module, inputs = cell.module(), cell.inputs()
     expected = plain_results(cell)
     first, second = torch.cuda.Stream(), torch.cuda.Stream()
@@ -62,7 +62,7 @@ def test_streams(cell):
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 @each_cell("several GPUs")
 def test_second_gpu(cell):
-    """Tensors of a GPU that is not the current one."""
+    """Use tensors of a GPU that is not the current one."""
     module = cell.module().to("cuda:1")
     inputs = tuple(x.detach().to("cuda:1").requires_grad_(x.requires_grad) for x in cell.inputs())
     with cell.running():

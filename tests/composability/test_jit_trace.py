@@ -11,7 +11,7 @@ from .cells import assert_same, each_cell, plain_results, results_of
 
 @each_cell("torch.jit.trace")
 def test_jit_trace(cell):
-    """The trace computes other inputs than those it was made with."""
+    """Run the trace on other inputs than those it was recorded with."""
     module = cell.module()
     made_with = tuple(torch.rand_like(x) if x.is_floating_point() else x for x in cell.inputs())
     with cell.running(), warnings.catch_warnings():

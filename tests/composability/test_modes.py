@@ -65,7 +65,7 @@ def test_meta(cell):
 
 @each_cell("set_default_dtype")
 def test_default_dtype(cell):
-    """Only parameters made under it follow: an operator's result does not depend on it."""
+    """Check that it affects new parameters only, not an operator's result."""
     module, inputs = cell.module(), cell.inputs()
     expected = plain_results(cell)
     torch.set_default_dtype(torch.float64)

@@ -11,7 +11,7 @@ from .cells import assert_same, each_cell, loss_of, outputs_of, plain_results, r
 
 @each_cell("state_dict hooks")
 def test_state_dict_hooks(cell):
-    """Hooks that rename on the way out and back."""
+    """Rename entries by hooks when saving and when loading."""
     module = cell.module()
     seen = []
 
@@ -66,7 +66,7 @@ def test_parametrize(cell):
 
 @each_cell("channels_last")
 def test_channels_last(cell):
-    """Module and inputs in another order in memory give the same numbers."""
+    """Check that module and inputs in channels last give the same results."""
     module = cell.module().to(memory_format=torch.channels_last)
     inputs = tuple(
         x.detach().contiguous(memory_format=torch.channels_last).requires_grad_() if x.dim() == 4 else x

@@ -29,6 +29,6 @@ def test_every_operator_is_a_subject():
 
 
 def test_page_shows_the_lists():
-    """After a change of the matrix, write ``tests.composability.page.lists()`` between the page's two marks."""
+    """Compare the lists. After a change of the matrix, write ``page.lists()`` between the page's two marks."""
     text = PAGE.read_text(encoding="utf-8")
     assert text.partition(BEGIN)[2].partition(END)[0] == lists()

@@ -1,4 +1,4 @@
-"""Several threads: forwards and backwards at once, and a backward in another thread than its forward."""
+"""Threads: concurrent forwards and backwards, and a backward in another thread than its forward."""
 
 from __future__ import annotations
 

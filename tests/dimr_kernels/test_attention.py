@@ -20,7 +20,7 @@ SDPA = "torch.nn.functional.scaled_dot_product_attention"
 
 
 def qkv(shape, dtype, device):
-    """q ``[B, heads, L, E]``, and two more keys than queries."""
+    """Make random q ``[B, heads, L, E]``, k and v, with two more keys than queries."""
     B, H, L, E = shape
     lengths = {"q": L, "k": L + 2, "v": L + 2}
     return {
@@ -29,7 +29,7 @@ def qkv(shape, dtype, device):
 
 
 def views_of_packed(B, L, H, E, dtype, device):
-    """q, k and v as a model makes them: views of one projection ``[B, L, 3, H, E]``."""
+    """Make q, k and v as a model does: views of one projection ``[B, L, 3, H, E]``."""
     return torch.randn(B, L, 3, H, E, device=device).to(dtype).permute(2, 0, 3, 1, 4).unbind(0)
 
 
@@ -121,7 +121,7 @@ def test_compiles_whole(backend, device):
 
 
 def test_ordered_choice_compiles_whole(device):
-    """What a GPU takes: several backends in an order."""
+    """Compile with several backends in order, as on a GPU."""
     q, k, v = (x.detach() for x in qkv((2, 2, 9, 16), torch.float32, device).values())
 
     def function(q, k, v):
@@ -132,7 +132,7 @@ def test_ordered_choice_compiles_whole(device):
 
 
 def test_described_calls_compile_whole(device):
-    """The rules are traced too."""
+    """Trace the rules that choose a backend."""
     q, k, v = (x.detach() for x in qkv((2, 2, 9, 16), torch.float32, device).values())
 
     def function(q, k, v):
@@ -176,7 +176,7 @@ def test_explicit_choice_that_cannot_run_says_why(backend):
 
 
 def test_explicit_choice_that_torch_refuses_is_named():
-    """A limit that the rules do not know."""
+    """Report a limit of torch that the rules do not know."""
     q, v = torch.randn(1, 1, 4, 8), torch.randn(1, 1, 4, 6)
     with (
         mock.patch.dict(RULES, flash=lambda call: None),
@@ -241,7 +241,7 @@ def test_rules_give_the_reason(backend, call, message):
 
 
 def stand_in(*, broken: bool = False) -> types.ModuleType:
-    """flash-attn as far as its interface goes."""
+    """Stand in for flash-attn's interface."""
     module = types.ModuleType("flash_attn")
     module.__spec__ = importlib.machinery.ModuleSpec("flash_attn", loader=None)
     if not broken:

@@ -21,7 +21,7 @@ from tests.support.operators import EXAMPLES
 STATUS = extension_status()
 needs_extension = pytest.mark.skipif(not STATUS.loaded, reason=f"compiled extension: {STATUS.reason}")
 needs_cuda_code = pytest.mark.skipif(not STATUS.has_cuda, reason=f"no CUDA code: {STATUS.reason}")
-# (B, C, H, W): whole 16-byte runs on every side; then odd ones, for which only single elements are left.
+# (B, C, H, W): multiples of 16 bytes in every direction; then odd sizes, which are moved by single elements.
 ROUND, ODD = [(2, 8, 3, 8), (1, 24, 5, 16)], [(2, 3, 5, 7), (3, 1, 1, 5)]
 FACTORS = (1, 2, 3, 4, 5)
 # Layout -> factors that have a kernel with 16-byte accesses.
@@ -139,7 +139,7 @@ def test_nothing_spills():
 @pytest.mark.slow
 @needs_cuda_code
 def test_machine_code_moves_16_bytes():
-    """Every kernel moves either 16 bytes at a time or, in the form for odd sizes, one element."""
+    """Check that kernels move 16 bytes at a time or, in the form for odd sizes, one element."""
     kernels = re.split(r"\n\s+Function : ", nvidia_tool("-sass"))[1:]
     wide = 0
     for kernel in kernels:

@@ -10,8 +10,7 @@ from dimr_kernels.functional import geglu_linear
 from tests.conftest import GPU
 from tests.support.geglu_linear import layer, one_kernel, two_kernels
 from tests.support.machine_code import compiled_kernels
-from tests.support.parity import assert_deterministic, assert_parity, far_apart, strided
-from tests.support.requirements import needs_inductor
+from tests.support.parity import assert_parity, far_apart, strided
 
 ONE_KERNEL_DTYPES = [
     torch.float16,
@@ -50,7 +49,7 @@ def test_options(form, gate, approximate, bias, device):
 
 
 def test_many_tiles_in_groups(device):
-    """More tiles of rows than a group holds, the last group not full, and several tiles of columns."""
+    """Use more tiles of rows than a group holds, a last group that is not full, and several tiles of columns."""
     assert_parity(one_kernel, layer(128 * 9 + 3, 16, 150, torch.float16, device), "triton")
 
 
@@ -100,7 +99,7 @@ def test_bias_of_another_dtype(form, device):
 
 @pytest.mark.parametrize("form", [one_kernel, two_kernels])
 def test_autocast(form, device):
-    """float32 tensors, float16 products: what eager gives, in dtype and value, with float32 gradients."""
+    """Multiply float32 tensors in float16: eager's dtype and values, with float32 gradients."""
     inputs = layer(5, 24, 20, torch.float32, device)
     cotangent = torch.randn(5, 20, device=device)
     found = {}
@@ -117,7 +116,7 @@ def test_autocast(form, device):
 @pytest.mark.slow
 @pytest.mark.parametrize("approximate", ["none", "tanh"])
 def test_gelu_of_every_float16(approximate, device):
-    """Correctly rounded but for a hair: half a unit in the last place, and a hundredth of one."""
+    """Bound the error by 0.51 units in the last place, for every float16."""
     values = torch.arange(-(2**15), 2**15, device=device).to(torch.int16).view(torch.float16)
     values = values[values.isfinite()]
     gate_alone = torch.tensor([[1.0], [0.0]], device=device).half()
@@ -137,40 +136,6 @@ def test_gelu_of_special_values(approximate, device):
         found = one_kernel(x, weight, torch.cat((gates, torch.full_like(gates, 1e-30))), approximate=approximate)[0]
     assert torch.isnan(found[0])
     assert found[1:].tolist() == [float("inf"), 1.0, 0.0, 0.0]
-
-
-def test_deterministic(device):
-    assert_deterministic(one_kernel, layer(65, 40, 24, torch.float16, device))
-
-
-def test_each_gradient_alone_equals_that_of_all(device):
-    inputs = layer(5, 24, 20, torch.float16, device)
-    with dk.use_backend("triton"):
-        together = torch.autograd.grad(one_kernel(**inputs).sum(), list(inputs.values()))
-        for name, expected in zip(inputs, together, strict=True):
-            alone = {key: x.detach().requires_grad_(key == name) for key, x in inputs.items()}
-            (found,) = torch.autograd.grad(one_kernel(**alone).sum(), alone[name])
-            assert torch.equal(found, expected)
-
-
-def test_opcheck(device):
-    inputs = layer(3, 8, 6, torch.float16, device)
-    for bias in (inputs["bias"], None):
-        torch.library.opcheck(
-            torch.ops.dimr_kernels.geglu_linear.default, (inputs["x"], inputs["weight"], bias, "none", True)
-        )
-
-
-@pytest.mark.slow
-@needs_inductor
-@pytest.mark.parametrize("form", [one_kernel, two_kernels])
-def test_compiles_whole(form, device):
-    inputs = layer(5, 24, 20, torch.float16, device)
-    compiled = torch.compile(lambda **arguments: form(**arguments).float().sum(), fullgraph=True)
-    with dk.use_backend("triton"):
-        expected = torch.autograd.grad(form(**inputs).float().sum(), list(inputs.values()))
-        found = torch.autograd.grad(compiled(**inputs), list(inputs.values()))
-    torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
 
 
 def test_double_backward_says_so(device):
@@ -205,7 +170,7 @@ def test_bad_input_is_named(arguments, error, message):
 
 @pytest.mark.parametrize("change", ["none", "hook", "subclass"])
 def test_module_calls_a_projection_that_is_more_than_its_weights(change, device):
-    """Adapters take a linear layer's place and hooks wait for its call: neither may be passed by."""
+    """Call a projection that is replaced by an adapter or has hooks."""
 
     class Doubling(torch.nn.Linear):
         def forward(self, x):

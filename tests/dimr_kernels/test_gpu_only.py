@@ -1,4 +1,4 @@
-"""What only a GPU can show: capture in a CUDA graph, no host synchronisation, launches on a second GPU."""
+"""Tests that need a GPU: capture in a CUDA graph, no host synchronisation, launches on a second GPU."""
 
 from __future__ import annotations
 

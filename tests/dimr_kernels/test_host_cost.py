@@ -1,4 +1,4 @@
-"""Cost of an eager call on the host, counted in Python calls; and the calls that leave out torch's dispatcher."""
+"""Cost of an eager call on the host, counted in Python calls; and the calls that bypass torch's dispatcher."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FUSED = list(BOUNDS)
 
 
 def calls_of(function: Callable[[], Any]) -> int:
-    """Python and C functions that one warm call enters."""
+    """List the Python and C functions that one warm call enters."""
     count = 0
 
     def profile(frame: Any, event: str, argument: Any) -> None:
@@ -219,7 +219,7 @@ print(json.dumps(rows))
 
 @pytest.mark.slow
 def test_what_is_kept_is_what_triton_would_choose():
-    """A process of its own, where kernels are compiled; nothing is launched."""
+    """Compare in a separate process, where kernels are compiled; nothing is launched."""
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     done = subprocess.run([sys.executable, "-c", CHOICES], capture_output=True, text=True, env=environment)

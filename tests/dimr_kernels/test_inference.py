@@ -1,4 +1,4 @@
-"""Operators that write into slots of a larger buffer, or in place: their functional forms' values, and nothing else."""
+"""Operators that write into slots of a larger buffer, or in place: same values as the functional forms."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SCALE = ("p1", "p2", "scale_gate_weight", "scale_gate_offset")
 
 
 def slot(buffer_like, slots=3, index=1, leading=0):
-    """A view like ``buffer_like [B, ..., D]`` of a buffer of NaN with more channels and tokens, and the buffer."""
+    """Return a view shaped like ``buffer_like [B, ..., D]`` into a larger buffer of NaN, and the buffer."""
     B, *inner, D = buffer_like.shape
     tokens = leading + torch.Size(inner).numel()
     buffer = buffer_like.new_full((B, tokens, slots * D), torch.nan)
@@ -60,7 +60,7 @@ def test_td_norm_writes_the_sum_into_its_slot(dtype, rms, shared, device):
 
 @pytest.mark.parametrize("backend", ["eager", "triton", "cpp"])
 def test_td_norm_is_the_functional_form(backend, device):
-    """The offset is seen by the norm and not by the sum; without it, and without a sum, nothing else changes."""
+    """Check that the offset enters the norm and not the sum, with and without either."""
     skip_unless_it_runs(backend, device)
     x, residual, t, parameters = torch.randn(2, 3, 16), torch.randn(2, 3, 16), torch.rand(2), gates(16)
     x, residual, t, *parameters = (v.to(device) for v in (x, residual, t, *parameters))
@@ -93,7 +93,7 @@ def test_named_gates_are_taken_in_their_own_order(device):
 
 
 def test_cascades_are_normalized_by_a_kernel(device, monkeypatch):
-    """Rows too wide for registers, too, as long as they are only read."""
+    """Include rows too wide for registers, which are only read."""
     monkeypatch.setattr(inference, "td_norm_into_definition", None)
     monkeypatch.setattr(time_gate, "WIDEST_IN_REGISTERS", 8)
     x, t, parameters = torch.randn(2, 3, 16, device=device), torch.rand(2, device=device), gates(16)
@@ -139,7 +139,7 @@ def test_shuffle_norm_add_in_place(dtype, shared, device):
 
 
 def test_operators_are_well_registered(device):
-    """Schemas say what is written to, and the fakes give what the kernels give."""
+    """Check that schemas name the arguments written to, and that fakes match the kernels."""
     x, t, parameters = torch.randn(2, 3, 16, device=device), torch.rand(2, device=device), gates(16)
     parameters = [v.to(device) for v in parameters]
     image, taps = torch.randn(1, 3, 4, 8, device=device), torch.randn(8, 1, 3, 3, device=device)

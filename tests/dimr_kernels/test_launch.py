@@ -1,4 +1,4 @@
-"""Launch configurations: how tiles are found, that an override changes the launch, that every candidate is right."""
+"""Launch configurations: tiling, overrides, and correct results for every candidate."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from benchmarks.tune import CANDIDATES, candidates
 
 @pytest.fixture
 def chosen(monkeypatch) -> Callable[..., Any]:
-    """A kernel's choice by size and family, registered for this test alone."""
+    """Register a configuration function for this test alone."""
     monkeypatch.setattr(launch, "launch_configs", {})
 
     @launch_config("kernel")

@@ -1,4 +1,4 @@
-"""What must hold of the machine code of every kernel configuration, and of the parser that reads it."""
+"""Machine code of every kernel configuration, and the parser that reads it."""
 
 from __future__ import annotations
 

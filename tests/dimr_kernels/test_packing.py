@@ -171,7 +171,7 @@ def test_module_refuses_images():
 @pytest.mark.parametrize("would_copy", [True, False])
 @pytest.mark.parametrize("change", ["hook", "subclass", "forward"])
 def test_projections_that_do_more_are_called(change, would_copy):
-    """Adapters take a projection's place and hooks wait for its call: neither may be passed by."""
+    """Call projections that are replaced by adapters or have hooks."""
 
     class Doubling(torch.nn.Linear):
         def forward(self, x):

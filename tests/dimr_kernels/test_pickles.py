@@ -1,4 +1,4 @@
-"""Pickles that were written when a class stood in another module."""
+"""Pickles written when a class was defined in another module."""
 
 from __future__ import annotations
 
@@ -90,12 +90,12 @@ class Upsample(nn.Module):
 
 
 def test_a_model_whose_pixel_shuffle_was_adopted():
-    """That is no longer done; such a model runs its own forward, which computes the same."""
+    """Run the model's own forward, which computes the same: pixel shuffles are no longer adopted."""
     model = Upsample()
     inputs = torch.randn(2, 4, 3, 5), torch.randn(2, 4, 6, 10)
     wanted = model(*inputs)
     model.__class__ = swap.adopted_class(swap.ShuffleAndAdd, Upsample)
-    model.__dict__["_adopted_shuffles"] = ("shuffle",)  # as it was written
+    model.__dict__["_adopted_shuffles"] = ("shuffle",)  # as earlier versions wrote it
     read = pickle.loads(written_before(model, "ShuffleAndAdd"))
     assert isinstance(read, Upsample)
     assert torch.equal(read(*inputs), wanted)

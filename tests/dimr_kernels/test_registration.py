@@ -1,4 +1,4 @@
-"""Operators in a torch that lacks the private names of the direct call: the dispatcher's path, with equal results."""
+"""Operators with a torch that lacks the private names of the direct call: dispatcher path, equal results."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NAMES = [
 
 
 class Lacking:
-    """A module or class without one of its names; ``a.b`` is the name ``b`` of ``a``."""
+    """Wrapper that hides one name of a module or class; ``a.b`` is the name ``b`` of ``a``."""
 
     def __init__(self, whole: Any, name: str) -> None:
         self.whole = whole
@@ -59,7 +59,7 @@ CALLS = EXAMPLES | in_cpp(EXAMPLES)
 
 @pytest.fixture
 def without_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take the names away, so that a use of one fails."""
+    """Remove the names, so that any use of one fails."""
     monkeypatch.setattr(registration, "_private", None)
     monkeypatch.setattr(registration, "_FAST_PATH", False)
 

@@ -1,4 +1,4 @@
-"""The gates of the time-dependent norms: what they mix, by which timesteps, and their gradients."""
+"""Gates of the time-dependent norms: values over timesteps, and gradients."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_scalar_gates_and_one_timestep_for_all(norm, gate, shared, device):
 
 @pytest.mark.parametrize("gate", ["channel", "scalar"])
 def test_many_partials(gate, device):
-    """Partials enough for several groups of rows, whose sums are added at the end."""
+    """Use enough partials for several groups of rows, whose sums are added at the end."""
     pytest.importorskip("triton")
     from dimr_kernels.launch import RowConfig, override_config
     from dimr_kernels.ops.norm_triton import reduce_tiling
@@ -93,7 +93,7 @@ def test_gradcheck_of_the_definition(norm, shared, device):
 
 @pytest.mark.parametrize("open_to", ["first", "second"])
 def test_gradients_of_what_a_gate_has_nearly_shut_out(open_to, device):
-    """Its share of 1e-4 is not what is left of one minus the other's."""
+    """Check gradients at a gate of 1e-4, which must not be computed as one minus the other's share."""
     offset = {"first": 9.2, "second": -9.2}[open_to]
     shut_out = {"first": "p2", "second": "p1"}[open_to]
     inputs = arguments("rms", (3, 4, 16), device)

@@ -12,7 +12,7 @@ pytest.importorskip("triton")
 
 
 class Model(nn.Module):
-    """Every fused module, and what a warm-up must leave alone: a batch norm's averages, random numbers."""
+    """Model with every fused module, and state that a warm-up must not change: batch-norm averages, random numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ def test_leaves_everything_as_it_was(model, training, device):
 @pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True])
 def test_every_fused_operator_runs_at_every_batch_size(model, training, device, monkeypatch):
-    """What would be launched is what the model launches later, forward and backward."""
+    """Compare the warm-up's launches with those of later calls, forward and backward."""
     from dimr_kernels.launch import Launch, forget_launches
 
     launched: list[tuple[str, tuple]] = []
@@ -96,7 +96,7 @@ def test_every_fused_operator_runs_at_every_batch_size(model, training, device, 
 
 
 class Compiling(nn.Module):
-    """Stands for a kernel that Triton compiles at its first call."""
+    """Stands in for a kernel that Triton compiles at its first call."""
 
     compiled = False
 
@@ -155,13 +155,13 @@ def test_not_while_a_graph_is_captured(model, monkeypatch):
 
 
 class OnGPU(Tensor):
-    """A tensor that says it is on a GPU."""
+    """Tensor that claims to be on a GPU."""
 
     device = property(lambda self: torch.device("cuda"))
 
 
 def test_covers_the_modules_of_the_package():
-    """A fused module that is added later must be listed."""
+    """Check that every fused module of the package is listed."""
     from dimr_kernels.warmup import FUSED_MODULES
 
     plain = {"SelfAttention", "GEGLUMLP"}  # made of listed ones, or without Triton

@@ -11,7 +11,7 @@ SMALL = {"in_channels": 1, "input_size": 8, "num_classes": 3, "unconditional_cla
 
 
 def small_config(name: str, **fields) -> dimr.DiMRConfig:
-    """The named one; ``fields`` replace others of its configuration."""
+    """Return the named ablation's configuration, with ``fields`` replaced."""
     config = ABLATIONS[name].config
     branches = config.num_branches
     return dataclasses.replace(

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-SIZE = 16  # of the images they are for
+SIZE = 16  # width of their images
 
 
 def tiny_autoencoder(kind: str, latent_channels: int = 4) -> Any:
-    """An ``AutoencoderKL`` or ``AutoencoderTiny``, images to latents of half their size."""
+    """Make an ``AutoencoderKL`` or ``AutoencoderTiny`` that halves the images' size."""
     import diffusers
 
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""What a piece of code asks of torch's dispatcher: the operators it calls, and the memory it leaves behind."""
+"""Dispatch modes for tests: the operators that code calls, the memory it holds, and reads of values."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _OperatorCounter(TorchDispatchMode):
 
 @contextlib.contextmanager
 def operators_called(qualified: bool = False) -> Iterator[Counter[str]]:
-    """Name of each operator called inside the block -> how often; a fused operator counts as itself alone.
+    """Count the calls of each operator inside the block, by name; a fused operator counts as one.
 
     ``qualified``: names such as ``aten::add.Tensor`` in place of ``add``.
     """
@@ -37,7 +37,7 @@ def operators_called(qualified: bool = False) -> Iterator[Counter[str]]:
 
 
 class LiveMemory(TorchDispatchMode):
-    """Context manager: :meth:`bytes` of the storages that were allocated inside it and still live."""
+    """Context manager; :meth:`bytes` counts the storages that were allocated inside it and still live."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,12 +56,12 @@ class LiveMemory(TorchDispatchMode):
         return sum(size for reference, size in self._storages.values() if not reference.expired())
 
 
-# What looks at values on the CPU only, where that costs no wait.
+# Functions that read values on the CPU only, where that does not synchronise.
 CHECKS_OF_VALUES = {"add_noise", "check_class_labels", "as_timestep", "as_timesteps"}
 
 
 class NoWaiting(TorchDispatchMode):
-    """Context manager: reading a tensor's value, for which the host would wait for a GPU, is an error."""
+    """Context manager that makes reading a tensor's value, which would wait for a GPU, an error."""
 
     def __torch_dispatch__(self, operator: Any, types: Any, arguments: Any = (), kwargs: Any = None) -> Any:
         if operator._opname in ("_local_scalar_dense", "nonzero", "equal") and not _in_a_check():

@@ -90,14 +90,14 @@ class DiT(nn.Module):
         return self.final_layer(x, c)
 
     def forward_with_cfg(self, x: Tensor, t: Tensor, y: Tensor, guidance: float) -> Tensor:
-        """The guided output; calls ``forward`` and not the module, as the published code does."""
+        """Return the guided output; calls ``forward`` and not the module, as the published code does."""
         with_class = self.forward(x, t, y)
         without = self.forward(x, t, torch.full_like(y, CLASSES))
         return without + guidance * (with_class - without)
 
 
 def random_dit(depth: int = 2, affine: bool = False) -> DiT:
-    """In evaluation mode, with a modulation that does something; nothing is at its first value, zero."""
+    """Make a DiT in evaluation mode whose parameters, zero-initialised ones too, are random."""
     model = DiT(depth, affine=affine)
     for name, parameter in model.named_parameters():
         nn.init.normal_(parameter, std=0.5 if "adaLN" in name or "embedder" in name else 0.2)

@@ -16,7 +16,7 @@ KINDS = ("AutoencoderKL", "AutoencoderTiny")
 
 
 def saved_autoencoders(tmp_path_factory) -> dict[str, Path]:
-    """Folders by kind."""
+    """Save small autoencoders and return their folders by kind."""
     folders = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
     for kind, folder in folders.items():
         tiny_autoencoder(kind).save_pretrained(folder)
@@ -24,7 +24,7 @@ def saved_autoencoders(tmp_path_factory) -> dict[str, Path]:
 
 
 def seven_pictures(folder: Path) -> Path:
-    """In three class folders."""
+    """Write seven pictures in three class folders."""
     class_folders(folder / "pictures", pixels(7, SIZE))
     return folder / "pictures"
 
@@ -39,7 +39,7 @@ def encoder(autoencoders, pictures, output, kind="AutoencoderKL", max_skipped=0,
 
 
 def encode(*arguments, **more) -> dict:
-    """The index, as written, of a run to the end."""
+    """Run an encoding to the end and return its index as written."""
     made = encoder(*arguments, **more)
     for _ in made.run(batch_size=2):
         pass

@@ -1,4 +1,4 @@
-"""A small network, and images in the forms that an evaluation takes."""
+"""A small feature network, and images in the forms that an evaluation accepts."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 
 class Tiny(nn.Module):
-    """uint8 images to 6 features, 3 logits and a map; random, but always the same."""
+    """Network from uint8 images to 6 features, 3 logits and a map, with fixed random weights."""
 
     def __init__(self, parts: tuple[str, ...] = ("features", "logits", "spatial")) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(1)
         self.weight = nn.Parameter(torch.randn(9, 3, 2, 2, generator=generator))
-        self.dropout = nn.Dropout(0.5)  # only off in evaluation mode
+        self.dropout = nn.Dropout(0.5)  # off in evaluation mode only
         self.parts = parts
 
     def forward(self, images: Tensor):
@@ -26,7 +26,7 @@ class Tiny(nn.Module):
 
 
 def images(count: int, seed: int = 0, size: int = 6) -> Tensor:
-    """uint8 ``[N, 3, S, S]``."""
+    """Make random images, uint8 ``[N, 3, S, S]``."""
     generator = torch.Generator().manual_seed(seed)
     low = torch.randint(0, 100 + 20 * seed, (count, 3, 1, 1), generator=generator)
     return (low + torch.randint(0, 90, (count, 3, size, size), generator=generator)).clamp(0, 255).to(torch.uint8)

@@ -12,7 +12,7 @@ BLOCK = re.compile(r"(<!-- not run: \S.*? -->\n+)?^```(\w+)\n(.*?)^```$", flags=
 
 
 def blocks(page: Path, language: str) -> list[tuple[int, str]]:
-    """(line, code) of each block of a language that is to be run."""
+    """Return (line, code) of each block of a language that is to be run."""
     text = page.read_text(encoding="utf-8")
     return [
         (text.count("\n", 0, match.start(3)), match[3])
@@ -22,7 +22,7 @@ def blocks(page: Path, language: str) -> list[tuple[int, str]]:
 
 
 def run_page(page: Path) -> None:
-    """Its blocks in order, as a reader would: a page's build on each other, each of the README stands alone."""
+    """Run the page's blocks in order; those of the README are independent, those of other pages share variables."""
     namespace: dict[str, object] = {}
     for line, code in blocks(page, "python"):
         namespace = {} if page.name == "README.md" else namespace
@@ -30,7 +30,7 @@ def run_page(page: Path) -> None:
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Of the shell blocks, the project's: ``dimr``, ``python -m`` and its own scripts, without what stands around."""
+    """Return the project's commands in shell blocks: ``dimr``, ``python -m`` and its own scripts."""
     found = []
     for _, code in blocks(page, "bash"):
         for line in re.split(r"\n|&&", code.replace("\\\n", " ")):

@@ -16,7 +16,7 @@ def two_kernels(x, weight, bias=None, **options):
 
 
 def layer(M, K, N, dtype, device, bias=True):
-    """Inputs for which the projection has a deviation of 2, where GELU is most curved."""
+    """Make inputs for which the projection has a deviation of 2, where GELU is most curved."""
     inputs = {
         "x": torch.randn(M, K, device=device).to(dtype).requires_grad_(),
         "weight": (2 * K**-0.5 * torch.randn(2 * N, K, device=device)).to(dtype).requires_grad_(),

@@ -1,4 +1,4 @@
-"""What the sources say: every text that they hold, with ``…`` where a value is filled in."""
+"""Strings in the sources, with ``…`` in place of values that are filled in."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def official_model(case: str) -> DiMR:
 
 @cache
 def official_tensors(case: str) -> dict[str, Tensor]:
-    """Inputs and results; not to be written to."""
+    """Load inputs and results, which are shared and must not be written to."""
     return load_file(FOLDER / f"{case}.tensors.safetensors")
 
 
@@ -55,7 +55,7 @@ def released_shapes() -> dict[str, dict[str, list[int]]]:
 
 
 def published_gradients(model: DiMR) -> dict[str, Tensor]:
-    """Each parameter's gradient under the published names."""
+    """Return each parameter's gradient under the published names."""
     parameters = dict(model.named_parameters())
     found: dict[str, Tensor] = {}
     for entry in entries(model.config):

@@ -13,12 +13,17 @@ from torch import Tensor
 from dimr_kernels import functional as F
 
 Inputs = dict[str, Any]
+MakeInputs = Callable[[torch.device, torch.dtype], Inputs]
+SHIFT = ("p3", "p4", "shift_gate_weight", "shift_gate_offset")
+GATES = ("p1", "p2", "p3", "p4", "scale_gate_weight", "scale_gate_offset", "shift_gate_weight", "shift_gate_offset")
+BATCHED = {"x", "y", "t", "h", "q", "k", "v", "value", "residual"}
+"""Arguments that have the batch as their first dimension."""
 
 
 @dataclass(frozen=True)
 class Example:
     function: Callable[..., Any]
-    make_inputs: Callable[[torch.device, torch.dtype], Inputs]
+    make_inputs: MakeInputs
     fused: str
     """The backend of its fused form; "auto" where torch's own kernels are the fused form."""
 
@@ -28,9 +33,7 @@ def _random(device: torch.device, dtype: torch.dtype, *shape: int) -> Tensor:
 
 
 def _gates(device: torch.device, D: int) -> Inputs:
-    names = ["p1", "p2", "p3", "p4"]
-    names += [f"{kind}_gate_{part}" for kind in ("scale", "shift") for part in ("weight", "offset")]
-    return {name: _random(device, torch.float32, D) for name in names}
+    return {name: _random(device, torch.float32, D) for name in GATES}
 
 
 def _td_layer_norm(device: torch.device, dtype: torch.dtype) -> Inputs:
@@ -38,8 +41,17 @@ def _td_layer_norm(device: torch.device, dtype: torch.dtype) -> Inputs:
     return {"x": x, "t": t, **_gates(device, 48), "residual": _random(device, dtype, 2, 5, 48)}
 
 
-def _without_residual(make: Callable[[torch.device, torch.dtype], Inputs]) -> Callable[..., Inputs]:
-    return lambda device, dtype: {k: v for k, v in make(device, dtype).items() if k != "residual"}
+def _without(make: MakeInputs, *names: str) -> MakeInputs:
+    return lambda device, dtype: {k: v for k, v in make(device, dtype).items() if k not in names}
+
+
+def _none_for(make: MakeInputs, *names: str) -> MakeInputs:
+    return lambda device, dtype: make(device, dtype) | dict.fromkeys(names)
+
+
+def _td_layer_norm_scalar_gates(device: torch.device, dtype: torch.dtype) -> Inputs:
+    inputs = _td_layer_norm(device, dtype)
+    return {k: _random(device, torch.float32, 1) if "gate" in k else v for k, v in inputs.items()}
 
 
 def _td_rms_norm(device: torch.device, dtype: torch.dtype) -> Inputs:
@@ -66,6 +78,14 @@ def _depthwise_conv2d(device: torch.device, dtype: torch.dtype) -> Inputs:
     }
 
 
+def _depthwise_conv2d_residual_is_x(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.depthwise_conv2d(x, weight, bias, residual=x)
+
+
+def _geglu(device: torch.device, dtype: torch.dtype) -> Inputs:
+    return {"h": _random(device, dtype, 3, 5, 32)}
+
+
 def _geglu_of_two(device: torch.device, dtype: torch.dtype) -> Inputs:
     return {"h": _random(device, dtype, 3, 5, 16), "value": _random(device, dtype, 3, 5, 16)}
 
@@ -76,6 +96,19 @@ def _pixel_shuffle_add(device: torch.device, dtype: torch.dtype) -> Inputs:
 
 def _pixel_shuffle_add_nchw(device: torch.device, dtype: torch.dtype) -> Inputs:
     return {"x": _random(device, dtype, 2, 32, 3, 4), "y": _random(device, dtype, 2, 8, 6, 8)}
+
+
+def _pixel_shuffle_add_channels_last(device: torch.device, dtype: torch.dtype) -> Inputs:
+    inputs = _pixel_shuffle_add_nchw(device, dtype)
+    return {k: v.detach().contiguous(memory_format=torch.channels_last).requires_grad_() for k, v in inputs.items()}
+
+
+def _pixel_unshuffle(device: torch.device, dtype: torch.dtype) -> Inputs:
+    return {"x": _random(device, dtype, 2, 6, 8, 8)}
+
+
+def _pixel_unshuffle_nchw(device: torch.device, dtype: torch.dtype) -> Inputs:
+    return {"x": _random(device, dtype, 2, 8, 6, 8)}
 
 
 def _shuffle_norm_add(device: torch.device, dtype: torch.dtype) -> Inputs:
@@ -91,12 +124,10 @@ EXAMPLES = {
     "td_rms_norm": Example(F.td_rms_norm, _td_rms_norm, "triton"),
     "td_group_norm": Example(lambda **inputs: F.td_group_norm(num_groups=4, **inputs), _td_group_norm, "triton"),
     "geglu_linear": Example(F.geglu_linear, _geglu_linear, "triton"),
-    "geglu": Example(F.geglu, lambda device, dtype: {"h": _random(device, dtype, 3, 5, 32)}, "triton"),
+    "geglu": Example(F.geglu, _geglu, "triton"),
     "depthwise_conv2d": Example(F.depthwise_conv2d, _depthwise_conv2d, "triton"),
     "pixel_shuffle_add": Example(lambda x, y: F.pixel_shuffle_add(x, y, upscale_factor=2), _pixel_shuffle_add, "cuda"),
-    "pixel_unshuffle": Example(
-        lambda x: F.pixel_unshuffle(x, 2), lambda device, dtype: {"x": _random(device, dtype, 2, 6, 8, 8)}, "cuda"
-    ),
+    "pixel_unshuffle": Example(lambda x: F.pixel_unshuffle(x, 2), _pixel_unshuffle, "cuda"),
     "pixel_shuffle_td_norm_add": Example(
         lambda **inputs: F.pixel_shuffle_td_norm_add(upscale_factor=2, **inputs), _shuffle_norm_add, "triton"
     ),
@@ -114,18 +145,40 @@ def in_cpp(examples: dict[str, Example]) -> dict[str, Example]:
 
 
 VARIANTS = {
-    "td_layer_norm without residual": Example(F.td_layer_norm, _without_residual(_td_layer_norm), "triton"),
+    "td_layer_norm without residual": Example(F.td_layer_norm, _without(_td_layer_norm, "residual"), "triton"),
+    "td_layer_norm without shift": Example(F.td_layer_norm, _none_for(_td_layer_norm, *SHIFT), "triton"),
+    "td_layer_norm, scalar gates": Example(F.td_layer_norm, _td_layer_norm_scalar_gates, "triton"),
     "td_rms_norm with residual": Example(F.td_rms_norm, _td_rms_norm_with_residual, "triton"),
+    "td_group_norm without shift": Example(
+        partial(F.td_group_norm, num_groups=4), _none_for(_td_group_norm, *SHIFT), "triton"
+    ),
+    "geglu, tanh, gate last": Example(partial(F.geglu, approximate="tanh", gate="last"), _geglu, "triton"),
     "geglu of two tensors": Example(F.geglu, _geglu_of_two, "triton"),
-    "depthwise_conv2d without residual": Example(F.depthwise_conv2d, _without_residual(_depthwise_conv2d), "triton"),
+    "depthwise_conv2d without residual": Example(F.depthwise_conv2d, _without(_depthwise_conv2d, "residual"), "triton"),
+    "depthwise_conv2d without bias": Example(F.depthwise_conv2d, _without(_depthwise_conv2d, "bias"), "triton"),
+    "depthwise_conv2d, x as residual": Example(
+        _depthwise_conv2d_residual_is_x, _without(_depthwise_conv2d, "residual"), "triton"
+    ),
     "pixel_shuffle_add, nchw": Example(
         lambda x, y: F.pixel_shuffle_add(x, y, 2, layout="nchw"), _pixel_shuffle_add_nchw, "cuda"
     ),
+    "pixel_shuffle_add, channels last": Example(
+        lambda x, y: F.pixel_shuffle_add(x, y, 2, layout="nchw"), _pixel_shuffle_add_channels_last, "cuda"
+    ),
+    "pixel_shuffle_add without y": Example(
+        lambda x: F.pixel_shuffle_add(x, None, 2), _without(_pixel_shuffle_add, "y"), "cuda"
+    ),
+    "pixel_unshuffle, nchw": Example(lambda x: F.pixel_unshuffle(x, 2, layout="nchw"), _pixel_unshuffle_nchw, "cuda"),
 }
-"""Other forms of these calls, which take another way through the operator or use another one."""
+"""Calls of the same functions that take another path through the operator, or use another operator."""
 
 HALF_PRECISION_ONLY = {
     "geglu_linear in one kernel": Example(
         partial(F.geglu_linear, form="one_kernel"), lambda device, dtype: _geglu_linear(device, torch.float16), "triton"
+    ),
+    "geglu_linear in one kernel without bias": Example(
+        partial(F.geglu_linear, form="one_kernel"),
+        lambda device, dtype: _without(_geglu_linear, "bias")(device, torch.float16),
+        "triton",
     ),
 }

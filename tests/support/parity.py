@@ -61,7 +61,7 @@ def results_of(function: Function, inputs: Inputs, backend: str, dtype: torch.dt
 
 
 def _cotangents(outputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """One for each output that can be differentiated, the same numbers in every dtype: bfloat16 can hold them all."""
+    """Draw one for each differentiable output, the same numbers in every dtype, which bfloat16 represents exactly."""
     generator = torch.Generator().manual_seed(1)
     drawn = [(out, torch.randn(out.shape, generator=generator).bfloat16()) for out in outputs]
     return [cotangent.to(out.device, out.dtype) for out, cotangent in drawn if out.requires_grad]
@@ -153,14 +153,14 @@ def largest_error(value: Tensor, truth: Tensor) -> float:
 
 
 def assert_deterministic(function: Function, inputs: Inputs, backend: str = "triton") -> None:
-    """The same bits twice."""
+    """Check that two runs give the same bits."""
     first, second = (results_of(function, inputs, backend) for _ in range(2))
     for name, value in first.items():
         assert torch.equal(value, second[name]), f"{name}: two runs differ"
 
 
 def strided(x: Tensor) -> Tensor:
-    """The same values with a last stride of 2 and gaps between rows."""
+    """Return the same values with a last stride of 2 and gaps between rows."""
     wide = torch.zeros(*x.shape[:-1], 2 * x.shape[-1] + 3, dtype=x.dtype, device=x.device)
     view = wide[..., : 2 * x.shape[-1] : 2]
     view.copy_(x.detach())
@@ -168,7 +168,7 @@ def strided(x: Tensor) -> Tensor:
 
 
 def far_apart(x: Tensor, folder: Path) -> Tensor:
-    """The same values with 2**30 elements between the entries of dimension 0: offsets pass 2**31 from the third on.
+    """Place entries of dimension 0 2**30 elements apart, with the same values: offsets pass 2**31 from the third on.
 
     On the CPU the memory is a sparse file. Zeros lie before it, where an offset that wrapped around would point.
     """

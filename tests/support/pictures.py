@@ -1,4 +1,4 @@
-"""Small pictures, and the same ones in every kind of container."""
+"""Small pictures, in every kind of container that can be read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CLASSES = ("ant", "bee", "cat")
 
 
 def pixels(count: int, size: int = 8, seed: int = 0) -> np.ndarray:
-    """uint8 ``[count, size, size, 3]``, smooth enough for a JPEG, no two alike."""
+    """Make pictures uint8 ``[count, size, size, 3]``, all different, smooth enough for JPEG."""
     coarse = np.random.default_rng(seed).integers(0, 256, (count, 2, 2, 3), np.uint8)
     return coarse.repeat(size // 2, axis=1).repeat(size // 2, axis=2)
 
@@ -25,7 +25,7 @@ def encoded(picture: np.ndarray, kind: str = "png") -> bytes:
 
 
 def class_folders(root: Path, pictures: np.ndarray, kind: str = "png") -> list[Path]:
-    """The pictures in class folders in turn; the paths in the order a data set has them."""
+    """Write the pictures to class folders in turn; return the paths in the data set's order."""
     paths = []
     for i, picture in enumerate(pictures):
         path = root / CLASSES[i % len(CLASSES)] / f"{i:03}.{kind}"
@@ -46,7 +46,7 @@ def write_tar(path: Path, files: dict[str, bytes]) -> Path:
 
 
 def shards(folder: Path, pictures: np.ndarray, per_shard: int) -> list[Path]:
-    """Tar files with the pictures in order and labels that count up modulo three."""
+    """Write tar files with the pictures in order, labelled by their number modulo three."""
     paths = []
     for first in range(0, len(pictures), per_shard):
         files = {}

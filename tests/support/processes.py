@@ -8,7 +8,7 @@ from typing import NoReturn
 
 
 def end_here() -> NoReturn:
-    """End this process as a success, without the interpreter's own end.
+    """Exit with success, without the interpreter's shutdown.
 
     A mesh of FSDP2 keeps the threads of its group until then, whoever destroys the group, and torch 2.13 now and then
     aborts over them ("terminate called without an active exception").

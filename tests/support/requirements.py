@@ -1,4 +1,4 @@
-"""What some tests need of the machine; they skip, with the reason, where it is missing."""
+"""Marks that skip a test, with the reason, where the machine lacks what it needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models small enough to run in milliseconds, with weights that are nowhere at a special value."""
+"""Models that run in milliseconds, without weights at special values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TINY = dimr.DiMRConfig(
 
 
 def perturbed_model(config: dimr.DiMRConfig = TINY, seed: int = 0) -> dimr.DiMR:
-    """Every parameter moved by noise, so that no output, gate or gradient is zero by construction."""
+    """Make a model with noise on every parameter, so that no output, gate or gradient is zero by construction."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         model = dimr.DiMR(config)
@@ -23,7 +23,7 @@ def perturbed_model(config: dimr.DiMRConfig = TINY, seed: int = 0) -> dimr.DiMR:
 
 
 def inputs(config: dimr.DiMRConfig = TINY, batch: int = 2, seed: int = 1) -> dict[str, Tensor]:
-    """``x [B, C, S, S]``, ``timestep [B]`` and ``class_labels [B]``."""
+    """Make ``x [B, C, S, S]``, ``timestep [B]`` and ``class_labels [B]``."""
     generator = torch.Generator().manual_seed(seed)
     shape = (batch, config.in_channels, config.input_size, config.input_size)
     return {

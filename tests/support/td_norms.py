@@ -12,7 +12,7 @@ from dimr_kernels.functional import td_layer_norm, td_rms_norm
 NORMS = {"layer": td_layer_norm, "rms": td_rms_norm}
 SHIFT = ("p3", "p4", "shift_gate_weight", "shift_gate_offset")
 GATES = ("p1", "p2", "p3", "p4", "scale_gate_weight", "scale_gate_offset", "shift_gate_weight", "shift_gate_offset")
-# One number that collects every channel and row: its terms cancel, so it is smaller than what was summed.
+# Tolerance for one number summed over all channels and rows: terms cancel, so it is smaller than they are.
 COLLECTED_ULPS = 64.0
 
 
@@ -28,7 +28,7 @@ def arguments(
     residual: bool = False,
     offset: float = 0.0,
 ) -> dict[str, Any]:
-    """Random inputs of ``norm``, every one of them requiring a gradient."""
+    """Make random inputs of ``norm`` that all require a gradient."""
 
     def random(*size: int, dtype: torch.dtype = parameter_dtype, offset: float = 0.0) -> Tensor:
         return (offset + torch.randn(size, device=device)).to(dtype).requires_grad_()

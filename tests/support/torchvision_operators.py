@@ -1,4 +1,4 @@
-"""Lets torchvision be imported beside a torch that its library of operators was not built for.
+"""Workaround to import torchvision with a torch that its compiled operators were not built for.
 
 PyPI has torchvision for CUDA's torch alone. Beside a CPU's torch its library does not load, and its import fails
 because the operators of detection are missing. Networks and data sets need none of them: declared, they are enough.

@@ -55,7 +55,7 @@ def write_pictures(folder: Path, per_class: int = 5) -> Path:
 
 
 def write_recipe(folder: Path, steps: int = STEPS, device_batch: int = 8) -> Path:
-    """The recipe and its pictures, in ``folder``."""
+    """Write the recipe and its pictures into ``folder``."""
     data = folder / "pictures"
     if not data.exists():
         write_pictures(data)
@@ -69,7 +69,7 @@ def newest_state(output: Path) -> dict:
 
 
 def start_process(arguments: list[object], rank: int = 0, world_size: int = 1, port: int = 0) -> subprocess.Popen[str]:
-    """``dimr`` with these arguments, as torchrun would start it."""
+    """Start ``dimr`` with these arguments, as torchrun would."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DIMR_KERNELS_BACKEND": "eager"}
     if world_size > 1:
         environment |= {
@@ -83,7 +83,7 @@ def start_process(arguments: list[object], rank: int = 0, world_size: int = 1, p
 
 
 def start_run(arguments: list[object], world_size: int = 1) -> list[subprocess.Popen[str]]:
-    """``dimr train``."""
+    """Start ``dimr train``."""
     port, train = free_port(), ["train", *arguments, "--device", "cpu", "--threads", 1]
     return [start_process(train, rank, world_size, port) for rank in range(world_size)]
 
@@ -95,7 +95,7 @@ def free_port() -> int:
 
 
 def finished(processes: list[subprocess.Popen[str]], timeout: float = 120) -> str:
-    """What the processes said, all of which must end well."""
+    """Wait for the processes, all of which must succeed, and return their output."""
     outputs = [process.communicate(timeout=timeout)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(outputs)[-3000:]
     return "\n".join(outputs)

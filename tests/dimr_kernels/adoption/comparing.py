@@ -1,4 +1,4 @@
-"""A network before and after it was adopted."""
+"""Comparison of a network before and after adoption."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SLACK = 8.0
 
 
 def computed(model: nn.Module, inputs: tuple[Any, ...], autocast: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Outputs and gradients of one call, with random numbers and cotangents from fixed seeds."""
+    """Return outputs and gradients of one call, with random numbers and cotangents from fixed seeds."""
     leaves = [_leaf(value) for value in inputs]
     model.zero_grad()
     torch.manual_seed(3)
@@ -48,7 +48,7 @@ def cast(inputs: Any, dtype: torch.dtype) -> Any:
 def assert_adopted_parity(
     case: Case, dtype: torch.dtype = torch.float32, backend: str = "auto", autocast: torch.dtype | None = None
 ) -> dk.AdoptionReport:
-    """Against float64: no worse than twice the error of the network as it was, in the same dtype."""
+    """Check that the error against float64 is at most twice that of the original network in the same dtype."""
     inputs = cast(case.inputs, dtype)
     model = case.model.to(dtype)
     truth = computed(copy.deepcopy(model).double(), cast(inputs, torch.float64))
@@ -68,5 +68,5 @@ def assert_adopted_parity(
 
 
 def error_of(value: Tensor, truth: Tensor) -> float:
-    """Relative to the norm: over all elements, for the largest error of a whole network is a matter of luck."""
+    """Return the error relative to the norm over all elements; the largest error of a whole network is noise."""
     return ((value.double() - truth).norm() / truth.norm().clamp(min=1e-30)).item()

@@ -1,4 +1,4 @@
-"""adaLN-Zero of a DiT becomes TD-LN, fitted to its scale and shift."""
+"""Replacement of a DiT's adaLN-Zero by TD-LN fitted to its scale and shift."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ...support.dit import CLASSES, WIDTH, DiT, DiTBlock, arguments, random_dit
 
 BLOCKS = ["blocks.0", "blocks.1"]
 TIMES = torch.arange(0, 1000, 50)
-GATES = 4  # in the model whose modulation is of TD-LN's form
+GATES = 4  # in the model whose modulation has TD-LN's form
 
 
 class Gates(nn.Module):
-    """An embedding whose SiLU is four sigmoids of the timestep, and a constant that the modulation's bias takes off."""
+    """Embedding whose SiLU is four sigmoids of the timestep, plus a constant that the modulation's bias subtracts."""
 
     constant = 40.0  # where SiLU is the identity
 
@@ -34,7 +34,7 @@ class Gates(nn.Module):
 
 
 def of_the_form(model: DiT) -> DiT:
-    """Each channel's scale and shift is a multiple of one gate and a constant; the classes change nothing."""
+    """Give each channel a scale and shift that are one gate's multiple plus a constant; classes have no effect."""
     model.double()
     model.t_embedder = Gates()
     with torch.no_grad():
@@ -54,7 +54,7 @@ def adopted(model: DiT, **kwargs: Any) -> AdaNormReport:
 
 
 def modulations(model: DiT, block: int) -> Iterator[tuple[int, Tensor]]:
-    """Label, and what the block's modulation gives at ``TIMES`` ``[T, 6, D]`` while the whole model runs."""
+    """Yield each label and the block's modulation at ``TIMES``, ``[T, 6, D]``, while the whole model runs."""
     seen: list[Tensor] = []
     handle = model.blocks[block].adaLN_modulation.register_forward_hook(lambda module, args, out: seen.append(out))
     x = torch.randn(len(TIMES), 4, arguments()[0].shape[-1])
@@ -68,7 +68,7 @@ def modulations(model: DiT, block: int) -> Iterator[tuple[int, Tensor]]:
 def test_a_modulation_of_the_form_is_recovered(affine):
     model = of_the_form(random_dit(affine=affine))
     for norm in (norm for block in model.blocks for norm in (block.norm1, block.norm2) if affine):
-        nn.init.zeros_(norm.bias)  # which the scale would bring into the shift, as a second gate
+        nn.init.zeros_(norm.bias)  # the scale would multiply it into the shift, as a second gate
     x, t, y = arguments()
     reference = copy.deepcopy(model)
     report = adopted(model)
@@ -107,7 +107,7 @@ def test_the_reported_error_is_the_one_seen_while_the_model_runs(gate):
 
 
 def test_no_class_and_one_class():
-    """With one class there is nothing between classes, and the fit is closer to it than one over all."""
+    """Check that with one class nothing varies between classes, and the fit is closer than over all classes."""
     errors = {}
     for labels in ([2], None):
         report = adopted(random_dit(depth=1), labels=labels)
@@ -270,7 +270,7 @@ def test_compiled_with_a_full_graph(device):
 
 
 class ScaleForShift(nn.Module):
-    """A block with the parts of the published one that takes scale for shift."""
+    """Block with the parts of the published one that exchanges scale and shift."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -284,7 +284,7 @@ class ScaleForShift(nn.Module):
 
 
 class Dropping(ScaleForShift):
-    """The published block, but while it trains."""
+    """Published block with dropout on its output."""
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         x = DiTBlock.forward(self, x, c)

@@ -1,4 +1,4 @@
-"""adaLN-Zero of diffusers' DiT becomes TD-LN."""
+"""Replacement of adaLN-Zero in diffusers' DiT by TD-LN."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_the_reported_error_is_the_one_seen_while_the_model_runs():
     report = adopt_ada_norm(model, timesteps=TIMES, labels=range(CLASSES + 1))
     fits = {(fit.path, fit.vector): fit for fit in report.fits}
     norm = block.norm3
-    # At rows of one +1 and one -1 the layer norm gives those back, so the norm shows its scale and shift.
+    # The layer norm returns rows of one +1 and one -1 unchanged, so the output shows the norm's scale and shift.
     probe = torch.tensor([1.0, -1.0]).repeat(len(TIMES), D // 2)
     probe = torch.stack((probe, -probe), dim=1)  # [T, 2, D]
     up, down = norm(probe, norm.time(TIMES)).detach().double().unbind(1)
@@ -128,7 +128,7 @@ def test_affine_norms_are_taken_with_their_weights():
     block.norm3 = nn.LayerNorm(D, eps=1e-5)
     for parameter in block.norm3.parameters():
         nn.init.normal_(parameter)
-    for dropped in (0.1, 0.3, 0.5, 0.7, 0.9):  # of the classes while training; the comparison is at one class
+    for dropped in (0.1, 0.3, 0.5, 0.7, 0.9):  # drops classes while training; compared at one class
         block.norm1.emb.class_embedder.dropout_prob = dropped
         assert _forward_problem(DiffusersBlock("", block)) is None
 

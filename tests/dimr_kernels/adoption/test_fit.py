@@ -19,7 +19,7 @@ def drawn(D: int, gate: str) -> Gated:
 
 
 def unexplained(fitted: Gated, t: Tensor, values: Tensor) -> Tensor:
-    """``[D]``: the residual's share of the variance."""
+    """Return the residual's share of the variance, ``[D]``."""
     return (fitted(t) - values).square().sum(0) / (values - values.mean(0)).square().sum(0)
 
 
@@ -40,7 +40,7 @@ def test_the_gate_itself_is_found_where_the_table_shows_it():
 
 @pytest.mark.parametrize("gate", ["channel", "scalar"])
 def test_no_other_gate_fits_better(gate):
-    """Against the closed solution of many gates, on smooth tables that are not of the form."""
+    """Compare with the closed-form solution for many gates, on smooth tables that do not have the form."""
     powers = torch.stack([(k * T + k).sin() for k in (1, 2, 3, 5)], dim=1)
     values = powers @ torch.randn(4, 12, dtype=torch.float64)
     fitted = fit_gated(T, values, gate)

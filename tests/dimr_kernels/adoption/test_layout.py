@@ -1,4 +1,4 @@
-"""Depthwise convolutions: the layout is handled once around the network, and no layer copies."""
+"""Layout of adopted depthwise convolutions: converted once around the network, and copied in no layer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dimr_kernels.ops import depthwise_conv_triton as kernels
 from .models import image, timm_convnext, torchvision_convnext
 
 COPIES = {"clone", "copy_", "contiguous", "_to_copy"}
-# What these would copy inside if it came in another layout: [B, C, H, W] and [B, H, W, C] of the same memory.
+# Layout that each operator needs to avoid an internal copy: [B, C, H, W] and [B, H, W, C] of the same memory.
 WANTED = {
     "convolution": torch.channels_last,
     "depthwise_conv2d": torch.contiguous_format,
@@ -26,7 +26,7 @@ WANTED = {
 
 
 class LayoutWatch(TorchDispatchMode):
-    """Copies of feature maps, and operators that were given one in another layout than channels last."""
+    """Record copies of feature maps, and operators called with one that is not channels last."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ def test_an_image_in_channels_last_is_not_copied():
 
 @pytest.mark.slow
 def test_the_kernels_copy_nothing_forward_and_backward(monkeypatch):
-    """A dispatch mode does not see copies inside the operator, so they are counted there."""
+    """Count copies inside the operator, which a dispatch mode does not see."""
     copied = []
 
     def dense_channels(x: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ def test_the_kernels_copy_nothing_forward_and_backward(monkeypatch):
 
 
 def test_other_layouts_take_torchs_own_convolution(monkeypatch):
-    """A network that leaves channels last would pay a copy in every layer. A backend that was asked for is binding."""
+    """Fall back to torch where each layer would copy, except with an explicit backend, which is binding."""
     calls = []
 
     def operator(x: Tensor, *parameters: Any) -> Tensor:
@@ -132,7 +132,7 @@ def test_images_without_a_batch():
 
 
 def test_a_network_has_one_hook_however_often_it_is_adopted():
-    """Also where the second time finds more to swap."""
+    """Adopt twice; the second time finds more layers to swap."""
     model = timm_convnext()
     handle = model.stages[0].blocks[0].conv_dw.register_forward_hook(lambda *arguments: None)
     assert len(dk.adopt(model).swapped) == 3
@@ -145,7 +145,7 @@ def test_a_network_has_one_hook_however_often_it_is_adopted():
 
 
 class Detector(nn.Module):
-    """A known network inside another one, which has images in a layout of its own."""
+    """Network around a known one, with images in a layout of its own."""
 
     def __init__(self) -> None:
         super().__init__()

