@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import platform
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -77,17 +78,35 @@ def is_out_of_memory(error: BaseException) -> bool:
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Write a file atomically: the block writes to the yielded temporary path, which then replaces ``path``.
 
-    Missing parent folders are created. If the block raises, ``path`` is left as it was.
+    Missing parent folders are created. If the block raises, ``path`` is left as it was. The file's mode is that of any
+    new file, as the umask says: safetensors 0.8 makes files that only their owner can read.
     """
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last, because savers choose the format by it.
     temporary = final.with_name(f".{final.stem}.{os.getpid()}.partial{final.suffix}")
     try:
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
+        if stat.S_IMODE(temporary.stat().st_mode) != mode:
+            temporary.chmod(mode)
         os.replace(temporary, final)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def set_default_mode(path: Path) -> None:
+    """Give a file the mode of a new one, by the umask. safetensors 0.8 makes files that only their owner can read."""
+    # A new file shows the mode. Reading the umask is possible only by changing it, for all threads.
+    probe = path.with_name(f".{path.stem}.{os.getpid()}.partial-mode")
+    try:
+        probe.touch()
+        mode = stat.S_IMODE(probe.stat().st_mode)
+    finally:
+        probe.unlink(missing_ok=True)
+    if stat.S_IMODE(path.stat().st_mode) != mode:
+        path.chmod(mode)
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:

@@ -250,11 +250,18 @@ def define_gradients(
         refuse_double_backward(backwards[form], operator)
 
 
-@cache
 def cpp_kernel(name: str) -> Callable[..., Any]:
-    """Return a C++ function of the compiled extension, which registers them as ``dimr_kernels_cpp::name``."""
-    extension_status()
-    return getattr(torch.ops.dimr_kernels_cpp, name).default
+    """Return a function that calls ``dimr_kernels_cpp::name`` of the compiled extension and loads it if need be."""
+
+    @cache
+    def overload() -> Callable[..., Any]:
+        extension_status()
+        return getattr(torch.ops.dimr_kernels_cpp, name).default
+
+    def call(*arguments: Any) -> Any:
+        return overload()(*arguments)
+
+    return call
 
 
 def _one_by_one(overload: Any) -> Callable[..., Any]:

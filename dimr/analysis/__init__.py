@@ -1,1 +1,1 @@
-"""The paper's analyses: how norms move with the time (Figures 3 and 6), which samples are distorted (Figure 5)."""
+"""The paper's analyses: time dependence of the norms (Figures 3 and 6) and distorted samples (Figure 5)."""

@@ -1,4 +1,4 @@
-"""Which samples a classifier does not take for what they are meant to show (the paper's Figure 5)."""
+"""Distorted samples: those that a classifier does not recognise as the class they were drawn for (Figure 5)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checkpoints.weights import read_state_dict
 from ..data.digits import load_digits
@@ -22,17 +22,25 @@ from ..evaluation.metrics import EvaluationError
 from ..images import SHOWN_CHANNELS, side_by_side, tile, to_pixels
 from ..utils import first_line, require
 
-# Samples with the classes they are meant to show, from what ``dimr sample`` and other programs write.
+Classifier = Callable[[Tensor], Tensor]  # images [B, C, H, W] in [-1, 1] to logits [B, classes]
+
+IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of torchvision's models
+IMAGENET_SIZE = 224
+COLUMNS = 4
+SHOWN_SIZE = 64  # pixels across; smaller images are enlarged
+
+
+# Samples with their classes, as written by ``dimr sample`` and other programs.
 
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """Images that are read when they are asked for, so that fifty thousand need not fit into memory.
+    """Images that are read on demand, because fifty thousand may not fit into memory.
 
     Attributes:
-        labels: ``[count]`` int64, or None where nothing tells them.
-        read: indices to ``[B, C, H, W]`` in [-1, 1] or nearly so, C 1 or 3; called through :meth:`images`.
-        name: for messages.
+        labels: ``[count]`` int64, or None if they are unknown.
+        read: maps indices to ``[B, C, H, W]`` of about [-1, 1] with C 1 or 3; called through :meth:`images`.
+        name: name for messages.
     """
 
     count: int
@@ -47,7 +55,7 @@ class Samples:
             raise DataError(f"{self.name}: wanted a class of 0 or more for each of {self.count} images")
 
     def images(self, indices: Sequence[int]) -> Tensor:
-        """float32 ``[B, C, H, W]`` in [-1, 1]; DataError where they cannot be read or shown."""
+        """Read images as float32 ``[B, C, H, W]`` in [-1, 1]; a DataError if they cannot be read or shown."""
         images = self.read(indices).float()
         if images.dim() != 4 or images.shape[1] not in SHOWN_CHANNELS:
             raise DataError(f"{self.name}: wanted images [N, 1 or 3, H, W], found {list(images.shape)}")
@@ -57,17 +65,17 @@ class Samples:
 
 
 def from_tensors(images: Tensor, labels: Tensor | None, name: str = "samples") -> Samples:
-    """``images [N, C, H, W]`` in [-1, 1] and ``labels [N]``."""
+    """Wrap ``images [N, C, H, W]`` in [-1, 1] and ``labels [N]``."""
     if images.dim() != 4 or images.is_complex():
         raise DataError(f"{name}: wanted images [N, 1 or 3, H, W], found {images.dtype} {list(images.shape)}")
     return Samples(len(images), None if labels is None else labels.long(), lambda i: images[list(i)], name)
 
 
 def read_samples(path: str | os.PathLike[str]) -> Samples:
-    """From ``.safetensors`` or ``.npz`` (``samples``, or pixels as ADM's suite has them), or a folder of pictures.
+    """Open a ``.safetensors``, an ``.npz`` with ``samples`` or with pixels as in ADM's suite, or a folder of pictures.
 
     Raises:
-        FileNotFoundError: there is nothing.
+        FileNotFoundError: the path does not exist.
         DataError: it holds something else, or is damaged.
     """
     path = Path(path)
@@ -87,7 +95,7 @@ def _from_safetensors(path: Path) -> Samples:
     tensors = require("safetensors.torch", "demo", "reading .safetensors")
     try:
         found = tensors.load_file(path)
-    except Exception as error:  # safetensors has errors of its own, and passes on others
+    except Exception as error:  # safetensors raises its own errors and others
         raise DataError(f"{path} cannot be read: {error}") from error
     if "samples" not in found:
         raise DataError(f"{path} has no tensor samples, only {', '.join(sorted(found))}")
@@ -136,56 +144,47 @@ def _read(source: Any, index: int) -> Tensor:
         raise DataError(str(error.skipped)) from error
 
 
-# Classifiers that score samples: images ``[B, C, H, W]`` in [-1, 1] to logits ``[B, classes]``.
-
-
-Classifier = Callable[[Tensor], Tensor]
-
-# What torchvision's ImageNet models were trained on.
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SIDE = 224
+# Classifiers.
 
 
 def digit_classifier(size: int) -> Classifier:
-    """The demo's classifier, fitted on the real digits at this size.
+    """Fit the demo's classifier on the real digits at this size.
 
-    Its logits are the margins of a support vector machine: their softmax puts samples in order and is no probability.
+    Its logits are margins of a support vector machine, whose softmax orders samples but is not a probability.
     """
     return DigitClassifier(load_digits(size)).margins
 
 
 def torchvision_classifier(name: str, weights: str | os.PathLike[str], device: torch.device) -> Classifier:
-    """A torchvision model by name, with a state dict from a file; images are resized to 224 and normalised for it.
+    """Load a torchvision model by name with a state dict from a file. Images are resized to 224 and normalised for it.
 
     Raises:
-        FileNotFoundError, CheckpointError: no such weights, or no whole file of them.
-        EvaluationError: no such model, or weights that do not fit it.
+        FileNotFoundError, CheckpointError: there are no such weights, or the file is damaged.
+        EvaluationError: there is no such model, or the weights do not fit it.
     """
     models = require("torchvision.models", "evaluate", "a classifier by torchvision's name")
     state = read_state_dict(weights)
     try:
         model = models.get_model(name, weights=None)
         model.load_state_dict(state)
-    except (ValueError, RuntimeError, TypeError) as error:  # RuntimeError: with lists of keys
+    except (ValueError, RuntimeError, TypeError) as error:  # RuntimeError lists the keys
         raise EvaluationError(f"classifier {name}, weights {weights}: {first_line(error)}") from error
-    return _on_imagenet_pixels(model.to(device).eval(), device)
-
-
-def _on_imagenet_pixels(model: nn.Module, device: torch.device) -> Classifier:
-    mean, deviation = (torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, DEVIATION))
+    model.to(device).eval()
+    mean, deviation = (torch.tensor(v, device=device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_DEVIATION))
 
     def logits(images: Tensor) -> Tensor:
         images = images.to(device).expand(-1, 3, -1, -1)
-        resized = F.interpolate(images, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
+        size = (IMAGENET_SIZE, IMAGENET_SIZE)
+        resized = F.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
         return model(((resized + 1) / 2 - mean) / deviation)
 
     return logits
 
 
 def module_classifier(source: str, device: torch.device) -> Classifier:
-    """What :func:`dimr.evaluation.load_extractor` takes: ``package.module:callable``, or a file of a network.
+    """Load a network from ``package.module:callable`` or a file, see :func:`dimr.evaluation.load_extractor`.
 
-    It is given uint8 ``[B, 3, H, W]`` and returns logits, or a mapping with ``"logits"``.
+    It takes uint8 ``[B, 3, H, W]`` and returns logits, or a mapping with ``"logits"``.
     """
     extractor = load_extractor(source)
     extractor.module.to(device).eval()
@@ -197,20 +196,16 @@ def module_classifier(source: str, device: torch.device) -> Classifier:
     return logits
 
 
-COLUMNS = 4
-SHOWN_SIZE = 64  # pixels across; smaller images are enlarged
+# Scores, and their presentation.
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Of each sample: ``confidence [N]`` float32 in what it is meant to show, and ``predicted [N]``, the likeliest.
-
-    Without labels the confidence is that in the likeliest class.
-    """
+    """The classifier's confidence in each sample's label, or in its prediction if there are no labels."""
 
     samples: Samples
-    confidence: Tensor
-    predicted: Tensor
+    confidence: Tensor  # [N] float32
+    predicted: Tensor  # [N]
 
 
 @torch.inference_mode()
@@ -218,23 +213,23 @@ def score(samples: Samples, classifier: Classifier, batch_size: int = 64, progre
     """Run the classifier over all samples.
 
     Args:
-        batch_size: images at a time.
-        progress: show a bar (needs tqdm).
+        batch_size: images per batch.
+        progress: show a progress bar (needs tqdm).
 
     Raises:
-        DataError: a label is no class of the classifier's, or its answer is no finite ``[B, classes]``.
+        DataError: the classifier does not know a label, or does not return finite logits ``[B, classes]``.
     """
     starts = range(0, samples.count, batch_size)
     bar: Any = contextlib.nullcontext(starts)
     if progress:
         bar = require("tqdm", "demo", "the progress bar").tqdm(starts, desc="scoring", unit="batch")
-    with bar as steps:  # which ends the bar's line before an error's begins
-        parts = [_score(samples, classifier, range(i, min(i + batch_size, samples.count))) for i in steps]
+    with bar as steps:  # closing the bar ends its line before an error is printed
+        parts = [_score_batch(samples, classifier, range(i, min(i + batch_size, samples.count))) for i in steps]
     confidence, predicted = (torch.cat(column) for column in zip(*parts, strict=True))
     return Scores(samples, confidence, predicted)
 
 
-def _score(samples: Samples, classifier: Classifier, indices: range) -> tuple[Tensor, Tensor]:
+def _score_batch(samples: Samples, classifier: Classifier, indices: range) -> tuple[Tensor, Tensor]:
     logits = classifier(samples.images(indices)).float().cpu()
     if logits.dim() != 2 or len(logits) != len(indices) or not logits.isfinite().all():
         raise DataError(f"the classifier gave {list(logits.shape)} for a batch, wanted finite logits [B, classes]")
@@ -250,7 +245,7 @@ def _score(samples: Samples, classifier: Classifier, indices: range) -> tuple[Te
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Indices: ``low`` from the least confidence on, ``accepted`` likewise."""
+    """Indices of the samples below and above a threshold, in ascending order of confidence."""
 
     threshold: float
     low: Tensor
@@ -258,19 +253,20 @@ class Split:
 
 
 def split(scores: Scores, threshold: float) -> Split:
+    """Split the samples by their confidence."""
     order = scores.confidence.argsort(stable=True)
     below = scores.confidence[order] < threshold
     return Split(threshold, order[below], order[~below])
 
 
 def shown(parts: Split, count: int) -> tuple[list[int], list[int]]:
-    """The ``count`` samples of least confidence, and as many accepted ones, spread evenly over those."""
+    """Choose the ``count`` samples of lowest confidence, and as many accepted ones, evenly spread."""
     places = torch.linspace(0, len(parts.accepted) - 1, min(count, len(parts.accepted))).round().long()
     return parts.low[:count].tolist(), parts.accepted[places].tolist()
 
 
 def picture(scores: Scores, parts: Split, count: int) -> Tensor:
-    """Low-confidence samples beside accepted ones: uint8 ``[height, width, 3]``."""
+    """Draw low-confidence samples beside accepted ones: uint8 ``[height, width, 3]``."""
     N = len(scores.confidence)
     titles = (f"below {parts.threshold:g}: {len(parts.low)} of {N}", f"accepted: {len(parts.accepted)}")
     panels = [
@@ -281,7 +277,7 @@ def picture(scores: Scores, parts: Split, count: int) -> Tensor:
 
 
 def _panel(samples: Samples, indices: list[int], count: int) -> Tensor:
-    """White where there are not enough."""
+    """Tile ``count`` images; missing ones are white."""
     images = samples.images(indices or [0])
     chosen = torch.ones(count, *images.shape[1:])
     chosen[: len(indices)] = images[: len(indices)]
@@ -289,9 +285,10 @@ def _panel(samples: Samples, indices: list[int], count: int) -> Tensor:
 
 
 def distortion_as_json(scores: Scores, parts: Split, count: int) -> dict[str, Any]:
+    """Convert the scores to plain values for a report."""
     labels, N = scores.samples.labels, len(scores.confidence)
 
-    def described(index: int) -> dict[str, Any]:
+    def describe(index: int) -> dict[str, Any]:
         asked = None if labels is None else int(labels[index])
         confidence = scores.confidence[index].item()
         return {"index": index, "label": asked, "predicted": int(scores.predicted[index]), "confidence": confidence}
@@ -305,7 +302,7 @@ def distortion_as_json(scores: Scores, parts: Split, count: int) -> dict[str, An
         "mean_confidence": scores.confidence.double().mean().item(),
         "accuracy": None if labels is None else (scores.predicted == labels).double().mean().item(),
         "per_class": None if labels is None else _per_class(labels, parts),
-        "shown": {"low": [described(i) for i in low], "accepted": [described(i) for i in accepted]},
+        "shown": {"low": [describe(i) for i in low], "accepted": [describe(i) for i in accepted]},
         "confidence": [round(value, 6) for value in scores.confidence.tolist()],
     }
 

@@ -1,4 +1,7 @@
-"""Scale, shift and gate of every norm along sampling: a curve over the timesteps, with a dimension to each channel."""
+"""Curves of every norm's scale, shift and gate over the timesteps of sampling, and their principal components.
+
+A curve has one dimension per channel. Its principal components show in how many directions it moves.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +24,21 @@ from ..utils import replacing, require
 MODULATIONS = ("norm1.scale", "norm1.shift", "gate1", "norm2.scale", "norm2.shift", "gate2")
 
 
+COMPONENTS = 4
+
+
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """``values [T, D]`` float64 of one vector; ``kind`` is "scale", "shift" or "gate", ``layer`` the norm's place."""
+    """One time-dependent vector of a norm at a sequence of timesteps."""
 
-    layer: str
+    layer: str  # the norm's name in the model
     branch: int
-    kind: str
-    values: Tensor
+    kind: str  # "scale", "shift" or "gate"
+    values: Tensor  # [T, D] float64
 
 
 def sampling_timesteps(steps: int, schedule: NoiseSchedule | None = None) -> list[float]:
-    """The timesteps at which ``dimr.sample`` calls the model, first to last."""
+    """List the timesteps at which ``dimr.sample`` calls the model, in order."""
     visited: list[float] = []
 
     def record(x: Tensor, timestep: float) -> Tensor:
@@ -45,21 +51,21 @@ def sampling_timesteps(steps: int, schedule: NoiseSchedule | None = None) -> lis
 
 @torch.no_grad()
 def time_curves(model: DiMR, timesteps: Sequence[float]) -> list[Curve]:
-    """Every time-dependent vector of the model at these timesteps, branch by branch, from the first layer on.
+    """Evaluate every time-dependent vector of the model at these timesteps, by branch and layer.
 
     Raises:
-        ValueError: fewer than two timesteps, or a model whose norms do not depend on the time.
+        ValueError: there are fewer than two timesteps, or the model's norms do not depend on the time.
     """
     if len(timesteps) < 2:
         raise ValueError(f"timesteps must be at least two, got {len(timesteps)}")
     t = torch.tensor(timesteps, dtype=torch.float64, device=model.device) / 500 - 1
-    curves = [curve for i, branch in enumerate(model.branches) for curve in _of_branch(branch, i, t)]  # type: ignore[arg-type]
+    curves = [curve for i, branch in enumerate(model.branches) for curve in _branch_curves(branch, i, t)]  # type: ignore[arg-type]
     if not curves:
         raise ValueError(f"norm={model.config.norm!r}: this model's norms do not depend on the time")
     return curves
 
 
-def _of_branch(branch: Branch, index: int, t: Tensor) -> Iterator[Curve]:
+def _branch_curves(branch: Branch, index: int, t: Tensor) -> Iterator[Curve]:
     condition = None if branch.time_mlp is None else branch.time_mlp(t)
     for name, module in branch.named_modules():
         layer = f"branches.{index}.{name}"
@@ -70,31 +76,28 @@ def _of_branch(branch: Branch, index: int, t: Tensor) -> Iterator[Curve]:
                 where = layer.removesuffix("modulation") + (norm or f"norm{place[-1]}")
                 yield Curve(where, index, kind if norm else "gate", values.double())
         elif isinstance(module, (dk.TDLayerNorm, dk.TDRMSNorm)):
-            yield Curve(layer, index, "scale", _mixed(module, t, "p1", "p2", "scale"))
+            yield Curve(layer, index, "scale", _interpolate(module, t, "p1", "p2", "scale"))
             if module.p3 is not None:
-                yield Curve(layer, index, "shift", _mixed(module, t, "p3", "p4", "shift"))
+                yield Curve(layer, index, "shift", _interpolate(module, t, "p3", "p4", "shift"))
 
 
-def _mixed(norm: torch.nn.Module, t: Tensor, first: str, second: str, gate: str) -> Tensor:
-    """The paper's eq. (5) in float64: ``t [T]`` -> ``[T, D]``."""
+def _interpolate(norm: torch.nn.Module, t: Tensor, first: str, second: str, gate: str) -> Tensor:
+    """Compute the paper's eq. (5) in float64: ``t [T]`` -> ``[T, D]``."""
     names = (first, second, f"{gate}_gate_weight", f"{gate}_gate_offset")
     p, q, weight, offset = (getattr(norm, name).double() for name in names)
     return q + torch.sigmoid(t[:, None] * weight + offset) * (p - q)
 
 
-# Principal components of curves: how many directions a scale or shift moves in.
-
-
-COMPONENTS = 4
+# Principal components.
 
 
 @dataclasses.dataclass(frozen=True)
 class Explained:
-    """One curve's components.
+    """One curve's principal components.
 
     Attributes:
-        variance: summed over channels, of the timesteps' values about their mean.
-        ratios: the first components' shares of it, largest first; None where the curve does not move.
+        variance: variance over the timesteps, summed over the channels.
+        ratios: share of the variance that each of the first components explains; None if the curve is constant.
     """
 
     curve: Curve
@@ -103,9 +106,9 @@ class Explained:
 
 
 def explained_variance(values: Tensor, components: int = COMPONENTS) -> tuple[float, tuple[float, ...] | None]:
-    """Variance of the rows of ``values [T, D]`` about their mean, and the shares of its principal components.
+    """Compute the variance of the rows of ``values [T, D]``, and the shares that its principal components explain.
 
-    The shares are ``components`` many (zeros beyond the rank), and None where all rows are equal to rounding.
+    There are ``components`` shares, zeros beyond the rank; None if all rows are equal up to rounding.
     """
     if values.dim() != 2 or len(values) < 2 or components < 1:
         raise ValueError(f"wanted values [T, D] with T of at least 2, and a component; got {list(values.shape)}")
@@ -120,11 +123,12 @@ def explained_variance(values: Tensor, components: int = COMPONENTS) -> tuple[fl
 
 
 def explain(curves: Sequence[Curve], components: int = COMPONENTS) -> list[Explained]:
+    """Apply :func:`explained_variance` to every curve."""
     return [Explained(curve, *explained_variance(curve.values, components)) for curve in curves]
 
 
 def as_json(found: Sequence[Explained]) -> dict[str, Any]:
-    """Plain values: every layer, and for each kind the mean share of the first component, the first two, and so on."""
+    """Convert to plain values: every layer, and per kind the mean cumulative shares of the first components."""
     layers = [
         {
             "layer": e.curve.layer,
@@ -140,7 +144,7 @@ def as_json(found: Sequence[Explained]) -> dict[str, Any]:
 
 
 def kinds(found: Sequence[Explained]) -> list[str]:
-    """Of the curves, in the order in which they come first."""
+    """List the kinds of the curves, in order of first appearance."""
     return list(dict.fromkeys(e.curve.kind for e in found))
 
 
@@ -151,13 +155,10 @@ def _summary(found: Sequence[Explained], kind: str) -> dict[str, Any]:
     return {"layers": len(curves), "constant": len(curves) - len(moving), "mean_cumulative": means}
 
 
-# Diagrams of the analyses.
-
-
 def save_explained_variance(path: str | os.PathLike[str], found: Sequence[Explained], title: str) -> None:
-    """A panel to each kind, a bar to each layer: the shares of its first principal components, one on the other.
+    """Plot one panel per kind with one stacked bar per layer: the shares of its first principal components.
 
-    Layers that do not move have no bar; lines stand between branches.
+    Constant layers have no bar. Vertical lines separate the branches.
     """
     figure_module = require("matplotlib.figure", "demo", "the plot of explained variance")
     rows = kinds(found)

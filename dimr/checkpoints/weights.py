@@ -19,6 +19,7 @@ from ..model.network import DiMR, without_weights
 from ..utils import UserError, first_line, read_json, replacing, require, write_json
 
 WEIGHTS = "model.safetensors"
+PUBLISHED_AVERAGE = "nnet_ema.pth"  # in a folder STEP.ckpt of the published code, beside nnet.pth
 CONFIG = "config.json"
 NAMES_SHOWN = 10
 
@@ -85,7 +86,9 @@ def _read_config(path: Path) -> DiMRConfig:
 
 
 def _hint(folder: Path) -> str:
-    """Suggest the model's folder where ``folder`` is the output folder of a run."""
+    """Suggest what to do with a run's output folder, or with a checkpoint folder of the published code."""
+    if (folder / PUBLISHED_AVERAGE).is_file():
+        return f"; it is a checkpoint of the published code, which dimr convert {folder} OUT --model NAME converts"
     found = [folder / name for name in ("model", "checkpoint") if (folder / name / CONFIG).is_file()]
     return f"; did you mean {found[0]}?" if found else ""
 

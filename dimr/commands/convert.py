@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..checkpoints import convert_to_folder, convert_to_published
+from ..checkpoints import convert_to_folder, convert_to_published, load_official_checkpoint
+from ..checkpoints.official import SUFFIXES, publish
+from ..checkpoints.weights import PUBLISHED_AVERAGE
 from ..model.variants import list_models
 from ..utils import first_line
 from .arguments import CommandError, say
@@ -18,10 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source",
         type=Path,
         metavar="IN",
-        help="a published file (.pth or .safetensors), a checkpoint folder, or a pipeline's folder",
+        help="a published file (.pth or .safetensors) or folder STEP.ckpt, a checkpoint folder, or a pipeline's folder",
     )
     parser.add_argument("target", type=Path, metavar="OUT", help="a folder, or a file ending in .pth or .safetensors")
-    parser.add_argument("--model", choices=list_models(), help="the model in a published file; required for one")
+    parser.add_argument(
+        "--model", choices=list_models(), help="the model in a published file or STEP.ckpt; required for one"
+    )
     parser.add_argument(
         "--pipeline", action="store_true", help="make a folder for diffusers: DiMRPipeline.from_pretrained(OUT)"
     )
@@ -32,6 +36,9 @@ def run(arguments: argparse.Namespace) -> int:
     source = arguments.source
     if not source.exists():
         raise CommandError(f"there is nothing at {source}")
+    if (source / PUBLISHED_AVERAGE).is_file():
+        source = arguments.source = source / PUBLISHED_AVERAGE
+        say(f"reading the averaged weights, {source}")
     if arguments.vae is not None and not arguments.pipeline:
         raise CommandError("--vae: it is a part of a pipeline; give --pipeline too")
     if source.is_file() and arguments.model is None:
@@ -48,18 +55,20 @@ def _convert(arguments: argparse.Namespace) -> Path:
     if from_pipeline or arguments.pipeline:
         try:
             from ..diffusers_pipeline import convert_from_pipeline, convert_to_pipeline
-        except (
-            RuntimeError
-        ) as error:  # from a package that diffusers imports, such as a torchvision built for another torch
+        except RuntimeError as error:  # from a package that diffusers imports, such as torchvision
             raise CommandError(f"diffusers cannot be imported: {first_line(error)}") from error
         if from_pipeline and arguments.pipeline:
             raise CommandError(f"--pipeline: {source} is a pipeline's folder already")
         if from_pipeline:
             return convert_from_pipeline(source, target)
+        if target.suffix in SUFFIXES:
+            raise CommandError(f"--pipeline: a pipeline is a folder, {target} is the name of a file")
         try:
             return convert_to_pipeline(source, target, arguments.model, arguments.vae)
         except ValueError as error:  # the parts do not fit each other
             raise CommandError(str(error)) from error
     if source.is_dir():
         return convert_to_published(source, target)
+    if target.suffix in SUFFIXES:  # from one kind of published file to the other
+        return publish(load_official_checkpoint(source, arguments.model), target)
     return convert_to_folder(source, target, arguments.model)

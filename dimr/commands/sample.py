@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+import mimetypes
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from . import arguments as kinds
 from .arguments import CommandError, load_checkpoint, pick_own_device, say
 
 DEFAULT_CLASSES, DEFAULT_PER_CLASS = 10, 8
+OTHER_FILES = (".npy", ".pt", ".pth", ".ckpt", ".pkl", ".tar", ".tgz", ".gz", ".parquet")
 OUTPUT_KINDS = f"a folder, or a name ending in {', '.join(PICTURES + TENSORS)}"
 
 
@@ -87,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _check_output(arguments: argparse.Namespace) -> None:
     output: Path = arguments.output
     suffix = output.suffix.lower()
-    if suffix and suffix not in PICTURES + TENSORS and not output.is_dir():
+    if suffix not in PICTURES + TENSORS and not output.is_dir() and _is_file_suffix(suffix):
         raise CommandError(f"--output: wanted {OUTPUT_KINDS}, got {output}")
     if suffix not in TENSORS:
         require("PIL", "demo", "writing pictures")
@@ -95,6 +97,11 @@ def _check_output(arguments: argparse.Namespace) -> None:
         require("numpy", "demo", f"writing {output}")
     if arguments.method == "dpm-solver-multistep":
         require("diffusers", "demo", f"--method {arguments.method}")
+
+
+def _is_file_suffix(suffix: str) -> bool:
+    """Tell the suffix of a kind of file from the rest of a folder's name, as in ``run-cfg-1.5-seed-0``."""
+    return suffix in OTHER_FILES or suffix in mimetypes.MimeTypes().types_map[True]  # Python's own, not the system's
 
 
 def _run(arguments: argparse.Namespace, device: torch.device, processes: Processes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .errors import DataError, Skipped
-from .pictures import centre_crop
+from .pictures import Decoding, centre_crop
 
 
 class Dataset(abc.ABC):
@@ -52,11 +53,13 @@ class ImageSource(abc.ABC):
         labels: int64 ``[N]``, or None if there are no classes.
         class_names: one for each class, if known.
         missing: files found unreadable while the source was opened.
+        decoding: options of decoding; None for the default ones.
     """
 
     labels: np.ndarray | None
     class_names: tuple[str, ...] | None = None
     missing: tuple[Skipped, ...] = ()
+    decoding: Decoding | None = None
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -66,12 +69,25 @@ class ImageSource(abc.ABC):
         """Name a picture for messages, independently of where the data is stored."""
 
     @abc.abstractmethod
+    def stamp(self, index: int) -> str:
+        """Return the :func:`file_stamp` of the file that holds a picture."""
+
+    @abc.abstractmethod
     def picture(self, index: int) -> Any:
         """Read an RGB ``PIL.Image``.
 
         Raises:
             SampleError: it cannot be read.
         """
+
+
+def file_stamp(path: Path) -> str:
+    """Return size and time of change of a file, by which it is noticed that it was replaced."""
+    try:
+        found = path.stat()
+    except OSError:
+        return "missing"
+    return f"{found.st_size} bytes, {found.st_mtime_ns} ns"
 
 
 class ConcatenatedSource(ImageSource):
@@ -85,7 +101,7 @@ class ConcatenatedSource(ImageSource):
         self._sources = list(sources)
         self._ends = np.cumsum([len(source) for source in sources])
         self.missing = tuple(one for source in sources for one in source.missing)
-        self.class_names = sources[0].class_names
+        self.class_names, self.decoding = sources[0].class_names, sources[0].decoding
         if any(source.class_names != self.class_names for source in sources):
             raise DataError("its files have different class names")
         labels = [source.labels for source in sources if source.labels is not None]
@@ -104,6 +120,10 @@ class ConcatenatedSource(ImageSource):
     def name(self, index: int) -> str:
         source, place = self._find(index)
         return source.name(place)
+
+    def stamp(self, index: int) -> str:
+        source, place = self._find(index)
+        return source.stamp(place)
 
     def picture(self, index: int) -> Any:
         source, place = self._find(index)

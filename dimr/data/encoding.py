@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from .dataset import ImageDataset
 from .errors import DataError, Skipped
 from .latents import LatentIndex, ShardEntry
 from .loader import Batch, PlainReader, SkipLog, read_batches
-from .pictures import to_model_range
+from .pictures import Decoding, to_model_range
 from .spec import LATENT_INDEX
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class EncodingSettings:
 class Encoder:
     """Writes a data set's latents to a folder, a shard at a time; a shard is written whole or not at all.
 
-    If the folder holds some of the shards already, only the others are made.
+    If the folder holds some of the shards already, only the others are made, and those whose pictures have changed.
 
     Raises:
         DataError: the folder's latents were made with other settings, or the image size does not fit the autoencoder.
@@ -60,7 +60,10 @@ class Encoder:
         self.autoencoder = autoencoder
         self.settings = settings
         self._save = require("safetensors.torch", "train", "writing latents").save
-        self.index = _open_index(_new_index(dataset, autoencoder, folder, settings))
+        index = _new_index(dataset, autoencoder, folder, settings)
+        # Taken before any picture is read: one that is replaced meanwhile is noticed by the next run.
+        self._stamps = {number: self._stamp(number) for number in range(index.num_shards)}
+        self.index = _open_index(index, self._stamps)
         self.skips = SkipLog(dataset.max_skipped)
         self.skips.record(dataset.missing)
         for entry in self.index.shards.values():
@@ -73,6 +76,13 @@ class Encoder:
     def samples_of(self, shard: int) -> range:
         first = shard * self.settings.shard_size
         return range(first, min(first + self.settings.shard_size, len(self.dataset)))
+
+    def _stamp(self, shard: int) -> str:
+        source = self.dataset.source
+        digest = hashlib.sha256()
+        for i in self.samples_of(shard):
+            digest.update(source.stamp(i).encode() + b"\n")
+        return digest.hexdigest()
 
     def run(self, batch_size: int = 16, num_workers: int = 0) -> Iterator[int]:
         """Make the remaining shards; yield the number of samples of each batch after it is encoded.
@@ -118,7 +128,9 @@ class Encoder:
         try:
             with replacing(path) as temporary:
                 temporary.write_bytes(payload)
-            self.index.shards[shard] = ShardEntry(path.name, first, len(labels), len(payload), checksum, skipped)
+            self.index.shards[shard] = ShardEntry(
+                path.name, first, len(labels), len(payload), checksum, skipped, self._stamps[shard]
+            )
             self.index.write()
         except OSError as error:
             raise DataError(
@@ -142,7 +154,13 @@ def _new_index(dataset: ImageDataset, autoencoder: Any, folder: Path, settings: 
         "scale": latent_scale(autoencoder)._asdict(),
     }
     source = {"samples": len(dataset), "sha256": _fingerprint(dataset)}
-    values = {**dataclasses.asdict(settings), "image_size": size, "source": source, "autoencoder": described}
+    values = {
+        **dataclasses.asdict(settings),
+        "image_size": size,
+        "source": source,
+        "autoencoder": described,
+        "decoding": dataclasses.asdict(dataset.source.decoding or Decoding()),
+    }
     latent_shape = (autoencoder.config.latent_channels, size // factor, size // factor)
     names = None if dataset.class_names is None else list(dataset.class_names)
     shards = -(-len(dataset) // settings.shard_size)
@@ -157,7 +175,7 @@ def _fingerprint(dataset: ImageDataset) -> str:
     return digest.hexdigest()
 
 
-def _open_index(new: LatentIndex) -> LatentIndex:
+def _open_index(new: LatentIndex, stamps: Mapping[int, str]) -> LatentIndex:
     """Return ``new``, or the index in its folder with the finished shards."""
     folder = new.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -168,6 +186,6 @@ def _open_index(new: LatentIndex) -> LatentIndex:
         return new
     found = LatentIndex.read(folder)
     found.check_same(new)
-    for entry in found.drop_damaged():
-        logger.warning("%s is missing or damaged and is made again", folder / entry.file)
+    for file, reason in found.drop_stale(stamps).items():
+        logger.warning("%s %s and is made again", folder / file, reason)
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,20 @@ DTYPES = ("F32", "F16")  # as safetensors calls them
 
 @dataclasses.dataclass(frozen=True)
 class ShardEntry:
-    """A finished file: the source's samples from number ``first`` on, without the ``skipped``."""
+    """A finished file: the source's samples from number ``first`` on, without the ``skipped``.
+
+    Attributes:
+        skipped: pairs of name and reason.
+        stamp: hash of the size and time of change of the samples' files; empty in folders of older versions.
+    """
 
     file: str
     first: int
     samples: int
     bytes: int
     sha256: str
-    skipped: list[list[str]]  # name and reason
+    skipped: list[list[str]]
+    stamp: str = ""
 
 
 @dataclasses.dataclass
@@ -113,6 +120,8 @@ class LatentIndex:
         for entry in self.shards.values():
             if Path(entry.file).name != entry.file:
                 raise ValueError(f"wanted the name of a file beside it, found {entry.file!r}")
+            if not isinstance(entry.stamp, str):
+                raise ValueError(f"wanted text for stamp, found {entry.stamp!r}")
             if entry.samples > entry.bytes:
                 raise ValueError(f"{entry.samples} samples cannot be in {entry.bytes} bytes")
         scale = self.scale
@@ -135,12 +144,19 @@ class LatentIndex:
             if theirs != mine:
                 raise DataError(f"{self.folder} was made with {key} = {mine}, not {theirs}: choose another folder")
 
-    def drop_damaged(self) -> list[ShardEntry]:
-        """Remove and return the shards whose file is missing or has another checksum."""
-        damaged = {number: entry for number, entry in self.shards.items() if not self._whole(entry)}
-        for number in damaged:
-            del self.shards[number]
-        return list(damaged.values())
+    def drop_stale(self, stamps: Mapping[int, str]) -> dict[str, str]:
+        """Remove the shards whose file is damaged or was made from other files than ``stamps`` has for its number.
+
+        Returns:
+            The reason for each file.
+        """
+        stale = {}
+        for number, entry in list(self.shards.items()):
+            changed = entry.stamp not in ("", stamps[number])
+            if changed or not self._whole(entry):
+                stale[entry.file] = "was made from files that have changed" if changed else "is missing or damaged"
+                del self.shards[number]
+        return stale
 
     def _whole(self, entry: ShardEntry) -> bool:
         path = self.folder / entry.file

@@ -1,1 +1,1 @@
-"""A small DiMR trained on handwritten digits and measured, from nothing to pictures in minutes."""
+"""The demo: a small DiMR trained on handwritten digits and measured, in a few minutes on any machine."""

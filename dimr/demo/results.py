@@ -1,4 +1,4 @@
-"""Samples of all classes, and how good they are."""
+"""The demo from end to end: training, samples of all classes, measurements, pictures and a report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import time
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dimr_kernels as dk
@@ -33,85 +32,23 @@ from .training import (
     training_and_held_out,
 )
 
-BATCH_SIZE = 200  # the activations of much larger ones leave a CPU's caches
-
-
-def draw_samples(model: DiMR, settings: SamplingSettings, seed: int) -> LabelledImages:
-    """``per_class`` samples of each class, class after class, clamped to [-1, 1], on the CPU."""
-    labels = torch.arange(NUM_CLASSES).repeat_interleave(settings.per_class)
-    guidance = Guidance("constant", settings.guidance)
-    images = sample_in_batches(model, labels, seed, BATCH_SIZE, steps=settings.steps, guidance=guidance)
-    return LabelledImages(images.clamp(-1, 1), labels)
-
-
-def measure(samples: LabelledImages, trained_on: LabelledImages, held_out: LabelledImages) -> dict[str, Any]:
-    """The figures of the report.
-
-    The classifier is fitted on ``held_out``, which the generator has not seen; how well it knows real digits is
-    measured on those that it has not seen itself.
-    """
-    classifier = DigitClassifier(held_out)
-    recognised, real = classifier.recognition(samples), classifier.recognition(trained_on)
-    return {
-        "accuracy": recognised.accuracy,
-        "wanted_accuracy": WANTED_ACCURACY,
-        "passed": recognised.accuracy >= WANTED_ACCURACY,
-        "accuracy_per_class": list(recognised.per_class),
-        "classifier": {
-            "kind": "support vector machine, Gaussian kernel, on pixels",
-            "fitted_on_real_digits": len(held_out),
-            "accuracy_on_unseen_real_digits": real.accuracy,
-        },
-        "diversity": {
-            "nearest_training_image": {
-                "samples": nearest_distances(samples.images, trained_on.images).mean().item(),
-                "held_out_digits": nearest_distances(held_out.images, trained_on.images).mean().item(),
-            },
-            "pixel_deviation_within_class": {
-                "samples": within_class_deviation(samples),
-                "held_out_digits": within_class_deviation(held_out),
-            },
-        },
-    }
-
-
-# The demo's picture: each class a row, samples beside real digits.
-
-
+BATCH_SIZE = 200  # activations of much larger batches do not fit into a CPU's caches
 COLUMNS = 10
 SHOWN_SIZE = 40  # pixels across one digit
-
-
-def first_of_each_class(data: LabelledImages, count: int) -> Tensor:
-    return torch.cat([data.images[data.labels == c][:count] for c in range(NUM_CLASSES)])
-
-
-def save_sample_grid(folder: DemoFolder, samples: LabelledImages, real: LabelledImages) -> None:
-    columns = min(COLUMNS, len(samples) // NUM_CLASSES)
-    zoom = max(1, SHOWN_SIZE // samples.images.shape[-1])
-    panels = [
-        (title, tile(first_of_each_class(data, columns), columns, zoom))
-        for title, data in (("Samples", samples), ("Real digits, held out", real))
-    ]
-    save_image(folder.samples, side_by_side(panels, [str(c) for c in range(NUM_CLASSES)]))
-
-
-# The demo from end to end.
-
 
 logger = logging.getLogger(__name__)
 
 
 def begin(device: torch.device, size: int = 8, seed: int = 0, steps: int | None = None) -> Trainer:
-    """A new run; ``size`` is a multiple of 8, ``steps`` None takes the usual number."""
+    """Start a run; ``size`` is a multiple of 8, and ``steps`` None is the default number."""
     return new_trainer(demo_config(size), demo_training(seed, steps), device)
 
 
 def run_demo(trainer: Trainer, folder: DemoFolder, sampling: SamplingSettings) -> dict[str, Any] | None:
-    """Train, sample, measure; the files are those of :class:`DemoFolder`.
+    """Train, sample and measure, and write the files of :class:`DemoFolder`.
 
     Returns:
-        The report, also written to the folder; None if Ctrl-C stopped the training, whose state is then saved.
+        The report, which is also written to the folder; None if Ctrl-C stopped the training, whose state is saved.
     """
     clock = _Clock()
     first_step = trainer.step
@@ -143,17 +80,54 @@ def run_demo(trainer: Trainer, folder: DemoFolder, sampling: SamplingSettings) -
     return report
 
 
-class _Clock:
-    """Seconds from lap to lap."""
+def draw_samples(model: DiMR, settings: SamplingSettings, seed: int) -> LabelledImages:
+    """Draw ``per_class`` samples of each class, class after class, clamped to [-1, 1], on the CPU."""
+    labels = torch.arange(NUM_CLASSES).repeat_interleave(settings.per_class)
+    guidance = Guidance("constant", settings.guidance)
+    images = sample_in_batches(model, labels, seed, BATCH_SIZE, steps=settings.steps, guidance=guidance)
+    return LabelledImages(images.clamp(-1, 1), labels)
 
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
 
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name] = round(now - self._last, 2)
-        self._last = now
+def measure(samples: LabelledImages, trained_on: LabelledImages, held_out: LabelledImages) -> dict[str, Any]:
+    """Compute the figures of the report.
+
+    The classifier is fitted on ``held_out``, which the generator has not seen. Its own accuracy is measured on
+    ``trained_on``, which the classifier has not seen.
+    """
+    classifier = DigitClassifier(held_out)
+    recognised, real = classifier.recognition(samples), classifier.recognition(trained_on)
+    return {
+        "accuracy": recognised.accuracy,
+        "wanted_accuracy": WANTED_ACCURACY,
+        "passed": recognised.accuracy >= WANTED_ACCURACY,
+        "accuracy_per_class": list(recognised.per_class),
+        "classifier": {
+            "kind": "support vector machine, Gaussian kernel, on pixels",
+            "fitted_on_real_digits": len(held_out),
+            "accuracy_on_unseen_real_digits": real.accuracy,
+        },
+        "diversity": {
+            "nearest_training_image": {
+                "samples": nearest_distances(samples.images, trained_on.images).mean().item(),
+                "held_out_digits": nearest_distances(held_out.images, trained_on.images).mean().item(),
+            },
+            "pixel_deviation_within_class": {
+                "samples": within_class_deviation(samples),
+                "held_out_digits": within_class_deviation(held_out),
+            },
+        },
+    }
+
+
+def save_sample_grid(folder: DemoFolder, samples: LabelledImages, real: LabelledImages) -> None:
+    """Draw samples beside real digits, one row per class."""
+    columns = min(COLUMNS, len(samples) // NUM_CLASSES)
+    zoom = max(1, SHOWN_SIZE // samples.images.shape[-1])
+    panels = [
+        (title, tile(torch.cat([data.images[data.labels == c][:columns] for c in range(NUM_CLASSES)]), columns, zoom))
+        for title, data in (("Samples", samples), ("Real digits, held out", real))
+    ]
+    save_image(folder.samples, side_by_side(panels, [str(c) for c in range(NUM_CLASSES)]))
 
 
 def _describe_model(trainer: Trainer) -> dict[str, Any]:
@@ -183,7 +157,7 @@ def _announce(trainer: Trainer) -> None:
 
 
 class _CalledOperators(TorchDispatchMode):
-    """The names of the operators that run inside the block."""
+    """Dispatch mode that records the names of the operators that run inside the block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -196,7 +170,7 @@ class _CalledOperators(TorchDispatchMode):
 
 @torch.no_grad()
 def describe_kernels(model: DiMR) -> dict[str, Any]:
-    """Which operators one forward really calls: the fused ones of ``dimr_kernels``, and the form of attention."""
+    """List the operators that one forward calls: fused ones of ``dimr_kernels``, and the kind of attention."""
     config, device = model.config, model.device
     x = torch.zeros(2, config.in_channels, config.input_size, config.input_size, device=device, dtype=model.dtype)
     with _CalledOperators() as called:
@@ -207,3 +181,16 @@ def describe_kernels(model: DiMR) -> dict[str, Any]:
         "fused": fused,
         "attention": sorted(name for name in called.names if "scaled_dot_product" in name or "flash" in name),
     }
+
+
+class _Clock:
+    """Stopwatch with named laps, in seconds."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = round(now - self._last, 2)
+        self._last = now

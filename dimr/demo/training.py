@@ -1,4 +1,4 @@
-"""The demo's training: begin or go on, save now and then, stop on Ctrl-C."""
+"""The demo's training: start or resume, save periodically, stop on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -12,15 +12,19 @@ from ..data.digits import NUM_CLASSES, LabelledImages, load_digits, split
 from ..model.config import DiMRConfig
 from ..model.network import DiMR
 from ..training.checkpoint import load_training_state, save_training_state
-from ..training.loop import Trainer
+from ..training.loop import BatchSource, Trainer
 from ..training.recipe import TrainingSettings
 from ..training.run import train as train_and_save
 
-# What lies where in the demo's output.
+WANTED_ACCURACY = 0.85  # smallest share of samples that must be recognised as their class
+STEPS_PER_SAVE = 200
+HELD_OUT = 600  # of 1,797 digits, for the classifier
 
 
 @dataclasses.dataclass(frozen=True)
 class DemoFolder:
+    """Paths of the files in the demo's output folder."""
+
     root: Path
 
     @property
@@ -30,7 +34,7 @@ class DemoFolder:
 
     @property
     def checkpoint(self) -> Path:
-        """The averaged weights, as ``dimr sample`` reads them."""
+        """The averaged weights, in the form that ``dimr sample`` reads."""
         return self.root / "checkpoint"
 
     @property
@@ -46,16 +50,9 @@ class DemoFolder:
         return self.root / "report.json"
 
 
-# What the demo does where its user does not say otherwise.
-
-
-# At least this share of the samples must be recognised as what was asked for.
-WANTED_ACCURACY = 0.85
-
-
 @dataclasses.dataclass(frozen=True)
 class SamplingSettings:
-    """How the samples are drawn that the demo shows and measures."""
+    """Settings of the samples that the demo shows and measures."""
 
     per_class: int = 100
     steps: int = 18
@@ -63,7 +60,7 @@ class SamplingSettings:
 
 
 def demo_config(size: int) -> DiMRConfig:
-    """Three branches at size/4, size/2 and size."""
+    """Return a configuration with three branches, at size/4, size/2 and size."""
     return DiMRConfig(
         in_channels=1,
         input_size=size,
@@ -79,7 +76,7 @@ def demo_config(size: int) -> DiMRConfig:
 
 
 def demo_training(seed: int, steps: int | None = None) -> TrainingSettings:
-    """High rates and a short average: what a run of a thousand steps, not a hundred thousand, wants."""
+    """Return settings for a run of a thousand steps: a high learning rate and a short average."""
     steps = steps or 1000
     return TrainingSettings(
         steps=steps,
@@ -91,17 +88,13 @@ def demo_training(seed: int, steps: int | None = None) -> TrainingSettings:
     )
 
 
-STEPS_PER_SAVE = 200
-HELD_OUT = 600  # of 1,797 digits, for the classifier
-
-
 def training_and_held_out(size: int) -> tuple[LabelledImages, LabelledImages]:
-    """The digits that the model learns from, and those that it never sees."""
+    """Load the digits that the model is trained on, and those that it never sees."""
     return split(load_digits(size), HELD_OUT)
 
 
-def random_batches(data: LabelledImages, batch_size: int, device: torch.device):
-    """Batches drawn with replacement; the whole data set lies on the device."""
+def random_batches(data: LabelledImages, batch_size: int, device: torch.device) -> BatchSource:
+    """Return a source of batches drawn with replacement, with the whole data set on the device."""
     images, labels = data.images.to(device), data.labels.to(device)
 
     def draw(generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -112,7 +105,7 @@ def random_batches(data: LabelledImages, batch_size: int, device: torch.device):
 
 
 def new_trainer(config: DiMRConfig, settings: TrainingSettings, device: torch.device) -> Trainer:
-    """A run at its first step. The seed decides the weights, and leaves torch's global generator alone."""
+    """Start a run with weights from the settings' seed; torch's own generator stays unchanged."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         model = DiMR(config).to(device)
@@ -121,11 +114,11 @@ def new_trainer(config: DiMRConfig, settings: TrainingSettings, device: torch.de
 
 
 def resumed_trainer(folder: DemoFolder, device: torch.device) -> Trainer:
-    """The run that ``folder`` holds, where it stopped.
+    """Continue the run in ``folder``.
 
     Raises:
         FileNotFoundError: there is none.
-        CheckpointError: it is damaged, or was on another kind of device.
+        CheckpointError: its state is damaged, or the run was on another kind of device.
     """
     state = load_training_state(folder.state)
     config, settings = DiMRConfig.from_dict(state["config"]), TrainingSettings.from_dict(state["settings"])
@@ -135,12 +128,12 @@ def resumed_trainer(folder: DemoFolder, device: torch.device) -> Trainer:
 
 
 def save(trainer: Trainer, folder: DemoFolder) -> None:
-    """The state for going on, and the averaged weights for sampling."""
+    """Save the state for resuming, and the averaged weights for sampling."""
     save_training_state(folder.state, trainer)
     with trainer.ema.applied():
         save_model(trainer.model, folder.checkpoint)
 
 
 def train(trainer: Trainer, folder: DemoFolder) -> bool:
-    """Train to the end or to Ctrl-C, and save. True if it came to the end."""
+    """Train to the end or to Ctrl-C, and save; True if the run came to its end."""
     return train_and_save(trainer, lambda: save(trainer, folder), STEPS_PER_SAVE) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,11 @@ from ..utils import first_line
 from .pipeline import DiMRPipeline
 
 INDEX = DiMRPipeline.config_name
+# One file, a shard, or the index of shards, each perhaps of a variant.
+WEIGHTS = re.compile(
+    r"diffusion_pytorch_model(?:-\d+-of-\d+|\.(?:safetensors|bin)\.index)?(?:\.(\w+?)(?:-\d+-of-\d+)?)?"
+    r"(?:-\d+-of-\d+)?\.(?:safetensors|bin|json)"
+)
 
 
 def convert_to_pipeline(
@@ -39,7 +45,8 @@ def convert_from_pipeline(folder: str | os.PathLike[str], target: str | os.PathL
         raise FileNotFoundError(f"no pipeline at {folder}: there is no {INDEX}")
     target = Path(target)
     try:
-        pipeline = DiMRPipeline.from_pretrained(os.fspath(folder), vae=None, local_files_only=True)
+        variant = _variant(Path(folder) / "transformer")
+        pipeline = DiMRPipeline.from_pretrained(os.fspath(folder), vae=None, variant=variant, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"the pipeline in {folder} cannot be read: {first_line(error)}") from error
     model = pipeline.transformer.to_dimr()
@@ -49,6 +56,20 @@ def convert_from_pipeline(folder: str | os.PathLike[str], target: str | os.PathL
     if pipeline.class_names is not None:
         save_class_names(pipeline.class_names, target)
     return target
+
+
+def _variant(folder: Path) -> str | None:
+    """Return the variant that the weights were saved as, such as "fp16"; None if they are there without one.
+
+    Raises:
+        CheckpointError: there are several.
+    """
+    found = {match[1] for path in folder.glob("*") if (match := WEIGHTS.fullmatch(path.name))}
+    if None in found or not found:
+        return None
+    if len(found) > 1:
+        raise CheckpointError(f"{folder} holds several variants, {', '.join(sorted(found))}: keep one of them")
+    return found.pop()
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from ..model.network import DiMR
 from ..model.variants import list_models
 from ..sampling.autoencoder import latent_scale, load_autoencoder
 from ..sampling.class_names import class_id, find_class_names
+from ..utils import set_default_mode
 from .scheduler import check_scheduler, make_scheduler
 from .transformer import DiMRTransformer2DModel
 
@@ -243,6 +244,8 @@ class DiMRPipeline(DiffusionPipeline):
         if isinstance(self.transformer, InferenceEngine):
             raise TypeError("an inference engine cannot be saved: save the pipeline with the model it was made from")
         super().save_pretrained(save_directory, *arguments, **options)
+        for path in Path(save_directory).rglob("*.safetensors"):
+            set_default_mode(path)
 
     def enable_sequential_cpu_offload(self, *arguments: Any, **options: Any) -> None:
         """Raise: fused operators read weights of layers that are never called and would therefore not be moved in."""

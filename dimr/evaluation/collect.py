@@ -1,4 +1,4 @@
-"""One pass of a network over images, keeping what the metrics need."""
+"""One pass of a network over images, which keeps only what the metrics need."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .metrics import ClassifierScore, EvaluationError, FeatureStatistics, shuffl
 
 @dataclasses.dataclass
 class Collected:
-    """``features [M, D]``, float32, are of up to as many images as asked for, spread evenly over all of them."""
+    """The result of a pass over ``count`` images."""
 
     count: int
-    size: str
+    size: str  # width and height of the images
     statistics: FeatureStatistics
     spatial: FeatureStatistics | None
     score: ClassifierScore | None
-    features: Tensor
+    features: Tensor  # [M, D] float32, of images spread evenly over all of them
     dtype: torch.dtype  # of the network's features
 
 
@@ -41,10 +41,10 @@ def collect(
     """Run ``extractor`` over all of ``source``.
 
     Args:
-        batch_size: Images at a time.
-        splits: Of the classifier score; fewer if there are fewer images.
-        keep: Features of at most so many images stay in memory.
-        progress: Title of a bar on stderr; None shows none.
+        batch_size: images per batch.
+        splits: splits of the classifier score; fewer if there are fewer images.
+        keep: largest number of images whose features are kept.
+        progress: title of a progress bar on stderr; None shows none.
     """
     device = extractor.device
     splits = min(splits, source.count)
@@ -59,7 +59,7 @@ def collect(
             positions = torch.arange(done, done + len(images))
             _check_finite(found, source, done)
             _add(collected, found, split_of[positions])
-            # floor(i * keep / N) rises at `keep` evenly spread images.
+            # floor(i * keep / N) increases at `keep` evenly spread images.
             chosen = (positions + 1) * keep // source.count > positions * keep // source.count
             kept.append(found.pooled[(chosen | (keep >= source.count)).to(device)].float())
             done += len(images)
@@ -100,7 +100,7 @@ def _check_finite(found: Features, source: Images, start: int) -> None:
 
 @contextlib.contextmanager
 def _evaluating(extractor: FeatureExtractor) -> Iterator[None]:
-    """The network in evaluation mode, its convolutions in full float32; both as before afterwards."""
+    """Put the network into evaluation mode, and convolutions into full float32, for the length of the block."""
     was_training = extractor.module.training
     extractor.module.eval()
     try:

@@ -1,4 +1,4 @@
-"""What an evaluation found."""
+"""The evaluation of samples against a reference, and its report."""
 
 from __future__ import annotations
 
@@ -38,87 +38,19 @@ PAPERS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Metric:
-    """A value, or why there is none."""
-
-    name: str
-    value: float | None
-    paper: str
-    deviation: float | None = None
-    reason: str | None = None
-
-
-def metric_name(kind: str, extractor: FeatureExtractor) -> str:
-    """Only on FID's own network is a Frechet distance FID."""
-    return INCEPTION_NAMES[kind] if extractor.is_fid else OTHER_NAMES[kind].format(extractor.name)
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationReport:
-    """Metrics, and everything needed to say what they are of. All of it is plain values."""
-
-    metrics: tuple[Metric, ...]
-    samples: dict[str, Any]
-    reference: dict[str, Any]
-    features: dict[str, Any]
-    settings: dict[str, Any]
-    warnings: tuple[str, ...] = ()
-
-    def value(self, name: str) -> float:
-        """Of the metric with this name; KeyError where there is none or it could not be computed."""
-        values = {metric.name: metric.value for metric in self.metrics if metric.value is not None}
-        return values[name]
-
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    def table(self) -> str:
-        """For people: what was compared, then a line to each metric."""
-        features = self.features
-        lines = [
-            f"samples    {_described(self.samples)}",
-            f"reference  {_described(self.reference)}",
-            f"features   {features['name']}, {features['dimension']} values in {features['dtype']}, "
-            f"weights sha256 {features['sha256'][:12]}; images: {features['resize']}",
-            "",
-        ]
-        width = max(len(metric.name) for metric in self.metrics)
-        for metric in self.metrics:
-            lines.append(f"{metric.name:{width}}  {_shown(metric)}")
-        return "\n".join(lines)
-
-
-def _described(source: dict[str, Any]) -> str:
-    if source["statistics"] == "computed":
-        return f"{source['path']}, {source['count']} images of {source['image_size']}"
-    beside = f", beside {source['manifold_images']} images" if source["manifold_images"] else ""
-    return f"{source['path']}, statistics of {source['count'] or 'an unknown number of'} images{beside}"
-
-
-def _shown(metric: Metric) -> str:
-    if metric.value is None:
-        return f"-  ({metric.reason})"
-    deviation = "" if metric.deviation is None else f" +- {metric.deviation:.4f}"
-    return f"{metric.value:.4f}{deviation}"
-
-
-# The evaluation of samples against a reference, whole.
-
-
 Source = str | os.PathLike[str] | Tensor
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSettings:
-    """How the metrics are computed; the defaults are those of the papers and of ADM's evaluation suite.
+    """Parameters of the metrics; the defaults are those of the papers and of ADM's evaluation suite.
 
     Args:
-        batch_size: Images at a time through the network.
-        crop: Size to reduce and crop pictures in folders to, where they are not all of one size.
+        batch_size: images per batch.
+        crop: size to reduce and crop pictures in folders to, if they are not all of one size.
         neighbours: k of precision and recall.
-        splits: Of the Inception Score.
-        manifold_images: Precision and recall are of at most so many images of each set.
+        splits: number of splits of the Inception Score.
+        manifold_images: largest number of images of each set that precision and recall use.
     """
 
     batch_size: int = 64
@@ -134,6 +66,71 @@ class EvaluationSettings:
                 raise EvaluationError(f"{field.name}: wanted at least 1, got {value}")
 
 
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """One metric: its value, or the reason why it could not be computed."""
+
+    name: str
+    value: float | None
+    paper: str
+    deviation: float | None = None
+    reason: str | None = None
+
+
+def metric_name(kind: str, extractor: FeatureExtractor) -> str:
+    """Return the metric's name, which is the published one only on FID's own network."""
+    return INCEPTION_NAMES[kind] if extractor.is_fid else OTHER_NAMES[kind].format(extractor.name)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationReport:
+    """Metrics with a description of everything that they depend on, as plain values."""
+
+    metrics: tuple[Metric, ...]
+    samples: dict[str, Any]
+    reference: dict[str, Any]
+    features: dict[str, Any]
+    settings: dict[str, Any]
+    warnings: tuple[str, ...] = ()
+
+    def value(self, name: str) -> float:
+        """Return a metric's value by its name; a KeyError if there is none or it could not be computed."""
+        values = {metric.name: metric.value for metric in self.metrics if metric.value is not None}
+        return values[name]
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def table(self) -> str:
+        """Format the report for people: what was compared, then one line per metric."""
+        features = self.features
+        lines = [
+            f"samples    {_describe_source(self.samples)}",
+            f"reference  {_describe_source(self.reference)}",
+            f"features   {features['name']}, {features['dimension']} values in {features['dtype']}, "
+            f"weights sha256 {features['sha256'][:12]}; images: {features['resize']}",
+            "",
+        ]
+        width = max(len(metric.name) for metric in self.metrics)
+        for metric in self.metrics:
+            lines.append(f"{metric.name:{width}}  {_format_value(metric)}")
+        return "\n".join(lines)
+
+
+def _describe_source(source: dict[str, Any]) -> str:
+    if source["statistics"] == "computed":
+        return f"{source['path']}, {source['count']} images of {source['image_size']}"
+    beside = f", beside {source['manifold_images']} images" if source["manifold_images"] else ""
+    return f"{source['path']}, statistics of {source['count'] or 'an unknown number of'} images{beside}"
+
+
+def _format_value(metric: Metric) -> str:
+    if metric.value is None:
+        return f"-  ({metric.reason})"
+    deviation = "" if metric.deviation is None else f" +- {metric.deviation:.4f}"
+    return f"{metric.value:.4f}{deviation}"
+
+
 def evaluate(
     samples: Source,
     reference: Source,
@@ -143,20 +140,20 @@ def evaluate(
     save_reference: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> EvaluationReport:
-    """FID, sFID, Inception Score, precision and recall, or the same on other features under other names.
+    """Compute FID, sFID, Inception Score, precision and recall, or the same metrics on another network's features.
 
     Args:
-        samples: A folder of pictures, an ``.npz`` with ``arr_0`` uint8 ``[N, H, W, 3]``, or uint8 ``[N, 3, H, W]``.
-        reference: The same, or an ``.npz`` with statistics ``mu [D]``, ``sigma [D, D]`` and perhaps ``mu_s``,
-            ``sigma_s`` of the spatial features. Images beside statistics serve precision and recall.
-        features: The network, on the device to use; see :class:`FeatureExtractor`. None is FID's Inception, whose
-            weights must be there.
+        samples: a folder of pictures, an ``.npz`` with ``arr_0`` uint8 ``[N, H, W, 3]``, or uint8 ``[N, 3, H, W]``.
+        reference: the same, or an ``.npz`` with statistics ``mu [D]``, ``sigma [D, D]`` and perhaps ``mu_s``,
+            ``sigma_s`` of the spatial features. Images beside statistics are used for precision and recall.
+        features: the network, on the device to use; see :class:`FeatureExtractor`. None is FID's Inception, whose
+            weights must have been downloaded.
         settings: None is the defaults.
-        save_reference: Write the reference's statistics to this ``.npz``, for the next time.
-        progress: Show bars on stderr.
+        save_reference: ``.npz`` file to write the reference's statistics to, for later evaluations.
+        progress: show progress bars on stderr.
 
     Raises:
-        EvaluationError: anything unfit in the samples, the reference or the network, by name.
+        EvaluationError: the samples, the reference or the network cannot be used; the message names it.
     """
     settings = settings or EvaluationSettings()
     extractor = _extractor(features)
@@ -200,7 +197,7 @@ def _collect(source: Images, extractor: FeatureExtractor, settings: EvaluationSe
 
 
 def _check_dimensions(reference: Reference, extractor: FeatureExtractor, samples: Images) -> None:
-    """Before the long run over all images, with one of them."""
+    """Check the reference's statistics against the features of one image, before the long run over all of them."""
     with torch.inference_mode():
         first = extractor(next(samples.batches(1)).to(extractor.device))
     for kind, moments, found in (

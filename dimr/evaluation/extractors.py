@@ -27,25 +27,25 @@ LARGEST_SPATIAL = 8192  # its covariance takes 512 MiB
 
 
 class Features(NamedTuple):
-    """Of a batch: ``pooled [B, D]``, ``logits [B, classes]`` and ``spatial [B, S]``, the latter two if there are."""
+    """Features of a batch of images."""
 
-    pooled: Tensor
-    logits: Tensor | None
-    spatial: Tensor | None
+    pooled: Tensor  # [B, D]
+    logits: Tensor | None  # [B, classes]
+    spatial: Tensor | None  # [B, S]
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureExtractor:
-    """A network, with what a report has to say of it.
+    """A network with its description for reports.
 
     Args:
-        module: Maps uint8 images ``[B, 3, H, W]`` to features ``[B, D]``, or to a mapping with ``"features"`` and,
-            optionally, ``"logits" [B, classes]`` and ``"spatial" [B, C, h, w]``, an intermediate map.
-        name: What metrics on it are called.
-        sha256: Of its weights.
-        resize: Resize images to this square first, bicubic with antialiasing; None leaves them as they are.
-        own_resize: How the network itself resizes them, in words.
-        is_fid: It is the network that FID, sFID and the Inception Score are defined on.
+        module: maps uint8 images ``[B, 3, H, W]`` to features ``[B, D]``, or to a mapping with ``"features"`` and,
+            optionally, ``"logits" [B, classes]`` and ``"spatial" [B, C, h, w]``, an intermediate feature map.
+        name: name that metrics on it get.
+        sha256: hash of its weights.
+        resize: side of the square that images are resized to first, bicubic with antialiasing; None does not resize.
+        own_resize: description of the resizing that the network itself does.
+        is_fid: True for the network that FID, sFID and the Inception Score are defined on.
     """
 
     module: nn.Module
@@ -63,32 +63,31 @@ class FeatureExtractor:
 
     @property
     def device(self) -> torch.device:
-        """Of its weights; the CPU if it has none."""
+        """The device of its weights; the CPU if it has none."""
         tensors = itertools.chain(self.module.parameters(), self.module.buffers())
         return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     def __call__(self, images: Tensor) -> Features:
-        """Of uint8 images ``[B, 3, H, W]``."""
+        """Compute the features of uint8 images ``[B, 3, H, W]``."""
         if self.resize is not None:
-            images = _resized(images, self.resize)
-        found = self._called(images)
+            images = _resize(images, self.resize)
+        found = self._call_module(images)
         outputs = found if isinstance(found, Mapping) else {"features": found}
         pooled, logits, spatial = (outputs.get(name) for name in ("features", "logits", "spatial"))
         if isinstance(pooled, Tensor) and pooled.dim() == 4 and pooled.shape[2:] == (1, 1):
             pooled = pooled.flatten(1)
         count = len(images)
-        return Features(
-            self._checked("features", pooled, count, 2, "[B, D]"),
-            None if logits is None else self._checked("logits", logits, count, 2, "[B, classes]"),
-            None
-            if spatial is None
-            else self._first_channels(self._checked("spatial", spatial, count, 4, "[B, C, h, w]")),
-        )
+        pooled = self._checked("features", pooled, count, 2, "[B, D]")
+        if logits is not None:
+            logits = self._checked("logits", logits, count, 2, "[B, classes]")
+        if spatial is not None:
+            spatial = self._first_channels(self._checked("spatial", spatial, count, 4, "[B, C, h, w]"))
+        return Features(pooled, logits, spatial)
 
-    def _called(self, images: Tensor) -> Any:
+    def _call_module(self, images: Tensor) -> Any:
         try:
             return self.module(images)
-        except Exception as error:  # of a network that came from anywhere
+        except Exception as error:  # the network is foreign code and may raise anything
             if is_out_of_memory(error):
                 raise
             reason = f"{type(error).__name__}: {first_line(error)}"
@@ -103,7 +102,7 @@ class FeatureExtractor:
         return found
 
     def _first_channels(self, spatial: Tensor) -> Tensor:
-        """``[B, C, h, w]`` -> ``[B, h * w * 7]``, in the order of ADM's statistics: channels last."""
+        """Flatten the first 7 channels, ``[B, C, h, w]`` -> ``[B, h * w * 7]``, channels last as ADM does."""
         rows = spatial[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
         if rows.shape[1] > LARGEST_SPATIAL:
             raise EvaluationError(
@@ -114,18 +113,18 @@ class FeatureExtractor:
 
 
 def wrap_module(module: nn.Module, name: str | None = None, resize: int | None = None) -> FeatureExtractor:
-    """An extractor of any module; see :class:`FeatureExtractor` for what it must take and return."""
+    """Make an extractor of any module; see :class:`FeatureExtractor` for what it must take and return."""
     return FeatureExtractor(module, name or type(module).__name__, weights_sha256(module), resize)
 
 
 def load_extractor(source: str, name: str | None = None, resize: int | None = None) -> FeatureExtractor:
-    """An extractor from ``"package.module:callable"``, which is called for the module, or from a file of a network.
+    """Load an extractor from ``"package.module:callable"``, a callable that returns the module, or from a file.
 
-    Files are those of ``torch.export.save`` (``.pt2``, exported with a batch of any size) and TorchScript. Pickles in
-    them are refused, but either is a program, like the module: take it from those whom you would let run one.
+    Files are those of ``torch.export.save`` (``.pt2``, exported with a dynamic batch) and TorchScript. Pickles in them
+    are refused, but both formats are programs, as Python modules are: use only files from sources that you trust.
 
     Raises:
-        EvaluationError: there is no such callable or file, it fails, or it makes something else.
+        EvaluationError: there is no such callable or file, it fails, or it does not return a module.
     """
     if Path(source).is_file():
         return wrap_module(_load_file(source), name or Path(source).stem, resize)
@@ -134,7 +133,7 @@ def load_extractor(source: str, name: str | None = None, resize: int | None = No
         raise EvaluationError(f"features: wanted MODULE:CALLABLE, or a .pt2 or TorchScript file, got {source!r}")
     try:
         made = getattr(importlib.import_module(package), attribute)()
-    except Exception as error:  # whatever that module does
+    except Exception as error:  # foreign code may raise anything
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise EvaluationError(f"features: cannot take {attribute!r} from {package!r}: {reason}") from error
     if not isinstance(made, nn.Module):
@@ -148,13 +147,13 @@ def _load_file(path: str) -> nn.Module:
             with _no_pickles():
                 return _Exported(torch.export.load(path).module())
         return torch.jit.load(path, map_location="cpu")
-    except Exception as error:  # of many kinds, and none of them lies here
+    except Exception as error:  # torch raises errors of many types for damaged files
         raise EvaluationError(f"{path}: not a network that torch can load: {first_line(error)}") from error
 
 
 @contextlib.contextmanager
 def _no_pickles() -> Iterator[None]:
-    """torch.export unpickles without restraint where restraint fails, and logs the traceback of each attempt."""
+    """Keep torch.export from unpickling arbitrary objects when its safe loading fails, and from logging tracebacks."""
     key, log = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", logging.getLogger("torch.export")
     before, was_disabled = os.environ.get(key), log.disabled
     os.environ[key], log.disabled = "1", True
@@ -168,7 +167,7 @@ def _no_pickles() -> Iterator[None]:
 
 
 class _Exported(nn.Module):
-    """An exported program, which has one mode for ever and refuses to be asked for another."""
+    """An exported program, whose own ``train()`` and ``eval()`` raise because its mode is fixed."""
 
     def __init__(self, program: nn.Module) -> None:
         super().__init__()
@@ -181,39 +180,39 @@ class _Exported(nn.Module):
         return self.program(images)
 
 
-def _resized(images: Tensor, size: int) -> Tensor:
+def _resize(images: Tensor, size: int) -> Tensor:
     resized = F.interpolate(images.float(), size=(size, size), mode="bicubic", antialias=True)
     return resized.round().clamp(0, 255).to(torch.uint8)
 
 
-# The Inception network of FID, from torch-fidelity and its weights file.
+# FID's Inception network, from torch-fidelity.
 
 
 WEIGHTS_NAME = "weights-inception-2015-12-05-6726825d.pth"
 WEIGHTS_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{WEIGHTS_NAME}"
-PUBLISHED_SHA256 = "6726825d"  # its beginning, as in the name
+PUBLISHED_SHA256 = "6726825d"  # the first digits, as in the name
 OWN_RESIZE = "299x299, bilinear as in TensorFlow 1 (torch-fidelity), no antialiasing"
-# Inception in the names of TensorFlow's graph: "pool_3", "softmax" without its bias, and "mixed_6/conv".
+# In TensorFlow's graph: "pool_3", "softmax" without its bias, and "mixed_6/conv".
 FEATURES, LOGITS, SPATIAL_LAYER = "2048", "logits_unbiased", "Mixed_6d.branch1x1"
 
 
 def find_weights() -> Path | None:
-    """The weights where torch.hub keeps them, which is where torch-fidelity puts them, if they are there."""
+    """Return the weights in torch.hub's folder, where torch-fidelity downloads them; None if they are not there."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS_NAME
     return path if path.is_file() else None
 
 
 def load_inception(weights: str | os.PathLike[str] | None = None) -> FeatureExtractor:
-    """InceptionV3 with the weights of 2015-12-05 that FID is defined on (Heusel et al. 2017), ported to PyTorch.
+    """Load InceptionV3 with the weights of 2015-12-05 that FID is defined on (Heusel et al. 2017).
 
-    Nothing is downloaded. Weights whose hash is not the published one make an extractor of another name, whose
-    metrics are not FID.
+    Nothing is downloaded. With weights whose hash is not the published one, the extractor has another name and its
+    metrics are not called FID.
 
     Args:
-        weights: The file; None looks where torch.hub keeps it.
+        weights: the file; None looks in torch.hub's folder.
 
     Raises:
-        EvaluationError: no weights, or a file that does not hold them.
+        EvaluationError: there are no weights, or the file does not hold them.
         MissingPackageError: torch-fidelity is not installed.
     """
     path = find_weights() if weights is None else Path(weights)
@@ -230,7 +229,7 @@ def load_inception(weights: str | os.PathLike[str] | None = None) -> FeatureExtr
 
 
 class _Inception(nn.Module):
-    """torch-fidelity's network with the map that sFID needs: uint8 ``[B, 3, H, W]`` to a mapping of features."""
+    """torch-fidelity's network, which also returns the feature map of sFID."""
 
     def __init__(self, weights: Path) -> None:
         super().__init__()
@@ -252,7 +251,7 @@ class _Inception(nn.Module):
 
     @staticmethod
     def _check(weights: Path) -> None:
-        """The library unpickles without restraint, so the file is first read with it."""
+        """Read the file safely first, because the library unpickles arbitrary objects."""
         try:
             read_state_dict(weights)
         except CheckpointError as error:
@@ -262,5 +261,5 @@ class _Inception(nn.Module):
 def _torch_fidelity() -> ModuleType:
     try:
         return require("torch_fidelity", "evaluate", "FID")
-    except RuntimeError as error:  # a torchvision made for another torch
+    except RuntimeError as error:  # torchvision was built for another torch
         raise EvaluationError(f"torch-fidelity is installed but does not load: {error}") from error

@@ -19,26 +19,26 @@ if TYPE_CHECKING:
     from ..data.dataset import ImageSource
 
 
-READERS = 8  # threads; decoding leaves Python's lock
+READERS = 8  # threads; decoding releases the GIL
 
 
 class Images(Protocol):
-    """``count`` images in a fixed order; ``description`` says where they are."""
+    """Images in a fixed order."""
 
-    description: str
+    description: str  # path, for messages
     count: int
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        """uint8 ``[B, 3, H, W]``, ``size`` at a time."""
+        """Yield all images as uint8 ``[B, 3, H, W]`` with ``B`` at most ``size``."""
         ...
 
     def name(self, index: int) -> str:
-        """What to call an image in a message."""
+        """Return an image's name for messages."""
         ...
 
 
 class TensorImages:
-    """uint8 ``[N, 3, H, W]`` in memory."""
+    """Images in memory, uint8 ``[N, 3, H, W]``."""
 
     def __init__(self, images: Tensor) -> None:
         if images.dim() != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
@@ -55,7 +55,7 @@ class TensorImages:
 
 
 class StoredImages:
-    """Pictures of a source, all of one size, or cropped in the middle and scaled to ``crop`` as ADM's data are."""
+    """Pictures of a source, all of one size, or scaled and centre-cropped to ``crop`` as in ADM's data."""
 
     def __init__(self, source: ImageSource, description: str, crop: int | None = None) -> None:
         self._source = source
@@ -82,7 +82,7 @@ class StoredImages:
         return f"{self.description}: {self._source.name(index)}"
 
     def _read(self, index: int) -> Tensor:
-        """uint8 ``[3, H, W]``."""
+        """Read one image, uint8 ``[3, H, W]``."""
         from ..data.pictures import as_tensor, centre_crop
 
         try:
@@ -93,7 +93,7 @@ class StoredImages:
 
 
 def open_images(images: str | os.PathLike[str] | Tensor, crop: int | None = None) -> Images:
-    """The images that ``images`` stands for. Nothing there, or no image in it, is an :class:`EvaluationError`."""
+    """Open a folder, an ``.npz`` or a tensor. If it does not exist or is empty, that is an :class:`EvaluationError`."""
     opened = TensorImages(images) if isinstance(images, Tensor) else StoredImages(_source(images), str(images), crop)
     if opened.count == 0:
         raise EvaluationError(f"{opened.description}: no images in it")
@@ -117,6 +117,6 @@ def _source(path: str | os.PathLike[str]) -> ImageSource:
 
 
 def image_size(image: Tensor | torch.Size) -> str:
-    """Width and height of ``[..., H, W]``, for people."""
+    """Format the width and height of ``[..., H, W]``, such as ``256x256``."""
     height, width = (image.shape if isinstance(image, Tensor) else image)[-2:]
     return f"{width}x{height}"

@@ -1,4 +1,4 @@
-"""What the caller of an evaluation can put right."""
+"""The metrics, on features: Frechet distance, classifier score (Inception Score), precision and recall."""
 
 from __future__ import annotations
 
@@ -15,29 +15,25 @@ class EvaluationError(UserError, ValueError):
     """Samples, a reference or a feature extractor that cannot be evaluated; the message names it."""
 
 
-# Mean and covariance of features that do not fit in memory together.
-
-
 class Moments(NamedTuple):
-    """Of a distribution of features: ``mean [D]`` and ``covariance [D, D]``, float64."""
+    """Mean and covariance of a distribution of features, float64."""
 
-    mean: Tensor
-    covariance: Tensor
+    mean: Tensor  # [D]
+    covariance: Tensor  # [D, D]
 
 
 class FeatureStatistics:
-    """Count, mean and scatter of rows that come in batches, in float64.
+    """Running count, mean and scatter matrix of features that come in batches, in float64.
 
-    Memory is that of one ``[D, D]`` matrix and of one batch, however many rows come. Each batch is centred on its own
-    mean before its products are summed, and means are joined as in Chan, Golub and LeVeque (1979), so a large common
-    offset of the features costs no digits. Statistics of parts, of several processes say, :meth:`merge` into those of
-    the whole.
+    Memory is that of one ``[D, D]`` matrix and one batch, whatever the number of rows. Each batch is centred on its own
+    mean before its products are summed, and means are combined as in Chan, Golub and LeVeque (1979), so that a large
+    offset common to all features costs no accuracy.
     """
 
     def __init__(self, dimension: int, device: torch.device | str = "cpu") -> None:
         self.count = 0
         self.mean = torch.zeros(dimension, dtype=torch.float64, device=device)
-        # Sum over rows of (row - mean)(row - mean)^T.
+        # The sum over rows of (row - mean)(row - mean)^T.
         self.scatter = torch.zeros(dimension, dimension, dtype=torch.float64, device=device)
 
     def update(self, features: Tensor) -> None:
@@ -49,47 +45,29 @@ class FeatureStatistics:
         if not torch.isfinite(features).all():
             raise EvaluationError("features: found values that are not finite")
         rows = features.to(self.mean)
-        mean = rows.mean(dim=0)
-        joined = self._join_means(len(rows), mean)
-        # The correction for the two means is a row like any other, so all of it is one product, in place.
-        rows = torch.cat([rows - mean, joined[None]])
+        batch_mean = rows.mean(dim=0)
+        total = self.count + len(rows)
+        difference = batch_mean - self.mean
+        self.mean += difference * (len(rows) / total)
+        # The correction for the two means is the outer product of one more row, so that one product does it all.
+        correction = difference * (self.count * len(rows) / total) ** 0.5
+        rows = torch.cat([rows - batch_mean, correction[None]])
         self.scatter.addmm_(rows.T, rows)
-
-    def merge(self, other: FeatureStatistics) -> None:
-        """Add what ``other`` has seen."""
-        if other.mean.shape != self.mean.shape:
-            raise EvaluationError(f"other: wanted {len(self.mean)} features, got {len(other.mean)}")
-        if other.count == 0:
-            return
-        joined = self._join_means(other.count, other.mean.to(self.mean))
-        self.scatter += other.scatter.to(self.scatter)
-        self.scatter.addr_(joined, joined)
+        self.count = total
 
     def moments(self) -> Moments:
-        """Mean and unbiased covariance (divided by N - 1, as ``numpy.cov``)."""
+        """Return the mean and the unbiased covariance, divided by N - 1 as in ``numpy.cov``."""
         if self.count < 2:
             raise EvaluationError(f"a covariance needs at least 2 images, got {self.count}")
         return Moments(self.mean, self.scatter / (self.count - 1))
 
-    def _join_means(self, count: int, mean: Tensor) -> Tensor:
-        """Move to the common mean; the vector whose outer product with itself the scatter still lacks."""
-        total = self.count + count
-        difference = mean - self.mean
-        missing = difference * (self.count * count / total) ** 0.5
-        self.mean += difference * (count / total)
-        self.count = total
-        return missing
-
-
-# The Frechet distance between two Gaussians, of which FID is the case of Inception's features.
-
 
 def frechet_distance(first: Moments, second: Moments) -> float:
-    """``|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))`` (Dowson and Landau 1982; Heusel et al. 2017, eq. 6).
+    """Compute ``|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))`` (Dowson and Landau 1982; Heusel et al. 2017, eq. 6).
 
-    The trace of the root is the sum of the singular values of ``S1^(1/2) S2^(1/2)``. Eigenvalues of S1 and S2 that
-    are rounding errors are dropped first, and no root is taken of a difference, so singular covariances (fewer images
-    than features) need no added diagonal and equal ones are at distance 0.
+    On Inception's features this is FID. The trace of the root is the sum of the singular values of
+    ``S1^(1/2) S2^(1/2)``. Eigenvalues of S1 and S2 that are rounding errors are dropped first, so that singular
+    covariances (fewer images than features) need no added diagonal and equal ones are at distance 0.
     """
     if first.mean.shape != second.mean.shape:
         raise EvaluationError(f"statistics of {len(first.mean)} and of {len(second.mean)} features cannot be compared")
@@ -100,27 +78,25 @@ def frechet_distance(first: Moments, second: Moments) -> float:
 
 
 def _root(covariance: Tensor) -> Tensor:
-    """``A [D, rank]`` with ``A A^T = covariance``."""
+    """Compute ``A [D, rank]`` with ``A A^T = covariance``."""
     values, vectors = torch.linalg.eigh(covariance)  # ascending
     smallest = len(values) * torch.finfo(values.dtype).eps * values[-1].clamp(min=0)
     kept = values > smallest
     return vectors[:, kept] * values[kept].sqrt()
 
 
-# Improved precision and recall: how far two sets of features lie within each other's neighbourhoods.
-
-
 ELEMENTS_AT_A_TIME = 2**26  # of a block of distances: 256 MiB in float32
 
 
 def precision_and_recall(samples: Tensor, reference: Tensor, neighbours: int = 3) -> tuple[float, float]:
-    """Shares of samples within the reference's manifold, and of references within the samples'.
+    """Compute the share of samples in the reference's manifold, and of references in the samples' manifold.
 
-    Kynkaanniemi et al. 2019, algorithm 1: a manifold is the union of balls about each point, with the distance to its
-    k-th nearest neighbour in the same set as radius. Distances are computed in blocks, so memory grows with N, not N^2.
+    A manifold is the union of balls around the points of a set, each with the distance to the k-th nearest other point
+    as its radius (Kynkaanniemi et al. 2019, algorithm 1). Distances are computed in blocks, so that memory grows with
+    N and not with N^2.
 
     Args:
-        samples: ``[N, D]``; in float32 points at distances below about 1e-3 of their spread count as equally near.
+        samples: ``[N, D]``. In float32, distances below about 1e-3 of the points' spread count as equal.
         reference: ``[M, D]``, of the same type and device.
         neighbours: k; both sets need more points than that.
     """
@@ -129,7 +105,7 @@ def precision_and_recall(samples: Tensor, reference: Tensor, neighbours: int = 3
             raise EvaluationError(f"{name}: wanted [N, {reference.shape[-1]}], got {list(points.shape)}")
         if len(points) <= neighbours:
             raise EvaluationError(f"{name}: {neighbours} neighbours need more points than that, got {len(points)}")
-    centre = reference.mean(dim=0)  # a common offset would cost the distances digits
+    centre = reference.mean(dim=0)  # a common offset would make the distances less accurate
     samples, reference = samples - centre, reference - centre
     precision = _share_within(samples, reference, _radii(reference, neighbours))
     recall = _share_within(reference, samples, _radii(samples, neighbours))
@@ -137,7 +113,7 @@ def precision_and_recall(samples: Tensor, reference: Tensor, neighbours: int = 3
 
 
 def _radii(points: Tensor, neighbours: int) -> Tensor:
-    """Distance of each of ``points [N, D]`` to its k-th nearest other one: ``[N]``."""
+    """Compute the distance of each of ``points [N, D]`` to its k-th nearest other point, ``[N]``."""
     radii = []
     for start in _block_starts(len(points), len(points)):
         block = points[start : start + _rows(len(points))]
@@ -149,7 +125,7 @@ def _radii(points: Tensor, neighbours: int) -> Tensor:
 
 
 def _share_within(points: Tensor, centres: Tensor, radii: Tensor) -> float:
-    """Share of ``points [N, D]`` in any of the balls about ``centres [M, D]``."""
+    """Compute the share of ``points [N, D]`` in any of the balls around ``centres [M, D]``."""
     inside = 0
     for start in _block_starts(len(points), len(centres)):
         block = points[start : start + _rows(len(centres))]
@@ -165,14 +141,11 @@ def _block_starts(count: int, columns: int) -> range:
     return range(0, count, _rows(columns))
 
 
-# The Inception Score, for the logits of any classifier.
-
-
-SHUFFLE_SEED = 2020  # with it the splits are torch-fidelity's
+SHUFFLE_SEED = 2020  # torch-fidelity's, so that the splits are the same
 
 
 def shuffled_splits(count: int, splits: int) -> Tensor:
-    """The split of each of ``count`` images: ``[count]``, shuffled because samples are often sorted by class."""
+    """Assign ``count`` images to splits at random, ``[count]``, because samples are often sorted by class."""
     order = require("numpy", "evaluate", "the Inception Score").random.RandomState(SHUFFLE_SEED).permutation(count)
     ends = torch.tensor([(i + 1) * count // splits for i in range(splits)])
     assigned = torch.empty(count, dtype=torch.int64)
@@ -181,9 +154,9 @@ def shuffled_splits(count: int, splits: int) -> Tensor:
 
 
 class ClassifierScore:
-    """``exp(E_x KL(p(y|x) || p(y)))``, mean and deviation over splits (Salimans et al. 2016, section 4).
+    """Inception Score of any classifier: ``exp(E_x KL(p(y|x) || p(y)))`` (Salimans et al. 2016, section 4).
 
-    Needs only sums over the images of each split, so memory does not grow with the images and parts can be merged.
+    Only sums over the images of each split are kept, so that memory does not grow with the number of images.
     """
 
     def __init__(self, splits: int, classes: int, device: torch.device | str = "cpu") -> None:
@@ -192,7 +165,7 @@ class ClassifierScore:
         self.negative_entropies = torch.zeros(splits, dtype=torch.float64, device=device)  # sums of p log p
 
     def update(self, logits: Tensor, split: Tensor) -> None:
-        """Add ``logits [B, classes]`` of images in the splits ``[B]``."""
+        """Add ``logits [B, classes]`` of images, whose splits are ``[B]``."""
         if logits.dim() != 2 or logits.shape[1] != self.probabilities.shape[1]:
             raise EvaluationError(f"logits: wanted [B, {self.probabilities.shape[1]}], got {list(logits.shape)}")
         if not torch.isfinite(logits).all():
@@ -204,14 +177,8 @@ class ClassifierScore:
         self.probabilities.index_add_(0, split, p)
         self.negative_entropies.index_add_(0, split, (p * log_p).sum(dim=1))
 
-    def merge(self, other: ClassifierScore) -> None:
-        """Add what ``other`` has seen."""
-        self.counts += other.counts.to(self.counts)
-        self.probabilities += other.probabilities.to(self.counts)
-        self.negative_entropies += other.negative_entropies.to(self.counts)
-
     def value(self) -> tuple[float, float]:
-        """Mean and deviation (divided by the number of splits) over the splits. Every split needs an image."""
+        """Return mean and deviation (divided by the number of splits) over the splits, none of which may be empty."""
         if (self.counts == 0).any():
             raise EvaluationError(f"{len(self.counts)} splits need as many images, got {int(self.counts.sum())}")
         marginal = self.probabilities / self.counts[:, None]

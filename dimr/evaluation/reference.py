@@ -1,4 +1,4 @@
-"""What samples are compared with: images, statistics computed before, or both."""
+"""References that samples are compared with: images, statistics computed earlier, or both."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .metrics import EvaluationError, Moments
 
 MOMENTS = ("mu", "sigma")  # as in the reference batches of ADM's evaluation suite
 SPATIAL_MOMENTS = ("mu_s", "sigma_s")
-ORIGIN = ("features", "sha256", "resize", "count")  # what files written here say besides
+ORIGIN = ("features", "sha256", "resize", "count")  # more keys, in files that this package writes
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """``images`` or ``moments`` or both are there."""
+    """A reference, with ``images`` or ``moments`` or both."""
 
     description: str
     images: Images | None = None
@@ -33,7 +33,7 @@ class Reference:
 
 
 def open_reference(reference: str | os.PathLike[str] | Tensor, crop: int | None = None) -> Reference:
-    """Images as :func:`open_images` takes them, or an ``.npz`` with ``mu``, ``sigma`` and perhaps images beside."""
+    """Open images as :func:`open_images` does, or an ``.npz`` with ``mu``, ``sigma`` and perhaps images."""
     if isinstance(reference, Tensor) or Path(reference).suffix.lower() != ".npz" or not Path(reference).is_file():
         images = open_images(reference, crop)
         return Reference(images.description, images)
@@ -59,7 +59,7 @@ def open_reference(reference: str | os.PathLike[str] | Tensor, crop: int | None 
 def save_statistics(
     path: str | os.PathLike[str], extractor: FeatureExtractor, count: int, moments: Moments, spatial: Moments | None
 ) -> None:
-    """An ``.npz`` that :func:`open_reference` and ADM's evaluation suite read, saying what the features are of."""
+    """Write an ``.npz`` for :func:`open_reference` and ADM's evaluation suite, which also describes the features."""
     numpy = require("numpy", "evaluate", "writing .npz")
     arrays: dict[str, Any] = {"mu": moments.mean.cpu().numpy(), "sigma": moments.covariance.cpu().numpy()}
     if spatial is not None:
@@ -70,7 +70,11 @@ def save_statistics(
 
 
 def usable_moments(reference: Reference, extractor: FeatureExtractor) -> tuple[Reference, list[str]]:
-    """The reference without statistics of other features, and what has to be warned of."""
+    """Drop statistics that are not of the extractor's features, and return the reference with a list of warnings.
+
+    Raises:
+        EvaluationError: the statistics say that they are of other features.
+    """
     if reference.moments is None:
         return reference, []
     expected = {"sha256": extractor.sha256, "resize": extractor.resize_method}
@@ -82,7 +86,7 @@ def usable_moments(reference: Reference, extractor: FeatureExtractor) -> tuple[R
             )
     if "sha256" in reference.origin or extractor.is_fid:
         return reference, []
-    # Statistics that do not say what they are of are Inception's, as everybody's are.
+    # Statistics without a description are most likely Inception's.
     if reference.images is not None:
         return dataclasses.replace(reference, moments=None, spatial=None), [
             f"the statistics in {reference.description} do not say what features they are of: its images are used"
@@ -94,7 +98,7 @@ def usable_moments(reference: Reference, extractor: FeatureExtractor) -> tuple[R
 
 
 def _read(path: Path) -> tuple[list[str], dict[str, Any]]:
-    """The names of all arrays, and the arrays that are statistics."""
+    """Read the names of all arrays, and the arrays that are statistics."""
     require("numpy", "evaluate", "reading .npz")
     from ..data.sources.npz import array_names, read_array
 

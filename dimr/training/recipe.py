@@ -111,7 +111,7 @@ class TrainingSettings:
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings:
-    """How a run is carried out. A resumed run may change all of it.
+    """Settings that do not affect the results, and that a resumed run may change.
 
     Attributes:
         device_batch: images per forward on each process; passes accumulate up to the training's ``batch_size``.

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..dispatch import choose
-from ..registration import Operator, define_forms, define_gradients
-from . import depthwise_conv_cpp
+from ..registration import Operator, cpp_kernel, define_forms, define_gradients
 
 
 def depthwise_conv2d_definition(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
@@ -179,14 +178,14 @@ def _fake_backward(
 
 depthwise_conv2d_ops = define_forms(
     "depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, bool add_input) -> Tensor",
-    kernels={"triton": _forward, "cpp": depthwise_conv_cpp.forward},
+    kernels={"triton": _forward, "cpp": cpp_kernel("depthwise_conv2d_cpp")},
     fake=lambda x, weight, bias, residual, add_input: x.new_empty(x.shape),
 )
 # The gradient of x where the weight is given, and those of weight and bias where x is given.
 depthwise_conv2d_backward_ops = define_forms(
     "depthwise_conv2d_backward(Tensor grad, Tensor? x, Tensor? weight, int kernel_size, bool add_input, "
     "ScalarType weight_dtype, ScalarType bias_dtype) -> Tensor[]",
-    kernels={"triton": _backward, "cpp": depthwise_conv_cpp.backward},
+    kernels={"triton": _backward, "cpp": cpp_kernel("depthwise_conv2d_cpp_backward")},
     fake=_fake_backward,
 )
 
@@ -226,8 +225,15 @@ def _forward_into(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -
     kernels.forward(x, weight, bias, None, add_input=True, out=out)
 
 
+_depthwise_conv2d_cpp_ = cpp_kernel("depthwise_conv2d_cpp_")
+
+
+def _cpp_forward_into(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    _depthwise_conv2d_cpp_(x, weight, bias, True, out)  # True: add x
+
+
 depthwise_conv2d_into_ops = define_forms(
     "depthwise_conv2d_into(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) out) -> ()",
-    kernels={"triton": _forward_into, "cpp": depthwise_conv_cpp.forward_into},
+    kernels={"triton": _forward_into, "cpp": _cpp_forward_into},
     fake=lambda x, weight, bias, out: None,
 )

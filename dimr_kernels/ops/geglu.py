@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from .. import checks
 from ..dispatch import BackendError, choose, current_backend, unavailable_reason
 from ..launch import with_even_rows
-from ..registration import Operator, define_forms, define_gradient, define_gradients, define_op
-from . import geglu_cpp
+from ..registration import Operator, cpp_kernel, define_forms, define_gradient, define_gradients, define_op
 
 FORMS = ("auto", "one_kernel", "two_kernels")
 ONE_KERNEL_DTYPES = (torch.float16, torch.bfloat16)
@@ -275,22 +274,22 @@ def _backward_packed(grad: Tensor, h: Tensor, approximate: str, gate_first: bool
 
 geglu_pair_ops = define_forms(
     "geglu_pair(Tensor gate, Tensor value, str approximate) -> Tensor",
-    kernels={"triton": _forward_pair, "cpp": geglu_cpp.forward_pair},
+    kernels={"triton": _forward_pair, "cpp": cpp_kernel("geglu_pair_cpp")},
     fake=lambda gate, value, approximate: gate.new_empty(gate.shape),
 )
 geglu_pair_backward_ops = define_forms(
     "geglu_pair_backward(Tensor grad, Tensor gate, Tensor value, str approximate) -> (Tensor, Tensor)",
-    kernels={"triton": _backward_pair, "cpp": geglu_cpp.backward_pair},
+    kernels={"triton": _backward_pair, "cpp": cpp_kernel("geglu_pair_cpp_backward")},
     fake=lambda grad, gate, value, approximate: (gate.new_empty(gate.shape), value.new_empty(value.shape)),
 )
 geglu_packed_ops = define_forms(
     "geglu_packed(Tensor h, str approximate, bool gate_first) -> Tensor",
-    kernels={"triton": _forward_packed, "cpp": geglu_cpp.forward_packed},
+    kernels={"triton": _forward_packed, "cpp": cpp_kernel("geglu_packed_cpp")},
     fake=lambda h, approximate, gate_first: h.new_empty((*h.shape[:-1], h.shape[-1] // 2)),
 )
 geglu_packed_backward_ops = define_forms(
     "geglu_packed_backward(Tensor grad, Tensor h, str approximate, bool gate_first) -> Tensor",
-    kernels={"triton": _backward_packed, "cpp": geglu_cpp.backward_packed},
+    kernels={"triton": _backward_packed, "cpp": cpp_kernel("geglu_packed_cpp_backward")},
     fake=lambda grad, h, approximate, gate_first: h.new_empty(h.shape),
 )
 

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..dispatch import choose
-from ..registration import Operator, define_forms, define_gradients
-from . import td_group_norm_cpp
+from ..registration import Operator, cpp_kernel, define_forms, define_gradients
 from .td_norm import TDNormParameters
 from .time_gate import (
     GATES_SCHEMA,
@@ -195,15 +194,22 @@ def _fake_backward(grad: Tensor, x: Tensor, stats: Tensor, t: Tensor, num_groups
     return fake_gradients((x, t, *gates), needs)
 
 
+_td_group_norm_cpp = cpp_kernel("td_group_norm_cpp")
+
+
+def _cpp_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    return tuple(_td_group_norm_cpp(*arguments))  # type: ignore[return-value]
+
+
 td_group_norm_ops = define_forms(
     f"td_group_norm(Tensor x, Tensor t, int num_groups, {GATES_SCHEMA}, float eps) -> (Tensor, Tensor)",
-    kernels={"triton": _forward, "cpp": td_group_norm_cpp.forward},
+    kernels={"triton": _forward, "cpp": _cpp_forward},
     fake=_fake_forward,
 )
 td_group_norm_backward_ops = define_forms(
     f"td_group_norm_backward(Tensor grad, Tensor x, Tensor stats, Tensor t, int num_groups, {GATES_SCHEMA}, "
     "bool[] needs) -> Tensor[]",
-    kernels={"triton": _backward, "cpp": td_group_norm_cpp.backward},
+    kernels={"triton": _backward, "cpp": cpp_kernel("td_group_norm_cpp_backward")},
     fake=_fake_backward,
 )
 

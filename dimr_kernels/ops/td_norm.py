@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..dispatch import choose
-from ..registration import Operator, define_forms, define_gradients
-from . import td_norm_cpp
+from ..registration import Operator, cpp_kernel, define_forms, define_gradients
 from .time_gate import (
     GATES_SCHEMA,
     GateParameters,
@@ -448,22 +447,37 @@ def _forward_into(
     return kernels.forward_into(x, residual, total, offset, t, GateParameters.from_schema(gates), eps, rms)
 
 
+_td_norm_cpp = cpp_kernel("td_norm_cpp")
+
+
+def _cpp_forward(x: Tensor, residual: Tensor | None, t: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    found = _td_norm_cpp(x, residual, t, *rest, True)
+    if residual is None:
+        return found[0], x.new_empty(0), found[1]
+    return tuple(found)  # type: ignore[return-value]
+
+
+def _cpp_inference(x: Tensor, residual: Tensor | None, t: Tensor, *rest: Any) -> tuple[Tensor, Tensor | None, None]:
+    found = _td_norm_cpp(x, residual, t, *rest, False)
+    return found[0], None if residual is None else found[1], None
+
+
 td_norm_ops = define_forms(
     f"td_norm(Tensor x, Tensor? residual, Tensor t, {GATES_SCHEMA}, float eps, bool rms) -> (Tensor, Tensor, Tensor)",
-    kernels={"triton": _forward, "cpp": td_norm_cpp.forward},
+    kernels={"triton": _forward, "cpp": _cpp_forward},
     fake=_fake_forward,
-    inference={"triton": _inference, "cpp": td_norm_cpp.inference},
+    inference={"triton": _inference, "cpp": _cpp_inference},
 )
 td_norm_backward_ops = define_forms(
     f"td_norm_backward(Tensor dy, Tensor? dtotal, Tensor x, Tensor stats, Tensor t, {GATES_SCHEMA}, float eps, "
     "bool rms, bool[] needs) -> Tensor[]",
-    kernels={"triton": _backward, "cpp": td_norm_cpp.backward},
+    kernels={"triton": _backward, "cpp": cpp_kernel("td_norm_cpp_backward")},
     fake=_fake_backward,
 )
 td_norm_into_ops = define_forms(
     "td_norm_into(Tensor x, Tensor? residual, Tensor(a!)? total, Tensor? offset, Tensor t, "
     f"{GATES_SCHEMA}, float eps, bool rms) -> Tensor",
-    kernels={"triton": _forward_into, "cpp": td_norm_cpp.forward_into},
+    kernels={"triton": _forward_into, "cpp": cpp_kernel("td_norm_cpp_into")},
     fake=lambda x, *rest: x.new_empty(x.shape),
 )
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..dispatch import choose
-from ..registration import Operator, define_forms, define_gradients
-from . import time_gate, upsample_cpp
+from ..registration import Operator, cpp_kernel, define_forms, define_gradients
+from . import time_gate
 from .pixel_shuffle import check_shuffle, check_shuffled, shuffle_definition
 from .td_norm import TDLayerNorm, td_norm_definition, td_norm_ops
 from .time_gate import (
@@ -190,22 +190,34 @@ def _forward_in_place(x: Tensor, y: Tensor, t: Tensor, upscale_factor: int, *res
     kernels.forward_into(x, y, t, upscale_factor, GateParameters.from_schema(gates), eps)
 
 
+_shuffle_norm_add_cpp = cpp_kernel("shuffle_norm_add_cpp")
+
+
+def _cpp_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    return tuple(_shuffle_norm_add_cpp(*arguments, True))  # type: ignore[return-value]  # True: with statistics
+
+
+def _cpp_inference(*arguments: Any) -> tuple[Tensor, None]:
+    (out,) = _shuffle_norm_add_cpp(*arguments, False)
+    return out, None
+
+
 shuffle_norm_add_ops = define_forms(
     f"shuffle_norm_add(Tensor x, Tensor y, Tensor t, int upscale_factor, {GATES_SCHEMA}, float eps) "
     "-> (Tensor, Tensor)",
-    kernels={"triton": _forward, "cpp": upsample_cpp.forward},
+    kernels={"triton": _forward, "cpp": _cpp_forward},
     fake=_fake_forward,
-    inference={"triton": _inference, "cpp": upsample_cpp.inference},
+    inference={"triton": _inference, "cpp": _cpp_inference},
 )
 shuffle_norm_add_backward_ops = define_forms(
     f"shuffle_norm_add_backward(Tensor grad, Tensor x, Tensor stats, Tensor t, int upscale_factor, {GATES_SCHEMA}, "
     "bool[] needs) -> Tensor[]",
-    kernels={"triton": _backward, "cpp": upsample_cpp.backward},
+    kernels={"triton": _backward, "cpp": cpp_kernel("shuffle_norm_add_cpp_backward")},
     fake=_fake_backward,
 )
 shuffle_norm_add_in_place_ops = define_forms(
     f"shuffle_norm_add_(Tensor x, Tensor(a!) y, Tensor t, int upscale_factor, {GATES_SCHEMA}, float eps) -> ()",
-    kernels={"triton": _forward_in_place, "cpp": upsample_cpp.forward_into},
+    kernels={"triton": _forward_in_place, "cpp": cpp_kernel("shuffle_norm_add_cpp_")},
     fake=lambda x, y, *rest: None,
 )
 

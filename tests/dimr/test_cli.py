@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import builtins
+import importlib.util
+import os
 import subprocess
 import sys
 
@@ -198,6 +200,55 @@ def test_convert_there_and_back(tmp_path, capsys):
     again = dimr.load_model(tmp_path / "again").state_dict()
     for name, value in model.state_dict().items():
         torch.testing.assert_close(again[name], value, atol=1e-6, rtol=0)
+
+
+def test_convert_between_published_files(tmp_path, capsys):
+    pytest.importorskip("safetensors")
+    model = dimr.create_model("dimr-tiny-3r")
+    torch.save(dimr.checkpoints.to_official_state_dict(model), tmp_path / "a.pth")
+    named = ["--model", "dimr-tiny-3r"]
+    assert main(["convert", str(tmp_path / "a.pth"), str(tmp_path / "b.safetensors"), *named]) == 0
+    assert main(["convert", str(tmp_path / "b.safetensors"), str(tmp_path / "c.pth"), *named]) == 0
+    first, last = (torch.load(tmp_path / name) for name in ("a.pth", "c.pth"))
+    torch.testing.assert_close(last, first, atol=1e-6, rtol=0)
+    options = (tmp_path / "a.pth", tmp_path / "p.safetensors", *named, "--pipeline")
+    assert "a pipeline is a folder" in fails(capsys, "convert", *options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pth", "b.safetensors", "c.pth"]
+
+
+def test_checkpoint_folders_of_the_published_code(tmp_path, capsys):
+    """They hold nnet.pth, nnet_ema.pth, optimizer.pth, lr_scheduler.pth and step.pth."""
+    folder = tmp_path / "500.ckpt"
+    folder.mkdir()
+    raw, averaged = (perturbed_model(dimr.model_config("dimr-tiny-3r"), seed) for seed in (0, 1))
+    for name, model in (("nnet.pth", raw), ("nnet_ema.pth", averaged)):
+        torch.save(dimr.checkpoints.to_official_state_dict(model), folder / name)
+    torch.save(500, folder / "step.pth")
+    error = fails(capsys, "sample", folder, "--output", tmp_path / "a.npz")
+    assert f"it is a checkpoint of the published code, which dimr convert {folder} OUT --model NAME converts" in error
+    assert f"say which model {folder / 'nnet_ema.pth'} holds" in fails(capsys, "convert", folder, tmp_path / "out")
+    for source, wanted in ((folder, averaged), (folder / "nnet.pth", raw)):
+        assert main(["convert", str(source), str(tmp_path / "out"), "--model", "dimr-tiny-3r"]) == 0
+        found = dimr.load_model(tmp_path / "out").state_dict()
+        torch.testing.assert_close(found, dict(wanted.state_dict()), atol=1e-6, rtol=0)
+
+
+@needs_demo_extra
+@pytest.mark.parametrize("umask", [0o027, 0o022, 0o077])
+def test_files_get_the_mode_of_the_umask(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        folder = checkpoint(tmp_path)
+        assert sample(folder, tmp_path / "a.safetensors") == 0
+        dimr.save_model(dimr.create_model("dimr-tiny-3r"), tmp_path / "tiny")
+        assert main(["convert", str(tmp_path / "tiny"), str(tmp_path / "b.safetensors")]) == 0
+        if importlib.util.find_spec("diffusers") is not None:
+            assert main(["convert", str(tmp_path / "tiny"), str(tmp_path / "pipeline"), "--pipeline"]) == 0
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) >= 6
+    assert {oct(path.stat().st_mode & 0o777) for path in files} == {oct(0o666 & ~umask)}
 
 
 def test_bad_conversions(tmp_path, capsys):

@@ -66,6 +66,19 @@ def test_there_and_back(tmp_path, kind, options):
     assert torch.equal(drawn(third), drawn(pipeline))
 
 
+@pytest.mark.parametrize("options", [{"variant": "fp16"}, {"variant": "fp16", "max_shard_size": "20KB"}])
+def test_variants_are_converted_back(tmp_path, options):
+    pipeline = pixel_pipeline(id2label=NAMES)
+    pipeline.save_pretrained(tmp_path / "pipeline", **options)
+    convert_from_pipeline(tmp_path / "pipeline", tmp_path / "folder")
+    same_weights(dimr.load_model(tmp_path / "folder"), pipeline.transformer.to_dimr())
+    pipeline.save_pretrained(tmp_path / "pipeline", variant="bf16")
+    with pytest.raises(CheckpointError, match="transformer holds several variants, bf16, fp16: keep one of them"):
+        convert_from_pipeline(tmp_path / "pipeline", tmp_path / "folder")
+    pipeline.save_pretrained(tmp_path / "pipeline")
+    convert_from_pipeline(tmp_path / "pipeline", tmp_path / "folder")
+
+
 def test_swapped_schedulers_of_a_loaded_pipeline(tmp_path):
     pipeline = pixel_pipeline()
     pipeline.save_pretrained(tmp_path)

@@ -31,7 +31,7 @@ from dimr.data.spec import DataSpec
 from dimr.sampling.autoencoder import decode_latents, load_autoencoder
 from tests.support.autoencoders import SIZE
 from tests.support.encoding import contents, encode, encoder, opened, saved_autoencoders, seven_pictures
-from tests.support.pictures import class_folders, pixels
+from tests.support.pictures import class_folders, encoded, pixels
 
 ROOT = Path(__file__).parents[2]
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -187,6 +187,38 @@ def test_damaged_files_are_made_again(autoencoders, pictures, tmp_path, damage, 
     assert "latents-00001.safetensors is missing or damaged and is made again" in caplog.text
 
 
+def test_replaced_pictures_are_encoded_again(autoencoders, pictures, tmp_path, caplog):
+    before = encode(autoencoders, pictures, tmp_path / "latents")
+    path = sorted(pictures.glob("*/*.png"))[4]  # in the second of three shards
+    old = LatentDataset(tmp_path / "latents")
+    old = [old.load(i) for i in range(7)]
+    path.write_bytes(encoded(255 - pixels(1, SIZE)[0]))
+    after = encode(autoencoders, pictures, tmp_path / "latents")
+    assert "latents-00001.safetensors was made from files that have changed and is made again" in caplog.text
+    assert [a == b for a, b in zip(before["shards"], after["shards"], strict=True)] == [True, False, True]
+    new = LatentDataset(tmp_path / "latents")
+    assert [torch.equal(a, new.load(i)) for i, a in enumerate(old)] == [True] * 4 + [False] + [True] * 2
+    whole = encode(autoencoders, pictures, tmp_path / "whole")
+    assert whole == after
+    caplog.clear()
+    assert encode(autoencoders, pictures, tmp_path / "latents") == after
+    assert not caplog.records
+
+
+def test_folders_of_older_versions_go_on(autoencoders, pictures, tmp_path):
+    """They have neither stamps nor the options of decoding."""
+    encode(autoencoders, pictures, tmp_path / "latents")
+    path = tmp_path / "latents" / "index.json"
+    index = json.loads(path.read_text())
+    del index["settings"]["decoding"]
+    for shard in index["shards"]:
+        del shard["stamp"]
+    removed = index["shards"].pop()
+    path.write_text(json.dumps(index))
+    assert encode(autoencoders, pictures, tmp_path / "latents")["shards"][-1].items() >= removed.items()
+    assert len(LatentDataset(tmp_path / "latents")) == 7
+
+
 def test_a_folder_made_otherwise_is_left_alone(autoencoders, pictures, tmp_path):
     encode(autoencoders, pictures, tmp_path / "latents")
     whole = contents(tmp_path / "latents")
@@ -194,6 +226,9 @@ def test_a_folder_made_otherwise_is_left_alone(autoencoders, pictures, tmp_path)
         key = {"kind": "autoencoder"}.get(*change, *change)
         with pytest.raises(DataError, match=f"was made with {key} = .*: choose another folder"):
             encode(autoencoders, pictures, tmp_path / "latents", **change)
+    dataset = open_dataset(DataSpec(str(pictures), image_size=SIZE, background="black"))
+    with pytest.raises(DataError, match=r"was made with decoding = .*'white'.*, not .*'black'"):
+        Encoder(dataset, load_autoencoder(autoencoders["AutoencoderKL"]), tmp_path / "latents", EncodingSettings(3))
     next(pictures.glob("*/*.png")).unlink()
     with pytest.raises(DataError, match=r"was made with source = .*: choose another folder"):
         encode(autoencoders, pictures, tmp_path / "latents")

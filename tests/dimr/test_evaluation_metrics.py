@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-
 import pytest
 import torch
 from torch import Tensor
@@ -119,18 +117,13 @@ def test_moments_are_numpys_for_any_batches():
         torch.testing.assert_close(covariance, torch.from_numpy(numpy.cov(rows.numpy(), rowvar=False)))
 
 
-def test_parts_merge_into_the_whole():
+def test_batches_of_any_size_add_up():
     rows, values = features("offset")[0], logits()
-    merged = FeatureStatistics(24)
+    uneven = FeatureStatistics(24)
     for part in (rows[:150], rows[:0], rows[150:]):
-        merged.merge(pickle.loads(pickle.dumps(statistics_of(part))))  # as from another process
-    torch.testing.assert_close(merged.moments(), statistics_of(rows).moments())
-    splits = shuffled_splits(len(values), 10)
-    parts = [ClassifierScore(10, 7), ClassifierScore(10, 7)]
-    for part, chosen in zip(parts, (slice(0, 60), slice(60, None)), strict=True):
-        part.update(values[chosen], splits[chosen])
-    parts[0].merge(parts[1])
-    assert parts[0].value() == pytest.approx(score_of(values, 10).value(), rel=1e-12)
+        uneven.update(part)
+    torch.testing.assert_close(uneven.moments(), statistics_of(rows).moments())
+    assert score_of(values, 10, batch=60).value() == pytest.approx(score_of(values, 10).value(), rel=1e-12)
 
 
 class _LargestTensor(TorchDispatchMode):
@@ -188,7 +181,6 @@ def test_precision_and_recall_of_collapsed_samples():
         (lambda: FeatureStatistics(4).update(torch.randn(3, 5)), r"wanted \[B, 4\], got \[3, 5\]"),
         (lambda: FeatureStatistics(2).update(torch.tensor([[1.0, torch.nan]])), "not finite"),
         (lambda: statistics_of(torch.randn(1, 4)).moments(), "at least 2 images, got 1"),
-        (lambda: FeatureStatistics(4).merge(FeatureStatistics(5)), "wanted 4 features, got 5"),
         (lambda: ClassifierScore(1, 3).update(torch.full((1, 3), torch.inf), torch.tensor([0])), "not finite"),
         (lambda: score_of(torch.randn(3, 2), 5).value(), "5 splits need as many images, got 3"),
         (lambda: precision_and_recall(torch.randn(3, 2), torch.randn(9, 2)), "samples: 3 neighbours"),

@@ -65,6 +65,19 @@ def test_npz_as_adm_reads_it_and_folder_are_the_same_images(tmp_path, checkpoint
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "a.npz"]
 
 
+@pytest.mark.parametrize("name", ["run-cfg-1.5-seed-0", "run.v2", "v0.9"])
+def test_folders_with_a_dot(tmp_path, checkpoint, name):
+    assert sample(checkpoint, tmp_path / name) == 0
+    assert len(list((tmp_path / name).glob("*.png"))) == 10
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.gif", "a.npy", "a.pth", "a.tar.gz", "a.zip"])
+def test_other_kinds_of_files_are_refused(tmp_path, checkpoint, name, capsys):
+    assert sample(checkpoint, tmp_path / name) == 2
+    wanted = "a folder, or a name ending in .png, .jpg, .jpeg, .webp, .safetensors, .npz"
+    assert f"--output: wanted {wanted}, got {tmp_path / name}" in capsys.readouterr().err
+
+
 def test_an_image_depends_on_its_number_alone(tmp_path, checkpoint):
     """Neither on how many are drawn nor on the batch, up to rounding."""
     load = pytest.importorskip("safetensors.torch").load_file

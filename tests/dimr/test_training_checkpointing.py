@@ -1,4 +1,4 @@
-"""What the backward keeps and computes again: same numbers, less memory."""
+"""Recomputation in the backward: the same numbers with less memory."""
 
 from __future__ import annotations
 

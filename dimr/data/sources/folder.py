@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..dataset import ImageSource
+from ..dataset import ImageSource, file_stamp
 from ..errors import DataError
 from ..pictures import PICTURES, Decoding, decode_picture
 from .labels import LABEL_FILES, Labels, from_label_file, warn_of_other_files
@@ -81,6 +81,9 @@ class FolderSource(ImageSource):
 
     def name(self, index: int) -> str:
         return os.fsdecode(self._names[index])
+
+    def stamp(self, index: int) -> str:
+        return file_stamp(self.root / self.name(index))
 
     def picture(self, index: int) -> Any:
         path = self.root / self.name(index)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...utils import first_line, require
-from ..dataset import ImageSource
+from ..dataset import ImageSource, file_stamp
 from ..errors import DataError, SampleError
 from ..pictures import Decoding, decode_picture
 from .labels import as_labels, choose_key
@@ -54,6 +54,7 @@ class HuggingFaceSource(ImageSource):
         # Undecoded: picture() decodes them, so that its error can name the row.
         self._pictures = data.select_columns([image_key]).cast_column(image_key, datasets.Image(decode=False))
         self._key = image_key
+        self._stamp = "; ".join(file_stamp(Path(file["filename"])) for file in data.cache_files)
 
     def _open(self, datasets: Any, split: str | None) -> Any:
         try:
@@ -105,6 +106,9 @@ class HuggingFaceSource(ImageSource):
 
     def name(self, index: int) -> str:
         return f"row {index}"
+
+    def stamp(self, index: int) -> str:
+        return self._stamp
 
     def picture(self, index: int) -> Any:
         name = f"{self.path}: {self.name(index)}"

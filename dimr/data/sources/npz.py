@@ -12,7 +12,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from ..dataset import ConcatenatedSource, ImageSource
+from ..dataset import ConcatenatedSource, ImageSource, file_stamp
 from ..errors import DataError
 from ..pictures import Decoding, decode_picture, require_pillow
 from .labels import as_labels, choose_key
@@ -100,6 +100,9 @@ class NpzSource(ImageSource):
 
     def name(self, index: int) -> str:
         return f"image {index}"
+
+    def stamp(self, index: int) -> str:
+        return file_stamp(self.path)
 
     def picture(self, index: int) -> Any:
         if self._offsets is None:

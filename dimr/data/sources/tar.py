@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..dataset import ImageSource
+from ..dataset import ImageSource, file_stamp
 from ..errors import DataError, SampleError, Skipped
 from ..pictures import PICTURES, Decoding, decode_picture
 from .labels import Labels, as_labels, choose_key, from_folders, warn_of_other_files
@@ -79,6 +79,9 @@ class TarSource(ImageSource):
 
     def _place(self, index: int) -> str:
         return f"{self.shards[self._shard[index]]}: {os.fsdecode(self._names[index])}"
+
+    def stamp(self, index: int) -> str:
+        return file_stamp(self.shards[self._shard[index]])
 
     def picture(self, index: int) -> Any:
         shard = self.shards[self._shard[index]]
@@ -144,15 +147,15 @@ def _read_members(shard: Path, archive: tarfile.TarFile) -> tuple[list[_Entry], 
                 problems.append(Skipped(f"{shard}: {member.name}", f"a second picture of {pictures[key].name}"))
             pictures.setdefault(key, member)
         elif extension in ("cls", "cls.txt"):
-            text = _read(archive, member).decode(errors="replace").strip()
-            labels[key] = int(text) if text.isdecimal() and len(text) < 19 else text
+            label = _read(archive, member).decode(errors="replace").strip()
+            labels[key] = int(label) if label.isdecimal() and len(label) < 19 else label
         elif extension == "json":
             json_files[key] = member.name, _read(archive, member)
         else:
             others.append(member.name)
     for key, (name, text) in json_files.items():
-        if key not in labels and (label := _json_label(f"{shard}: {name}", text)) is not None:
-            labels[key] = label
+        if key not in labels and (value := _json_label(f"{shard}: {name}", text)) is not None:
+            labels[key] = value
     entries = [_Entry(one.name, one.offset_data, one.size, labels.get(key)) for key, one in pictures.items()]
     problems += [Skipped(f"{shard}: {key}", "a label without a picture") for key in labels if key not in pictures]
     return entries, problems, others

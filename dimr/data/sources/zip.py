@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..dataset import ImageSource
+from ..dataset import ImageSource, file_stamp
 from ..errors import DataError, SampleError
 from ..pictures import PICTURES, Decoding, decode_picture
 from .labels import LABEL_FILES, Labels, from_folders, from_label_file, warn_of_other_files
@@ -60,6 +60,9 @@ class ZipSource(ImageSource):
 
     def name(self, index: int) -> str:
         return os.fsdecode(self._names[index])
+
+    def stamp(self, index: int) -> str:
+        return file_stamp(self.path)
 
     def picture(self, index: int) -> Any:
         place = f"{self.path}: {self.name(index)}"
