@@ -14,7 +14,7 @@ FORMS = ("eager", "fused", "cpp")
 FUSED = ("fused", "cpp")
 """Fused: Triton's form, or the only one; cpp: the C++ form beside Triton's."""
 ALL = tuple(SUBJECTS)
-MODULES = tuple(name for name in ALL if name not in ("geglu", "pixel_shuffle_add", "pixel_unshuffle"))
+MODULES = tuple(name for name, subject in SUBJECTS.items() if any(True for _ in subject.module().parameters()))
 """Subjects with parameters."""
 IMAGES = tuple(name for name, subject in SUBJECTS.items() if any(x.dim() == 4 for x in subject.inputs()))
 
@@ -43,7 +43,7 @@ class Mechanism:
     def places(self) -> Iterator[tuple[str, str]]:
         """Yield every subject and form that is tested."""
         pairs = ((subject, form) for subject in self.subjects for form in self.forms)
-        return (pair for pair in pairs if pair[1] != "cpp" or SUBJECTS[pair[0]].fused == "triton")
+        return (pair for pair in pairs if pair[1] != "cpp" or SUBJECTS[pair[0]].has_cpp)
 
 
 def _fused(subjects: Iterable[str], refusal: Refusal) -> dict[tuple[str, str], Refusal]:

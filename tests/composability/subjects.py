@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import dimr
 import dimr_kernels as dk
 from dimr_kernels import functional as F
+from dimr_kernels.dispatch import FUSED_FORMS
 from tests.support.small_models import inputs as model_inputs
 from tests.support.small_models import perturbed_model
 
@@ -56,6 +57,11 @@ class Subject:
     make_inputs: Callable[[int], tuple[Tensor, ...]]
     fused: str = "triton"
     """The backend of its fused form; "auto" where that is torch's own."""
+
+    @property
+    def has_cpp(self) -> bool:
+        """Return True if there is a C++ form beside Triton's."""
+        return self.fused == "triton" and (self.operator is None or "cpp" in FUSED_FORMS[self.operator].cpu)
 
     def module(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):

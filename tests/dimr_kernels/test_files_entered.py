@@ -2,36 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 
 import dimr_kernels as dk
+from tests.support.files_entered import files_entered
 
-PACKAGE = Path(dk.__file__).parent
 MOST_FILES = 8
-
-
-def files_entered(function: Callable[[], Any]) -> set[str]:
-    found: set[str] = set()
-
-    def profile(frame: Any, event: str, argument: Any) -> None:
-        if event == "call":
-            found.add(frame.f_code.co_filename)
-
-    for _ in range(2):
-        function()
-    sys.setprofile(profile)
-    try:
-        function()
-    finally:
-        sys.setprofile(None)
-    paths = (Path(name) for name in found)
-    return {path.relative_to(PACKAGE).as_posix() for path in paths if path.is_relative_to(PACKAGE)}
 
 
 @pytest.mark.parametrize("recorded", [False, True])
@@ -49,12 +26,12 @@ def test_td_layer_norm(backend, recorded):
 
     if backend == "auto":  # the definition, on a CPU
         with torch.set_grad_enabled(recorded):
-            entered = files_entered(call)
-        assert "ops/td_norm_triton.py" not in entered
+            entered = files_entered(call, dk)
+        assert "dimr_kernels/ops/td_norm_triton.py" not in entered
     else:
         pytest.importorskip("triton")
         with stubbed_launches(), torch.set_grad_enabled(recorded):
-            entered = files_entered(call)
-        assert "ops/td_norm_triton.py" in entered
-    assert "ops/td_norm.py" in entered
+            entered = files_entered(call, dk)
+        assert "dimr_kernels/ops/td_norm_triton.py" in entered
+    assert "dimr_kernels/ops/td_norm.py" in entered
     assert len(entered) <= MOST_FILES, sorted(entered)

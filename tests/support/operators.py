@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dimr_kernels import functional as F
+from dimr_kernels.dispatch import FUSED_FORMS
 
 Inputs = dict[str, Any]
 MakeInputs = Callable[[torch.device, torch.dtype], Inputs]
@@ -140,8 +141,12 @@ EXAMPLES = {
 
 
 def in_cpp(examples: dict[str, Example]) -> dict[str, Example]:
-    """The examples that have a C++ form beside Triton's, in it."""
-    return {f"{name} in C++": replace(x, fused="cpp") for name, x in examples.items() if x.fused == "triton"}
+    """Return the examples of Triton's operators that have a C++ form as well, with that form."""
+    return {
+        f"{name} in C++": replace(example, fused="cpp")
+        for name, example in examples.items()
+        if example.fused == "triton" and "cpp" in FUSED_FORMS[name.replace(",", " ").split()[0]].cpu
+    }
 
 
 VARIANTS = {
