@@ -1,4 +1,4 @@
-"""Builds the extension ``dimr_kernels._C`` with CMake. Everything else about the project is in pyproject.toml.
+"""Build the extension ``dimr_kernels._C`` with CMake. Everything else about the project is in pyproject.toml.
 
 Environment: DIMR_KERNELS_CUDA=auto|on|off, CUDA_HOME, CXX, CMAKE_ARGS. Without a C++ compiler the package is installed
 as pure Python, without nvcc with CPU operators only; a compile error is an error.
@@ -19,19 +19,24 @@ import sysconfig
 import warnings
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 PACKAGE = "dimr_kernels"
 MISSING_NOTE = "_extension_missing.txt"  # read by dimr_kernels/dispatch.py
-COST_WITHOUT_EXTENSION = "pixel shuffles run as plain PyTorch; everything else works, Triton kernels included"
+COST_WITHOUT_EXTENSION = (
+    "every operator on a CPU, and pixel shuffles on a GPU, run as plain PyTorch; everything else works, "
+    "Triton kernels included"
+)
 COST_WITHOUT_CUDA = "on a GPU, pixel shuffles run as plain PyTorch; everything else works"
 OLDEST_TORCH = (2, 10)
+OLDEST_SETUPTOOLS = 77  # older ones refuse the license in pyproject.toml, with a message about its schema
 
 
 def torch_include() -> Path | None:
-    """The headers of a recent enough torch: of this environment, or of the one that an isolated build is for."""
+    """Find the headers of a recent enough torch: of this environment, or of the one that an isolated build is for."""
     spec = importlib.util.find_spec("torch")
     folders = [str(Path(spec.origin).parents[1])] if spec is not None and spec.origin else []
     folders += [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
@@ -60,7 +65,7 @@ def compiler_missing_reason() -> str | None:
 
 
 def announce(what: str, reason: str, cost: str) -> None:
-    """One line for whoever installs. Recent versions of pip show a build's warnings, and nothing else of it."""
+    """Tell whoever installs, in one line. Recent versions of pip show a build's warnings, and nothing else of it."""
     line = f"{PACKAGE}: {what}: {reason}. Cost: {cost}. (python -m {PACKAGE} says this again.)"
     warnings.warn(line, stacklevel=2)
     if not hasattr(sys.modules["__main__"], "warnings"):
@@ -70,7 +75,7 @@ def announce(what: str, reason: str, cost: str) -> None:
 
 
 def tool(name: str) -> str | None:
-    """A program of this environment, which need not be on PATH when it has not been activated."""
+    """Find a program of this environment, which need not be on PATH when it has not been activated."""
     return shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
 
 
@@ -123,6 +128,12 @@ def run(command: list[str]) -> None:
     if code:
         raise SystemExit(f"{PACKAGE}: building the extension failed, see above ({shlex.join(command)} returned {code})")
 
+
+if int(setuptools.__version__.partition(".")[0]) < OLDEST_SETUPTOOLS:
+    raise SystemExit(
+        f"{PACKAGE}: the build needs setuptools {OLDEST_SETUPTOOLS} or newer, found {setuptools.__version__}: "
+        f"pip install --upgrade setuptools, or leave out --no-build-isolation"
+    )
 
 # Where torch is installed already, its headers serve; only without them is it worth a download into the build.
 needs_torch = compiler_missing_reason() is None and torch_include() is None

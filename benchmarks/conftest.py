@@ -31,6 +31,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="target: the shapes that the targets speak of; sweep: every width of the five models at batch 1 to 256; "
         "large: well beyond a GPU's cache; default: all, on a CPU a few small ones",
     )
+    parser.addoption("--threads", type=int, help="torch's threads on a CPU; default: one for each core")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    threads = config.getoption("--threads", default=None)
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -79,13 +79,19 @@ class Machine:
     def facts(self) -> dict[str, str | None]:
         on_gpu = self.device.type == "cuda"
         return {
-            "device": torch.cuda.get_device_name() if on_gpu else _name_of_cpu(),
+            "device": torch.cuda.get_device_name() if on_gpu else f"{_name_of_cpu()}, {_threads()}",
             "architecture": "sm_{}{}".format(*torch.cuda.get_device_capability()) if on_gpu else "cpu",
             "torch": torch.__version__,
             "triton": _version_of_triton(),
             "cuda": torch.version.cuda,
             "python": platform.python_version(),
         }
+
+
+def _threads() -> str:
+    """Part of a CPU's name, so that each number of threads has a report of its own."""
+    threads = torch.get_num_threads()
+    return f"{threads} thread{'s' * (threads > 1)}"
 
 
 def _name_of_cpu() -> str:
@@ -107,7 +113,7 @@ def samples_to_check(workload: Workload, machine: Machine) -> int:
     return max(1, min(workload.batch, CHECKED_ELEMENTS[machine.device.type] // max(per_sample, 1)))
 
 
-def prove(workload: Workload, machine: Machine) -> None:
+def prove(workload: Workload, backend: str, machine: Machine) -> None:
     """The fused form against float64, outputs and gradients, by the rule of the tests; ``AssertionError`` if not."""
     key = workload.operator, workload.shape
     if key in machine.proven:
@@ -116,7 +122,7 @@ def prove(workload: Workload, machine: Machine) -> None:
     for name in workload.differentiable:
         inputs[name].requires_grad_()
     with torch.enable_grad():
-        assert_parity(workload.function, inputs, backend=workload.fused)
+        assert_parity(workload.function, inputs, backend=backend)
     machine.proven.add(key)
 
 
@@ -154,7 +160,7 @@ def measure(benchmark: Any, case: Case, machine: Machine) -> None:
         torch.set_grad_enabled(bool(gradients)),
     ):
         if case.implementation == "fused":
-            prove(workload, machine)
+            prove(workload, rival.backend, machine)
         calls, record = prepare(case, rival, gradients, machine)
         record["wall_us"] = wall = time_call(benchmark, calls, device) * 1e6
         record["host_us"] = wall  # a CPU is the device itself: there is nothing that goes on after the call

@@ -37,14 +37,17 @@ def resolve(workload: Workload, implementation: str, device: torch.device, dtype
 
 
 def _fused(workload: Workload, device: torch.device, dtype: torch.dtype) -> Rival:
-    problem = None if workload.fused == "auto" else untimed_reason(workload.fused, device, dtype)
+    form = workload.fused
+    if form != "auto" and device.type == "cpu":
+        form = "cpp"
+    problem = None if form == "auto" else untimed_reason(form, device, dtype)
     if problem is not None:
         raise Unavailable(f"no fused form here: {problem}")
-    return Rival(workload.function, backend=workload.fused)
+    return Rival(workload.function, backend=form)
 
 
 def untimed_reason(fused: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Explain why a fused form ("triton" or "cuda") cannot run here but for Triton's interpreter; None if it can."""
+    """Explain why a fused form cannot run here, or only in Triton's interpreter; None if it can."""
     problem = unavailable_reason(fused, device, dtype)
     if problem is None and fused == "triton" and device.type == "cpu":
         return "Triton's interpreter is not worth timing"
@@ -152,12 +155,60 @@ def _quack_rms_norm(x: Tensor, weight: Tensor, residual: Tensor | None = None) -
 
 
 def depthwise_rivals(B: int, S: int, C: int, K: int, dtype: torch.dtype, device: torch.device) -> dict[str, Rival]:
-    """cuDNN and ATen's own depthwise kernels, each in both memory formats."""
-    return {
+    """cuDNN and ATen's own depthwise kernels, each in both memory formats, and onnxruntime's on a CPU."""
+    rivals = {
         f"{library} {layout}": _convolution((B, S, C, K), library, layout, dtype, device)
         for library in ("cudnn", "aten")
         for layout in ("nhwc", "nchw")
     }
+    return rivals | {"onnxruntime nchw": _onnxruntime_convolution((B, S, C, K), dtype, device)}
+
+
+def _onnxruntime_convolution(shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> Rival:
+    B, S, C, K = shape
+
+    def unavailable_reason(direction: str, inputs: Inputs) -> str | None:
+        for name in ("onnxruntime", "onnx"):
+            if find_spec(name) is None:
+                return f"{name} is not installed (pip install onnx onnxruntime)"
+        if device.type != "cpu" or dtype != torch.float32 or direction != "forward":
+            return "onnxruntime is measured on a CPU, in float32, forward"
+        return None
+
+    return Rival(
+        _onnxruntime_convolve,
+        make_inputs=lambda: {
+            "x": random(B, C, S, S, dtype=dtype, device=device),
+            "weight": random(C, 1, K, K, dtype=dtype, device=device),
+            "bias": random(C, dtype=dtype, device=device),
+        },
+        batched=("x",),
+        definition=convolve,
+        unavailable_reason=unavailable_reason,
+    )
+
+
+def _onnxruntime_convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    session = _onnxruntime_session(tuple(weight.shape), torch.get_num_threads())
+    (out,) = session.run(None, {"x": x.numpy(), "weight": weight.numpy(), "bias": bias.numpy()})
+    return torch.from_numpy(out)
+
+
+@functools.cache
+def _onnxruntime_session(weight: tuple[int, ...], threads: int) -> Any:
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    C, _, K, _ = weight
+    conv = helper.make_node("Conv", ["x", "weight", "bias"], ["y"], group=C, kernel_shape=[K, K], pads=[K // 2] * 4)
+    names = {"x": [None, C, None, None], "weight": list(weight), "bias": [C]}
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes) for name, sizes in names.items()]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None, C, None, None])]
+    graph = helper.make_graph([conv], "depthwise", inputs, outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def _convolution(

@@ -24,7 +24,7 @@ SHAPES = Shapes(
     target=tuple(Convolution(7, TARGET_BATCH, *image) for image in images(TARGET)),
     sweep=tuple(Convolution(K, batch, *image) for K in (7, 3) for image in images(PAPER) for batch in BATCHES),
     large=(Convolution(7, 1024, 32, 480), Convolution(7, 512, 64, 240)),
-    cpu=(Convolution(7, 4, 16, 96), Convolution(7, 4, 8, 192), Convolution(3, 4, 16, 96)),
+    cpu=(Convolution(7, 8, 32, 480), Convolution(7, 8, 14, 384), Convolution(3, 8, 16, 96)),
 )
 
 

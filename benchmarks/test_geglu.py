@@ -12,7 +12,7 @@ SHAPES = Shapes(
     target=tuple(Tokens(TARGET_BATCH, *mlp) for mlp in mlps(TARGET)),
     sweep=tuple(Tokens(batch, *mlp) for mlp in mlps(PAPER) for batch in BATCHES),
     large=(Tokens(1024, 1024, 960), Tokens(512, 4096, 480)),
-    cpu=(Tokens(4, 257, 192), Tokens(4, 1024, 96)),
+    cpu=(Tokens(8, 257, 1920), Tokens(8, 1024, 960)),
 )
 
 

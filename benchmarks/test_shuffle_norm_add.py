@@ -21,7 +21,7 @@ SHAPES = Shapes(
     target=tuple(shuffles(TARGET, TARGET_BATCH)),
     sweep=tuple(shuffle for batch in BATCHES for shuffle in shuffles(PAPER, batch)),
     large=(Image(1024, 16, 480), Image(512, 32, 240)),
-    cpu=(Image(4, 8, 192), Image(4, 16, 96)),
+    cpu=(Image(8, 16, 480),),
 )
 
 

@@ -18,7 +18,7 @@ SHAPES = Shapes(
     target=tuple(Image(TARGET_BATCH, *size) for size in UNET),
     sweep=tuple(Image(batch, *size) for batch in (1, 8, 64) for size in UNET),
     large=(Image(512, 64, 320),),
-    cpu=(Image(4, 16, 192), Image(4, 32, 96)),
+    cpu=(Image(8, 32, 480),),
 )
 
 

@@ -40,7 +40,7 @@ SHAPES = Shapes(
     target=tuple(norm for norm in norms(TARGET, TARGET_BATCH) if norm.width in (CASCADE_WIDTH, *range(2048))),
     sweep=tuple(norm for batch in BATCHES for norm in norms(PAPER, batch)),
     large=tuple(Norm(op, *size) for op in OPERATORS for size in ((1024, 1024, 480), (512, 4096, 240))),
-    cpu=tuple(Norm(op, *size) for op in OPERATORS for size in ((4, 65, 192), (4, 256, 96))),
+    cpu=tuple(Norm(op, *size) for op in OPERATORS for size in ((8, 257, 960), (8, 1024, 480))),
 )
 
 

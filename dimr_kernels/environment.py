@@ -14,17 +14,21 @@ from .dispatch import (
     BACKEND_VARIABLE,
     BACKENDS,
     FUSED_FORMS,
+    SMALLEST_FOR_CPP,
     TRITON_INSTALLED,
     BackendError,
     choose,
     current_backend,
     extension_status,
+    fused_forms,
     unavailable_reason,
 )
 from .ops import attention_backends
 
 # Public operators; those of ``inference`` run as these do.
 OPERATORS = (*(name for name in FUSED_FORMS if "." not in name), "attention")
+LARGE = 2**20
+"""Elements for which the report asks."""
 COST_WITHOUT_EXTENSION = (
     "on a CPU every operator runs as plain PyTorch, on a GPU pixel_shuffle_add and pixel_unshuffle do; nothing is lost"
 )
@@ -96,19 +100,18 @@ def _versions() -> Iterator[tuple[str, str]]:
 
 
 def implementation_of(operator: str, device: torch.device) -> tuple[str, str]:
-    """Return what the operator runs as for float32 tensors on ``device``, and why not as its fused form (or "")."""
+    """Return what the operator runs as for large float32 tensors on ``device``, and why not fused (or "")."""
     if operator == "attention":
         return _attention_on(device), ""
     try:
-        chosen = choose(operator, torch.empty(0, device=device))
+        chosen = choose(operator, torch.empty(1, device=device).expand(LARGE))
     except BackendError as error:
         return "error", str(error).removeprefix(f"{operator}: ")
     if chosen != "eager":
         return chosen, ""
     if current_backend() == "eager":
         return chosen, "it was asked for"
-    forms = FUSED_FORMS[operator].cpu if device.type == "cpu" else FUSED_FORMS[operator].gpu
-    return chosen, unavailable_reason(forms[0], device) or "Triton's interpreter is for tests"
+    return chosen, unavailable_reason(fused_forms(operator, device)[0], device) or ""
 
 
 def _attention_on(device: torch.device) -> str:
@@ -152,6 +155,9 @@ def _implementations() -> Iterator[str]:
     for row in rows:
         yield "".join([row[0].ljust(28), *(cell.ljust(16) for cell in row[1:])]).rstrip()
     yield ""
+    if current_backend() == "auto" and extension_status().loaded:
+        small = [f"{name} below {limits.eager:,} elements" for name, limits in SMALLEST_FOR_CPP.items() if limits.eager]
+        yield f"eager on cpu, where that is faster: {', '.join(small)}"
     for (where, chosen, why), operators in reasons.items():
         yield f"{chosen} on {where} for {', '.join(operators)}: {why}"
 

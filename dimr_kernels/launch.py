@@ -60,7 +60,8 @@ class Launch:
         self._kernel = kernel
         self._grid = (*grid, 1, 1)[:3]
         self._numbers = numbers
-        self._options = {**constants, "num_warps": num_warps, **options}
+        # Named because Triton 3.10 changes its default; the kernels' instruction counts rest on a*b+c becoming one fma.
+        self._options = {**constants, "num_warps": num_warps, "enable_fp_fusion": True, **options}
         self._tail = (*numbers, *(constants[name] for name in kernel.arg_names if name in constants))
         self._compiled: dict[tuple[Any, ...], Callable[..., Any]] = {}
 
@@ -92,7 +93,13 @@ class Launch:
             self._compiled[key] = compiled[self._grid]
 
     def by_triton(self, pointers: tuple[Tensor | None, ...]) -> Any:
-        """Launch on the current device through Triton's own dispatch and return the compiled kernel."""
+        """Launch on the current device through Triton's own dispatch and return the compiled kernel.
+
+        The number of arguments is checked here, once per variant: a compiled kernel does not check it.
+        """
+        if len(pointers) + len(self._tail) != len(self._kernel.arg_names):
+            wanted = len(self._kernel.arg_names) - len(self._tail)
+            raise TypeError(f"{self._kernel.__name__}: it takes {wanted} pointers, got {len(pointers)}")
         with _interpreter_lock:
             return self._kernel[self._grid](*pointers, *self._numbers, **self._options)
 

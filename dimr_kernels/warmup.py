@@ -69,7 +69,7 @@ def warmup(
     Example:
         >>> from dimr_kernels import GEGLU
         >>> print(warmup(GEGLU(8, 16), torch.randn(4, 8), batch_sizes=(1,)))  # on a CPU
-        warmup: nothing done: the inputs are on a CPU, where plain PyTorch runs; kernels are compiled for a GPU
+        warmup: nothing done: the inputs are on a CPU, where nothing is left to compile; kernels are compiled for a GPU
     """
     tensors = [x for x in (*inputs, *named_inputs.values()) if isinstance(x, Tensor)]
     if not tensors:
@@ -100,8 +100,8 @@ def warmup(
 def _skip_reason(device: torch.device) -> str | None:
     if current_backend() == "eager":
         return "the backend 'eager' is in force, which compiles nothing"
-    if device.type == "cpu" and current_backend() == "auto":
-        return "the inputs are on a CPU, where plain PyTorch runs; kernels are compiled for a GPU"
+    if device.type == "cpu" and current_backend() in ("auto", "cpp"):
+        return "the inputs are on a CPU, where nothing is left to compile; kernels are compiled for a GPU"
     return unavailable_reason("triton", device)
 
 

@@ -145,3 +145,11 @@ def test_cuda_demanded_without_a_compiler(source, tmp_path):
     done = build(source, str(tmp_path / "empty"), DIMR_KERNELS_CUDA="on")
     assert done.returncode != 0
     assert "DIMR_KERNELS_CUDA=on, but no C++ compiler was found" in done.stderr
+
+
+def test_old_setuptools_is_named(source):
+    """Name setuptools of a new Python 3.11 environment as too old; its own message is about the license."""
+    code = "import runpy, setuptools; setuptools.__version__ = '65.5.0'; runpy.run_path('setup.py')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "needs setuptools 77 or newer, found 65.5.0: pip install --upgrade setuptools" in done.stderr

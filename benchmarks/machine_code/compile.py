@@ -101,7 +101,7 @@ def compile_case(case: KernelCase, architecture: int) -> CompiledKernel:
     compiled = triton.compile(
         source,
         target=GPUTarget("cuda", architecture, 32),
-        options={"num_warps": case.num_warps, "num_stages": case.num_stages},
+        options={"num_warps": case.num_warps, "num_stages": case.num_stages, "enable_fp_fusion": True},
     )
     seconds = time.perf_counter() - start
     cubin = compiled.asm["cubin"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import math
 import mimetypes
 import time
@@ -19,12 +20,14 @@ from ..images import SHOWN_CHANNELS
 from ..inference import optimize_for_inference
 from ..model.network import DiMR
 from ..sampling.autoencoder import decode_latents, load_autoencoder
-from ..sampling.class_names import ClassNameError, class_ids, find_class_names
+from ..sampling.class_names import ClassNameError, class_ids, find_class_names, find_trained_classes, ranges
 from ..sampling.files import PICTURES, TENSORS, OneFile, PictureFolder, SampleFiles, SampleFilesError
 from ..sampling.plan import SamplePlan, claim_first, draw_missing, fingerprint, labels_of, missing_batches
 from ..utils import require
 from . import arguments as kinds
 from .arguments import CommandError, load_checkpoint, pick_own_device, say
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_CLASSES, DEFAULT_PER_CLASS = 10, 8
 OTHER_FILES = (".npy", ".pt", ".pth", ".ckpt", ".pkl", ".tar", ".tgz", ".gz", ".parquet")
@@ -43,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="start again though there are samples already")
     parser.add_argument(
         "--classes", action="append", metavar="0,1,cat",
-        help="ids or names, or all; may be given again (default: the first ten; with --count, all)",
+        help="ids or names; all that were trained; none, for unconditional samples; may be given again "
+        "(default: the first ten; with --count, all)",
     )  # fmt: skip
     parser.add_argument(
         "--class-names", type=Path, metavar="FILE",
@@ -110,7 +114,8 @@ def _run(arguments: argparse.Namespace, device: torch.device, processes: Process
     pixels = model.config.in_channels in SHOWN_CHANNELS or decoder is not None
     classes = _classes(arguments, model)
     plan = SamplePlan(_labels(arguments, classes), arguments.seed, arguments.batch_size)
-    guidance = _guidance(arguments, model)
+    unconditional = set(classes) == {model.config.num_classes}
+    guidance = None if unconditional else _guidance(arguments, model)
     predictor, how = _predictor(arguments.engine, model)
     del model  # with an engine, its memory is free again
     files = _files(arguments, plan, pixels)
@@ -210,13 +215,18 @@ def _predictor(engine: bool | None, model: DiMR) -> tuple[NoisePredictor, str]:
 
 def _classes(arguments: argparse.Namespace, model: DiMR) -> list[int]:
     count = model.config.num_classes
+    trained = find_trained_classes(count, arguments.checkpoint)
     if arguments.classes is None:
-        return list(range(count if arguments.count else min(DEFAULT_CLASSES, count)))
+        return trained if arguments.count else trained[:DEFAULT_CLASSES]
     names = find_class_names(count, arguments.checkpoint, arguments.class_names)
     try:
-        return class_ids(arguments.classes, count, names)
+        found = class_ids(arguments.classes, count, names, trained, model.config.unconditional_class)
     except ClassNameError as error:
         raise CommandError(f"--classes: {error}") from error
+    untrained = sorted(set(found) - {*trained, count})
+    if untrained:
+        logger.warning("the model was not trained on class %s", ranges(untrained))
+    return found
 
 
 def _guidance(arguments: argparse.Namespace, model: DiMR) -> Guidance | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -34,7 +35,7 @@ from .scheduler import check_scheduler, make_scheduler
 from .transformer import DiMRTransformer2DModel
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-Labels = int | str | Sequence[int | str] | Tensor
+Labels = int | str | Sequence[int | str] | Tensor  # or a NumPy array
 Callback = Callable[[Any, int, Tensor, dict[str, Any]], Optional[dict[str, Any]]]  # noqa: UP045
 
 
@@ -311,20 +312,23 @@ def names_of(id2label: Mapping[str, str] | Mapping[int, str] | None, config: DiM
     return [by_id[key] for key in wanted]
 
 
-def ids_of(class_labels: Labels, config: DiMRConfig, names: Sequence[str] | None) -> list[int]:
+def ids_of(class_labels: Any, config: DiMRConfig, names: Sequence[str] | None) -> list[int]:
     """Convert to one id per image. The unconditional class, if there is one, has an id but no name.
 
     Raises:
         TypeError: a label is neither an id nor a name.
         ValueError: an unknown class, or no labels.
     """
+    if not isinstance(class_labels, (Tensor, str)) and hasattr(class_labels, "__array__"):  # NumPy's arrays and scalars
+        class_labels = class_labels.tolist() if class_labels.dtype.kind in "US" else torch.as_tensor(class_labels)
     if isinstance(class_labels, Tensor):
-        if class_labels.is_floating_point() or class_labels.dim() > 1:
+        column = class_labels.dim() == 2 and class_labels.shape[1] == 1
+        if class_labels.is_floating_point() or not (class_labels.dim() <= 1 or column):
             raise TypeError(
                 f"class_labels must be integers of shape [B], got {class_labels.dtype} {list(class_labels.shape)}"
             )
         class_labels = class_labels.reshape(-1).tolist()
-    if isinstance(class_labels, (int, str)):
+    if isinstance(class_labels, (Integral, str)):
         class_labels = [class_labels]
     if not isinstance(class_labels, Sequence):
         raise TypeError(f"class_labels must be ids or names, got {class_labels!r}")
@@ -339,11 +343,12 @@ def _id_of(label: object, config: DiMRConfig, names: Sequence[str] | None) -> in
         if names is None:
             raise ValueError(f"class_labels: this pipeline knows no names (id2label), give ids; got {label!r}")
         return class_id(label, config.num_classes, names)
-    if isinstance(label, bool) or not isinstance(label, int):
+    if isinstance(label, bool) or not isinstance(label, Integral):
         raise TypeError(f"class_labels must be ids or names, got {label!r}")
-    if not 0 <= label < config.num_embeddings:
-        raise ValueError(f"class_labels must be in [0, {config.num_embeddings - 1}], got {label}")
-    return label
+    number = int(label)
+    if not 0 <= number < config.num_embeddings:
+        raise ValueError(f"class_labels must be in [0, {config.num_embeddings - 1}], got {number}")
+    return number
 
 
 # Checks of parts and arguments
@@ -384,7 +389,7 @@ def check_generators(generator: Any, batch: int) -> None:
 
 
 def check_steps(steps: int) -> None:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+    if isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 1:
         raise ValueError(f"num_inference_steps must be an integer of at least 1, got {steps!r}")
 
 

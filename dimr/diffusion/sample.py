@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any, Protocol
 
 import torch
@@ -34,8 +35,8 @@ class NoisePredictor(Protocol):
 
 def sample(
     model: NoisePredictor,
-    class_labels: Tensor | Sequence[int],
-    noise: Tensor | None = None,
+    class_labels: Any,
+    noise: Any = None,
     steps: int = 50,
     method: Any = "dpm-solver-fast",
     guidance: Guidance | None = None,
@@ -48,7 +49,8 @@ def sample(
     Args:
         model: a :class:`~dimr.DiMR`, an engine from :func:`~dimr.optimize_for_inference`, or another object with the
             same ``config``, ``device``, ``dtype`` and call.
-        class_labels: ``[B]`` class ids.
+        class_labels: ``[B]`` or ``[B, 1]`` class ids: a tensor, a NumPy array or a sequence. If it is empty, so is
+            the result.
         noise: ``[B, C, S, S]``, the initial noise; None draws it from ``generator``, on the generator's device: a
             CPU generator gives the same images on every machine.
         steps: model calls per image; with guidance each is one forward of 2B.
@@ -76,16 +78,22 @@ def sample(
         torch.Size([2, 3, 16, 16])
     """
     schedule = schedule or NoiseSchedule()
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+    if isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 1:
         raise ValueError(f"steps must be an integer of at least 1, got {steps!r}")
     labels = torch.as_tensor(class_labels, device=model.device)
+    labels = labels.flatten() if labels.dim() == 2 and labels.shape[1] == 1 else labels
     if labels.dim() != 1:
         raise ValueError(f"class_labels must have shape [B], got {list(labels.shape)}")
+    if labels.dtype in (torch.uint8, torch.int8, torch.int16, torch.uint16, torch.uint32):  # NumPy arrays often are
+        labels = labels.long()
     if method == "dpm-solver-multistep":
         method = multistep_scheduler(schedule)
     elif method != "dpm-solver-fast" and not hasattr(method, "set_timesteps"):
         raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))} or a scheduler; got {method!r}")
+    steps = int(steps)
     x = _initial_noise(model, labels.shape[0], noise, generator)
+    if not len(labels):
+        return x.clone()
     with torch.inference_mode(), _progress_bar(progress, steps) as advance:
         denoise = guided(model, labels, guidance, advance)
         if method == "dpm-solver-fast":
@@ -120,15 +128,14 @@ def guided(
     return denoise
 
 
-def _initial_noise(
-    model: NoisePredictor, batch: int, noise: Tensor | None, generator: torch.Generator | None
-) -> Tensor:
+def _initial_noise(model: NoisePredictor, batch: int, noise: Any, generator: torch.Generator | None) -> Tensor:
     config = model.config
     shape = (batch, config.in_channels, config.input_size, config.input_size)
     if noise is None:
         device = model.device if generator is None else generator.device
         noise = torch.randn(shape, generator=generator, device=device)
-    elif tuple(noise.shape) != shape or not noise.is_floating_point():
+    noise = torch.as_tensor(noise)
+    if tuple(noise.shape) != shape or not noise.is_floating_point():
         raise ValueError(f"noise must be floating-point of shape {list(shape)}, got {noise.dtype} {list(noise.shape)}")
     to_gpu = model.device.type == "cuda"  # copying pinned noise does not block
     return noise.to(model.device, torch.float32, non_blocking=to_gpu)

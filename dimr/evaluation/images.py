@@ -107,9 +107,9 @@ def _source(path: str | os.PathLike[str]) -> ImageSource:
 
     try:
         if Path(path).is_dir():
-            return FolderSource(path)
+            return FolderSource(path, labelled=False)
         if Path(path).is_file() and Path(path).suffix.lower() == ".npz":
-            return NpzSource(path)
+            return NpzSource(path, labelled=False)
     except DataError as error:
         raise EvaluationError(str(error)) from error
     found = "another kind of file" if Path(path).exists() else "nothing"

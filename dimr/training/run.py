@@ -23,7 +23,7 @@ from ..distributed import Processes
 from ..images import save_loss_curves
 from ..model.counting import count_parameters
 from ..model.network import DiMR
-from ..sampling.class_names import save_class_names
+from ..sampling.class_names import ranges, save_classes
 from ..utils import MissingPackageError, OutOfMemoryError, first_line, is_out_of_memory, require, write_json
 from .checkpoint import CheckpointFolder
 from .loop import DivergedError, Trainer, deterministic_algorithms
@@ -88,6 +88,7 @@ class TrainingRun:
             raise RecipeError(f"data.path: {error}") from error
         check_data(dataset, recipe)
         self._class_names = dataset.class_names
+        self._trained = [int(label) for label in sorted(set(dataset.labels.tolist()))]
         passes = recipe.passes(processes.world_size)
         loader = TrainingLoader(
             dataset,
@@ -113,6 +114,12 @@ class TrainingRun:
                 parameters / 1e6, len(dataset), dataset.num_classes, processes.world_size, passes,
                 recipe.run.device_batch, device,
             )  # fmt: skip
+            untrained = sorted(set(range(recipe.model.num_classes)) - set(self._trained))
+            if untrained:
+                logger.warning(
+                    "the data has %d of the model's %d classes: rows %s of its class embedding stay untrained",
+                    len(self._trained), recipe.model.num_classes, ranges(untrained),
+                )  # fmt: skip
 
     def train(self, afresh: bool = False) -> int:
         """Continue from the newest checkpoint, or start if there is none, to the end; see :func:`train`.
@@ -177,8 +184,7 @@ class TrainingRun:
     def _write_model(self, averages: Mapping[str, Tensor]) -> None:
         config = self.trainer.model.config
         write_model(averages, config, self.folder.model)
-        if self._class_names is not None and len(self._class_names) == config.num_classes:
-            save_class_names(self._class_names, self.folder.model)
+        save_classes(self._class_names, self._trained, config.num_classes, self.folder.model)
 
     def _draw_losses(self) -> None:
         trainer = self.trainer

@@ -14,6 +14,7 @@ from benchmarks.test_attention import workload as attention
 from benchmarks.test_depthwise_conv import Convolution
 from benchmarks.test_depthwise_conv import workload as depthwise_conv
 from benchmarks.workload import bind
+from dimr_kernels.dispatch import extension_status
 
 from .harness import CPU, scaling
 
@@ -118,11 +119,29 @@ def test_what_is_not_there_is_named(monkeypatch):
 
 
 def test_fused_form_that_cannot_run():
-    with pytest.raises(Unavailable, match="interpreter is not worth timing"):
-        resolve(scaling(fused="triton"), "fused", CPU, torch.float32)
-    with pytest.raises(Unavailable, match="float64"):
-        resolve(scaling(fused="cuda"), "fused", CPU, torch.float64)
+    for form in ("triton", "cuda"):
+        with pytest.raises(Unavailable, match="float64"):
+            resolve(scaling(fused=form), "fused", CPU, torch.float64)
     assert resolve(scaling(), "fused", CPU, torch.float32).backend == "auto"
+
+
+@pytest.mark.skipif(not extension_status().loaded, reason="the extension is missing")
+def test_the_fused_form_on_a_cpu_is_that_in_cpp():
+    for form in ("triton", "cuda"):
+        assert resolve(scaling(fused=form), "fused", CPU, torch.float32).backend == "cpp"
+
+
+@pytest.mark.parametrize("direction", ["forward", "input_gradient"])
+def test_onnxruntime_computes_the_convolution(direction):
+    rival = depthwise_rivals(2, 5, 16, 3, torch.float32, CPU)["onnxruntime nchw"]
+    inputs = rival.make_inputs()
+    problem = rival.unavailable_reason(direction, inputs)
+    if direction == "input_gradient":
+        assert problem is not None
+        return
+    if problem is not None:
+        pytest.skip(problem)
+    torch.testing.assert_close(rival.function(**inputs), rival.definition(**inputs))
 
 
 @pytest.mark.parametrize("implementation", ["compiled", "max-autotune"])

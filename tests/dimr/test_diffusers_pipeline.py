@@ -241,3 +241,22 @@ def test_parts_make_another_pipeline(pipeline):
     again.set_progress_bar_config(disable=True)
     assert again.get_label_ids("bee") == [1]
     assert torch.equal(drawn(again), drawn(pipeline))
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 1)])
+def test_labels_of_numpy(shape):
+    np = pytest.importorskip("numpy")
+    pipeline = pixel_pipeline(id2label=NAMES)
+    wanted = drawn_pixels(pipeline, [0, 3], 2)
+    for dtype in (np.int64, np.int32, np.uint8):
+        labels = np.array([0, 3], dtype)
+        assert torch.equal(drawn_pixels(pipeline, labels.reshape(shape), np.int64(2)), wanted)
+        assert torch.equal(drawn_pixels(pipeline, list(labels), 2), wanted)
+    names = np.array([NAMES[0], NAMES[3]])
+    assert torch.equal(drawn_pixels(pipeline, names, 2), wanted)
+    assert torch.equal(drawn_pixels(pipeline, np.int64(3), 2), drawn_pixels(pipeline, 3, 2))
+
+
+def drawn_pixels(pipeline, labels, steps):
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(labels, generator=seeded(), num_inference_steps=steps, output_type="pt").images

@@ -29,6 +29,28 @@ def test_folder_npz_and_tensor_are_the_same_images(tmp_path):
     assert stored.reference["image_size"] == "6x6"
 
 
+def test_labels_and_classes_do_not_matter(tmp_path, caplog):
+    """Nor does what else is in the folder of dimr sample."""
+    samples, reference = images(20), images(25, seed=1)
+    expected = values(evaluate(samples, reference, Tiny()))
+    folder = as_folder(tmp_path / "a", samples)
+    (folder / "empty").mkdir()
+    (folder / "sampling.json").write_text("{}")
+    pixels = samples.permute(0, 2, 3, 1).numpy()
+    paths = [folder]
+    for i, labels in enumerate((numpy.eye(20) / 2, numpy.array(["cat"] * 20), numpy.zeros((20, 2, 2)), [None] * 20)):
+        paths.append(tmp_path / f"{i}.npz")
+        numpy.savez(paths[-1], arr_0=pixels, arr_1=labels)
+    for path in paths:
+        assert values(evaluate(path, reference, Tiny())) == expected
+    assert not caplog.records
+    (folder / "train").mkdir()
+    (folder / "val").mkdir()
+    for i, path in enumerate(sorted(folder.glob("*.png"))):
+        path.rename(folder / ("train" if i < 10 else "val") / path.name)
+    assert values(evaluate(folder, reference, Tiny())) == expected
+
+
 def test_batch_size_does_not_matter_and_the_network_is_left_as_it_was():
     network = Tiny().train()
     expected = values(evaluate(images(20), images(25, 1), network))

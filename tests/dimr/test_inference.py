@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import dimr
+from dimr_kernels.dispatch import extension_status
 from tests.support.small_models import TINY, inputs, perturbed_model
 
 BIG = ("dimr-m-3r", "dimr-l-3r", "dimr-xl-2r", "dimr-xl-3r", "dimr-g-2r")
@@ -208,7 +209,11 @@ def test_report_and_memory(caplog):
     report = engine.report()
     assert json.loads(json.dumps(report)) == report
     assert report["cuda_graph"] == report["not_fused"]["CUDA graph"] == "CUDA graphs need a GPU, the model is on cpu"
-    assert "eager" in report["not_fused"]["td_rms_norm"]
+    if extension_status().loaded:
+        assert report["operators"]["td_rms_norm"] == "cpp"
+        assert "td_rms_norm" not in report["not_fused"]
+    else:
+        assert "eager" in report["not_fused"]["td_rms_norm"]
     assert len(caplog.records) == len(report["not_fused"])  # each said once
     assert dimr.optimize_for_inference(model, cuda_graph=False).graph_status == "cuda_graph=False was asked for"
     count = dimr.count_parameters(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 import dimr
 import dimr_kernels as dk
 from dimr.cli import main
-from dimr.sampling.class_names import ClassNameError, class_ids, find_class_names
+from dimr.sampling.class_names import ClassNameError, class_ids, find_class_names, save_classes
 from dimr.sampling.files import SETTINGS
 from dimr.sampling.plan import draw_batches, numbered_noise
 from tests.support.small_models import perturbed_model
@@ -214,6 +215,52 @@ def test_class_names_are_found(tmp_path):
         class_ids(["crane"], 3, ["crane", "cat", "crane"])
     with pytest.raises(ClassNameError, match="0 to 2, got -1"):
         class_ids(["-1"], 3, None)
+
+
+def test_names_that_are_numbers():
+    names = ["1", "10", "2"]  # class folders, sorted
+    assert class_ids(["2,10", "1"], 3, names) == [2, 1, 0]
+    assert class_ids(["id:2", "id:0"], 3, names) == [2, 0]
+    with pytest.raises(ClassNameError, match=r"no class is named '0'.*; the class with that id is id:0"):
+        class_ids(["0"], 3, names)
+    assert class_ids(["2,0,1"], 3, ["0", "1", "2"]) == [2, 0, 1]
+    assert class_ids(["2,0,1"], 3, ["ant", "bee", "cat"]) == [2, 0, 1]
+    with pytest.raises(ClassNameError, match="0 to 2, got 3"):
+        class_ids(["id:3"], 3, names)
+
+
+def test_classes_that_were_trained(tmp_path, checkpoint, capsys, caplog):
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint, folder)
+    save_classes(["ant"], [0, 2], 3, folder)
+    assert find_class_names(3, folder) == ["ant", "untrained class 1", "untrained class 2"]
+    for more in ((), ("--classes", "all")):
+        assert sample(folder, tmp_path / "a.npz", "--overwrite", *more) == 0
+        assert np.load(tmp_path / "a.npz")["arr_1"].tolist() == [0, 2] * 5
+    assert not caplog.records
+    assert sample(folder, tmp_path / "b.npz", "--classes", "ant,1") == 0
+    assert "the model was not trained on class 1" in caplog.text
+    (folder / "trained_classes.json").write_text("[0, 3]")
+    assert sample(folder, tmp_path / "c.npz") == 2
+    assert "trained_classes.json: wanted a list of class ids from 0 to 2" in capsys.readouterr().err
+    save_classes(None, [0, 1, 2], 3, folder)
+    assert sample(folder, tmp_path / "c.npz") == 0
+    assert np.load(tmp_path / "c.npz")["arr_1"].tolist()[:3] == [0, 1, 2]
+
+
+def test_unconditional_samples(tmp_path, checkpoint, capsys):
+    load = pytest.importorskip("safetensors.torch").load_file
+    assert sample(checkpoint, tmp_path / "a.safetensors", "--classes", "none") == 0
+    drawn = load(tmp_path / "a.safetensors")
+    assert drawn["labels"].tolist() == [3] * 10
+    noise = numbered_noise((3, 8, 8), 0, range(3))
+    wanted = dimr.sample(dimr.load_model(checkpoint), [3] * 3, noise, steps=2)
+    torch.testing.assert_close(drawn["samples"][:3], wanted, rtol=0, atol=TOLERANCE)
+    assert class_ids(["none"], 2, ["none", "some"], unconditional=True) == [0]
+    unguided = dimr.DiMRConfig(**{**SMALL.to_dict(), "unconditional_class": False})
+    folder = dimr.save_model(dimr.DiMR(unguided), tmp_path / "unguided")
+    assert sample(folder, tmp_path / "b.npz", "--classes", "none") == 2
+    assert "--classes: none: this model has no unconditional class" in capsys.readouterr().err
 
 
 def test_imagenet_names(tmp_path):

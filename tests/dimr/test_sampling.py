@@ -44,6 +44,24 @@ def test_noise_is_what_the_generator_gives(model):
     assert torch.equal(given, drawn)
 
 
+def test_arguments_of_numpy(model):
+    np = pytest.importorskip("numpy")
+    noise = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    wanted = dimr.sample(model, LABELS, noise=noise, steps=4)
+    for dtype in (np.int64, np.int32, np.uint8):
+        labels = np.array(LABELS, dtype)
+        assert torch.equal(dimr.sample(model, labels, noise=noise.numpy(), steps=np.int64(4)), wanted)
+        assert torch.equal(dimr.sample(model, labels[:, None], noise=noise.double().numpy(), steps=4), wanted)
+    assert torch.equal(dimr.sample(model, torch.tensor(LABELS)[:, None], noise=noise, steps=4), wanted)
+    assert torch.equal(dimr.sample(model, [np.int64(label) for label in LABELS], noise=noise, steps=4), wanted)
+
+
+@pytest.mark.parametrize("labels", [[], torch.tensor([], dtype=torch.int64), torch.empty(0, 1)])
+def test_no_labels_give_no_images(model, labels):
+    drawn = dimr.sample(model, labels, steps=2, guidance=dimr.Guidance("constant", 1.0))
+    assert (drawn.shape, drawn.dtype) == ((0, 3, 8, 8), torch.float32)
+
+
 def test_result_can_be_trained_on(model):
     out = dimr.sample(model, LABELS, steps=1).requires_grad_()
     out.square().sum().backward()

@@ -11,7 +11,7 @@ import torch
 
 import dimr
 from dimr.cli import main
-from dimr.sampling.class_names import find_class_names
+from dimr.sampling.class_names import find_class_names, find_trained_classes
 from dimr.training.loop import Trainer
 from dimr.training.optimizer import parameter_groups
 from dimr.training.recipe import Recipe, RecipeError, TrainingSettings, list_recipes, load_recipe
@@ -143,9 +143,14 @@ class TestCommand:
         pytest.importorskip("matplotlib")
         assert (output / "losses.png").stat().st_size > 0
 
-    def test_names_of_other_classes_than_the_models_are_left_out(self, recipe, tmp_path):
-        train(recipe, tmp_path / "run", "--set", "model.num_classes=4", "--set", "training.steps=3")
-        assert find_class_names(4, tmp_path / "run" / "model") is None
+    def test_fewer_classes_than_the_model(self, recipe, tmp_path, caplog):
+        train(recipe, tmp_path / "run", "--set", "model.num_classes=10", "--set", "training.steps=3")
+        assert (
+            "the data has 3 of the model's 10 classes: rows 3 to 9 of its class embedding stay untrained" in caplog.text
+        )
+        model = tmp_path / "run" / "model"
+        assert find_class_names(10, model)[:4] == ["class0", "class1", "class2", "untrained class 3"]
+        assert find_trained_classes(10, model) == [0, 1, 2]
 
     def test_passes_do_not_change_the_run(self, recipe, tmp_path):
         states = []

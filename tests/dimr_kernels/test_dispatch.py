@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import dimr_kernels as dk
-from dimr_kernels.dispatch import TRITON_INTERPRETS, constant_when_traced
+from dimr_kernels import dispatch
+from dimr_kernels.dispatch import SMALLEST_FOR_CPP, TRITON_INTERPRETS, choose, constant_when_traced, extension_status
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,7 +49,7 @@ def test_threads_do_not_see_each_other():
 
 
 def test_explicit_choice_without_such_a_form_raises():
-    with dk.use_backend("cuda"), pytest.raises(dk.BackendError, match=r"geglu.*'cuda'.*'triton'"):
+    with dk.use_backend("cuda"), pytest.raises(dk.BackendError, match=r"geglu.*'cuda'.*'cpp', 'triton'"):
         dk.functional.geglu(torch.zeros(2, 4))
 
 
@@ -57,6 +58,61 @@ def test_float64_is_never_computed_in_float32():
     assert dk.functional.geglu(h).dtype == torch.float64
     with dk.use_backend("triton"), pytest.raises(dk.BackendError, match="float64"):
         dk.functional.geglu(h)
+
+
+needs_extension = pytest.mark.skipif(not extension_status().loaded, reason="the extension is missing")
+
+
+@needs_extension
+def test_auto_on_a_cpu_takes_cpp_where_it_wins():
+    small, large = torch.zeros(SMALLEST_FOR_CPP["geglu"].eager - 1), torch.zeros(SMALLEST_FOR_CPP["geglu"].eager)
+    assert (choose("geglu", small), choose("geglu", large)) == ("eager", "cpp")
+    assert choose("geglu", large.double()) == "eager"
+    assert choose("td_layer_norm", small[:0]) == choose("inference.td_norm", small) == "cpp"
+    with dk.use_backend("cpp"):
+        assert choose("geglu", small) == "cpp"
+
+
+def test_auto_without_the_extension_is_eager(monkeypatch):
+    missing = dispatch.ExtensionStatus(loaded=False, has_cuda=False, reason="no compiler")
+    monkeypatch.setattr(dispatch, "_load_extension", lambda: missing)
+    assert {choose(operator, torch.zeros(2**20)) for operator in dispatch.FUSED_FORMS} == {"eager"}
+    with dk.use_backend("cpp"), pytest.raises(dk.BackendError, match=r"'cpp'.*cannot run.*no compiler"):
+        dk.functional.geglu(torch.zeros(2, 4))
+
+
+@needs_extension
+def test_cuda_on_a_cpu_is_cpp_for_the_pixel_shuffles_alone():
+    low, high = torch.randn(1, 2, 2, 8), torch.randn(1, 4, 4, 2)
+    with dk.use_backend("cpp"):
+        expected = dk.functional.pixel_shuffle_add(low, high, 2)
+    with dk.use_backend("cuda"):
+        assert torch.equal(dk.functional.pixel_shuffle_add(low, high, 2), expected)
+
+
+def test_cpp_takes_cpu_tensors():
+    with dk.use_backend("cpp"), pytest.raises(dk.BackendError, match=r"geglu.*'cpp'"):
+        dk.functional.geglu(torch.zeros(2, 4, device="meta"))
+
+
+@needs_extension
+@pytest.mark.parametrize(("operator", "compiled"), [("td_layer_norm", "eager"), ("depthwise_conv2d", "cpp")])
+def test_auto_under_compile(operator, compiled):
+    """Norms are left to Inductor, which fuses them with what is around; it is slow at convolutions."""
+    chosen = []
+
+    def record(graph, inputs):
+        chosen.append("cpp" if "_cpp" in str(graph.graph) else "eager")
+        return graph
+
+    one = torch.ones(8)
+    if operator == "td_layer_norm":
+        function, x = lambda x: dk.functional.td_layer_norm(x, 0.5, *[one] * 8), torch.randn(2, 3, 8)
+    else:
+        function, x = lambda x: dk.functional.depthwise_conv2d(x, one.expand(9, 8).T.reshape(8, 1, 3, 3)), None
+        x = torch.randn(1, 4, 4, 8)
+    torch.testing.assert_close(torch.compile(function, backend=record, fullgraph=True)(x), function(x))
+    assert chosen == [compiled]
 
 
 @pytest.mark.skipif(not TRITON_INTERPRETS, reason="needs a process that interprets Triton on CPU tensors")

@@ -181,3 +181,15 @@ def test_every_candidate_is_right(kernel, device):
 def test_every_kernel_has_candidates_and_a_call():
     assert set(CANDIDATES) == set(launch.launch_configs)
     assert {name.partition(",")[0] for name in CALLS} == set(CANDIDATES)
+
+
+def test_a_launch_checks_its_pointers():
+    from dimr_kernels.ops import geglu_triton
+
+    kernel = geglu_triton._geglu_fwd_kernel
+    constants = {name: 1 for name in kernel.arg_names if name.isupper() and len(name) > 1}
+    pointers = [name for name in kernel.arg_names if name.endswith("_ptr")]
+    numbers = (1,) * (len(kernel.arg_names) - len(constants) - len(pointers))
+    incomplete = launch.Launch(kernel, (1,), numbers, constants)
+    with pytest.raises(TypeError, match=rf"_geglu_fwd_kernel: it takes {len(pointers)} pointers, got 1"):
+        incomplete(torch.empty(1))

@@ -17,6 +17,7 @@ from .labels import LABEL_FILES, Labels, from_label_file, warn_of_other_files
 
 logger = logging.getLogger(__name__)
 
+SAMPLING_FILE = "sampling.json"  # what dimr sample leaves beside its pictures
 TRAIN_SPLITS = ("train", "training")
 SPLITS = (*TRAIN_SPLITS, "val", "valid", "validation", "dev", "test", "testing")
 
@@ -60,7 +61,7 @@ class FolderSource(ImageSource):
             _check_class_folders(self.root, files, pictures)
             labels = Labels(np.repeat(np.arange(len(folders)), [len(pictures[name]) for name in folders]), folders)
         self.labels, self.class_names = labels or (None, None)
-        known = {*names, *LABEL_FILES}
+        known = {*names, *LABEL_FILES, SAMPLING_FILE}
         warn_of_other_files(self.root, (name for part in files.values() for name in part if name not in known))
         # An array, because counting references to a list's strings would copy its memory in each worker process.
         self._names = np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
