@@ -135,7 +135,7 @@ if int(setuptools.__version__.partition(".")[0]) < OLDEST_SETUPTOOLS:
         f"pip install --upgrade setuptools, or leave out --no-build-isolation"
     )
 
-# Where torch is installed already, its headers serve; only without them is it worth a download into the build.
+# An installed torch provides the headers. Only without one is torch downloaded into the build environment.
 needs_torch = compiler_missing_reason() is None and torch_include() is None
 
 setup(

@@ -1,4 +1,4 @@
-"""One measurement: a workload in one implementation and direction, and the record that is kept of it."""
+"""Measurements of a workload in one implementation and direction, and their records."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def cases(
 
 
 class Machine:
-    """Device of the measurements, with its ceilings, each measured in the same run when it is first needed."""
+    """Device of the measurements, with its ceilings, each measured in the same run at its first use."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
         self.device = device
@@ -114,7 +114,7 @@ def samples_to_check(workload: Workload, machine: Machine) -> int:
 
 
 def prove(workload: Workload, backend: str, machine: Machine) -> None:
-    """The fused form against float64, outputs and gradients, by the rule of the tests; ``AssertionError`` if not."""
+    """Compare the fused form with float64, outputs and gradients, by the rule of the tests; or ``AssertionError``."""
     key = workload.operator, workload.shape
     if key in machine.proven:
         return
@@ -191,7 +191,7 @@ def prepare(
     record: dict[str, Any] = {}
     if device.type == "cuda":
         bind(rival.function, inputs, gradients)()  # what it compiles or tries out is no part of what it needs
-        # Of a backward: with what its forward kept and the gradient that came in.
+        # The peak of a backward includes the tensors saved by the forward and the incoming gradient.
         peak = timing.peak_memory(lambda: bind(rival.function, inputs, gradients)(), device)
         record["peak_memory_bytes"] = peak
         needed = copies * (peak + sum(x.nbytes for x in inputs.values() if isinstance(x, Tensor)))
@@ -202,7 +202,7 @@ def prepare(
 
 
 def time_call(benchmark: Any, calls: list[timing.Call], device: torch.device) -> float:
-    """Median seconds of a call until its results are there, host included."""
+    """Return the median seconds of a call until its results are ready, host included."""
     rotation = itertools.cycle(calls)
 
     def target() -> None:

@@ -1,4 +1,4 @@
-"""The least time that a model's forward or training step can take on a machine: its floor.
+"""Lower bound of the time of a model's forward or training step on a machine: its floor.
 
 The model is cut into parts, and every part is one pass as an ideal kernel would make it. A part takes the longest of
 

@@ -1,4 +1,4 @@
-"""The ways of running the whole model that are compared.
+"""Compared ways to run the whole model.
 
 "published" runs it as the published code does: float32 weights under autocast, a residual stream that autocast leaves
 in float32, one call for the conditional rows and one for the unconditional, every block checkpointed in training.
@@ -28,7 +28,7 @@ Inputs = tuple[Tensor, Tensor, Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """One way: whose code it is, whether torch.compile runs it, and what its training step checkpoints."""
+    """One way: the code's origin, the use of torch.compile, and the checkpointing of its training step."""
 
     name: str
     base: str
@@ -37,7 +37,7 @@ class Form:
 
     @property
     def backend(self) -> str:
-        """For ``dk.use_backend``: "auto" takes whatever fused operators run on this machine."""
+        """Return the argument of ``dk.use_backend``: "auto" uses all fused operators that run on this machine."""
         return "eager" if self.base in ("published", "tidy") else "auto"
 
 
@@ -76,7 +76,7 @@ class PlainAttention(nn.Module):
 
 
 def make_model(config: dimr.DiMRConfig, form: Form, device: torch.device, compiler: str) -> dimr.DiMR:
-    """Float32, and compiled in place where the form is."""
+    """Make the model in float32, compiled in place if the form is compiled."""
     with torch.device(device):
         model = dimr.DiMR(config)
     if form.backend == "eager":
@@ -118,7 +118,7 @@ def forward_of(
 
 
 class TrainingRun:
-    """Training steps of one form on random images, of a batch that can be changed between them."""
+    """Training steps of one form on random images; the batch size may change between steps."""
 
     def __init__(
         self, config: dimr.DiMRConfig, form: Form, device: torch.device, dtype: torch.dtype, compiler: str

@@ -28,7 +28,7 @@ from .report import RESULTS, slug
 
 CALLS = 5
 WARM_UP = 3
-# First match decides; what is bound by nothing listed moves bytes.
+# The first match decides; all other kernels are bound by memory.
 BOUNDS = (
     ("matmul", r"geglu_linear"),
     ("attention", r"flash|fmha|sdpa|scaled_dot_product|attention"),
@@ -59,7 +59,7 @@ def bound_of(name: str) -> str:
 
 
 def kernels_of(call: Callable[[], object], device: torch.device) -> list[Kernel]:
-    """Kernels of one call, the longest first, from the mean of a few."""
+    """Return the kernels of one call, longest first, averaged over a few calls."""
     for _ in range(WARM_UP):
         call()
     on_gpu = device.type == "cuda"
@@ -82,7 +82,7 @@ def kernels_of(call: Callable[[], object], device: torch.device) -> list[Kernel]
 def profiled(
     model: str, config: dimr.DiMRConfig, form: str, rows: int, machine: Machine, compiler: str = "inductor"
 ) -> dict[str, Any]:
-    """The record of one forward, fit for JSON."""
+    """Return the record of one forward, ready for JSON."""
     chosen = next(f for f in FORWARDS if f.name == form)
     inputs = make_inputs(config, rows, machine.device)
     with dk.use_backend(chosen.backend):

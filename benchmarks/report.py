@@ -1,4 +1,4 @@
-"""From measurements to a table and two plots: ``python -m benchmarks.report RUN.json [RUN2.json ...]``.
+"""Report of measurements, a table and two plots: ``python -m benchmarks.report RUN.json [RUN2.json ...]``.
 
 Reads what ``pytest benchmarks --benchmark-only --benchmark-json=RUN.json`` wrote, or the ``records.json`` of an earlier
 report, and writes ``records.json``, ``report.md``, ``roofline.png`` and ``speed_up.png`` into
@@ -32,7 +32,7 @@ def slug(device: str) -> str:
 
 
 def write_report(files: Sequence[Path], output: Path = RESULTS) -> Path:
-    """The folder of the device that the files were measured on, now with the report."""
+    """Write the report into the folder of the measured device, and return the folder."""
     merged = records.merge([(path, records.read(path)) for path in files])
     rows = as_rows(merged)
     folder = output / slug(merged[0].device)

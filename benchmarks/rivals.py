@@ -1,4 +1,4 @@
-"""Other implementations of the same work, and why one cannot run here."""
+"""Other implementations of the same work, and the reasons that one cannot run here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shapes to measure, read off the configurations of the paper's models."""
+"""Shapes to measure, taken from the configurations of the paper's models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Table of every kernel configuration's cost, read off the machine code without a GPU.
+"""Table of every kernel configuration's cost, read from the machine code without a GPU.
 
 ``python -m benchmarks.static [operator ...]`` compiles for sm_80 and sm_90 and writes ``static.json`` and ``static.md``
 into ``benchmarks/results``. Nothing in it is a measurement of speed.

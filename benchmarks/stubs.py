@@ -1,4 +1,4 @@
-"""Kernels that do nothing, so that what the host does around them can be counted and timed where there is no GPU."""
+"""Kernels that do nothing, to count and time the host's work without a GPU."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _nothing(*arguments: Any) -> None:
 
 @contextlib.contextmanager
 def _triton_forms_on_cpu() -> Iterator[None]:
-    """CPU tensors take the Triton forms. Their timesteps are not searched for NaN, as a GPU's are not."""
+    """Run the Triton forms on CPU tensors, without the check of timesteps for NaN, as on a GPU."""
     with (
         mock.patch("dimr_kernels.dispatch.TRITON_INTERPRETS", True),
         mock.patch("dimr_kernels.ops.time_gate.refuse_nan", new=_nothing),
@@ -40,7 +40,7 @@ def _triton_forms_on_cpu() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stubbed_launches() -> Iterator[None]:
-    """Triton returns a form that does nothing, at once; outputs hold whatever was in their memory."""
+    """Replace launches by nothing; outputs hold whatever was in their memory."""
     from triton.runtime.interpreter import InterpretedFunction
     from triton.runtime.jit import JITFunction
 
@@ -57,7 +57,7 @@ def stubbed_launches() -> Iterator[None]:
 
 @contextlib.contextmanager
 def recorded_calls(owner: type[Launch] | type[Operator]) -> Iterator[list[tuple[Any, tuple[Any, ...]]]]:
-    """The launches, or the operators, that are called inside the block, with their arguments."""
+    """Record the launches, or the operators, that are called inside the block, with their arguments."""
     calls: list[tuple[Any, tuple[Any, ...]]] = []
     original: Any = owner.__call__
 
@@ -112,7 +112,7 @@ class PretendedGPU:
 
 @contextlib.contextmanager
 def pretended_gpu() -> Iterator[None]:
-    """Triton's driver inside the block is a :class:`PretendedGPU`; tensors stay on the CPU."""
+    """Use a :class:`PretendedGPU` as Triton's driver inside the block; tensors stay on the CPU."""
     from triton.runtime import driver
 
     with mock.patch.object(driver, "_active", PretendedGPU()), _triton_forms_on_cpu():

@@ -97,7 +97,7 @@ TARGETS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """One target for one of its operators in one of its directions."""
+    """Result of one target for one of its operators in one direction."""
 
     target: Target
     operator: str

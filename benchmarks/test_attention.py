@@ -25,7 +25,7 @@ class Heads(NamedTuple):
 
 
 def layers(names: tuple[str, ...], batch: int) -> list[Heads]:
-    """Attention runs in the lowest branch, on the class token and the image's; the weights pad its head dim."""
+    """List the attention of the lowest branches, on the class token and the image's; head dims are padded."""
     return [
         Heads(batch, c.num_heads, tokens(c, 0), padded_head_dim(c.dims[0] // c.num_heads))
         for c in configurations(names)

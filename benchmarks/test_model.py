@@ -60,7 +60,7 @@ def ceilings() -> Ceilings:
 
 
 def time_calls(benchmark: Any, call: Callable[[], object]) -> dict[str, Any]:
-    """Median time until the device is done, and the most memory held on the way, weights and all."""
+    """Return the median time until the device is done, and the peak memory, weights included."""
 
     def target() -> None:
         call()

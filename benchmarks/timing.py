@@ -21,7 +21,7 @@ ROUNDS = 20
 HOST_ROUNDS = 50
 CEILING_ROUNDS = 10
 GRAPH_REPLAYS = 10
-# Between two uses of the same memory this many times the L2 cache goes through it.
+# Bytes between two uses of the same memory, in sizes of the L2 cache.
 COLD = 4
 ROTATED_ON_CPU = 32 << 20
 MOST_COPIES = {"cuda": 512, "cpu": 16}
@@ -35,7 +35,7 @@ def rotated_bytes(device: torch.device) -> int:
 
 
 def copies_to_rotate(bytes_per_call: int, rotated: int, most: int) -> int:
-    """Calls on memory of their own that go round: at least two, however large one is."""
+    """Return the number of calls with separate memory to rotate through, at least two."""
     return max(2, min(most, -(-rotated // max(bytes_per_call, 1))))
 
 
@@ -62,7 +62,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def host_seconds(calls: Sequence[Call], device: torch.device, rounds: int = HOST_ROUNDS) -> float:
-    """Time to return from a call, the device not waited for. It is idle before each, so its queue never fills."""
+    """Time the return of a call, without waiting for the device, which is idle before each call."""
     seconds = []
     for i in range(rounds):
         call = calls[i % len(calls)]
@@ -100,7 +100,7 @@ def _graph_seconds(calls: Sequence[Call]) -> float:
 
 
 def _queued_seconds(calls: Sequence[Call]) -> float:
-    """The GPU sleeps while the host queues calls, which then run back to back as far as the host was quick enough."""
+    """Make the GPU sleep while the host queues calls, which then run back to back if the host was fast enough."""
     seconds = []
     for call in calls[:GRAPH_REPLAYS]:
         torch.cuda._sleep(SLEEP_CYCLES)
@@ -123,7 +123,7 @@ def _event_seconds(run: Call) -> float:
 
 
 def peak_memory(run: Call, device: torch.device) -> int:
-    """Bytes allocated at most during a call, above what was there before it."""
+    """Return the peak of bytes allocated during a call, above those before it."""
     synchronise(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
@@ -133,12 +133,12 @@ def peak_memory(run: Call, device: torch.device) -> int:
 
 
 def _seconds(calls: Sequence[Call], device: torch.device) -> float:
-    """Measured as the kernels are, so that a fraction compares like with like."""
+    """Time a ceiling as the kernels are timed, so that fractions are comparable."""
     return kernel_seconds(calls)[0] if device.type == "cuda" else host_seconds(calls, device, CEILING_ROUNDS)
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes per second, read plus written, of a large copy: the ceiling for memory-bound work.
+    """Measure bytes per second, read plus written, of a large copy: the ceiling for memory-bound work.
 
     The faster of the driver's copy and an elementwise kernel's.
     """
@@ -151,7 +151,7 @@ def copy_bandwidth(device: torch.device) -> float:
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of a large square matrix product of random numbers: the ceiling for such work."""
+    """Measure operations per second of a large square matrix product of random numbers."""
     n = 8192 if device.type == "cuda" else 1024
     with stream(device):
         a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))

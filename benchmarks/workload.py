@@ -1,4 +1,4 @@
-"""Workloads: one operator at one shape, the bytes it has to move, and its rivals."""
+"""Workloads: one operator at one shape, the bytes it must move, and its rivals."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def as_tuple(outputs: Any) -> tuple[Tensor, ...]:
 
 
 def bind(function: Callable[..., Any], inputs: Inputs, gradients: tuple[str, ...]) -> Callable[[], tuple[Tensor, ...]]:
-    """A call on these inputs. For gradients the forward runs here, and its graph is kept for every call."""
+    """Return a call on these inputs. For gradients the forward runs here, and all calls share its graph."""
     inputs = {name: x.detach() if isinstance(x, Tensor) else x for name, x in inputs.items()}
     if not gradients:
         return lambda: as_tuple(function(**inputs))
@@ -97,5 +97,5 @@ def bind(function: Callable[..., Any], inputs: Inputs, gradients: tuple[str, ...
 
 
 def first_samples(inputs: Inputs, batched: tuple[str, ...], count: int) -> Inputs:
-    """The same inputs for the first samples of the batch alone."""
+    """Return the same inputs for the first samples of the batch only."""
     return {name: x[:count] if name in batched else x for name, x in inputs.items()}

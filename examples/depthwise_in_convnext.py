@@ -33,7 +33,7 @@ def main() -> None:
     weight = next(p for name, p in model.named_parameters() if "conv_dw" in name)
 
     def step() -> tuple[torch.Tensor, torch.Tensor]:
-        """The output, and the gradient of a depthwise convolution's weight."""
+        """Return the output, and the gradient of a depthwise convolution's weight."""
         output = model(images)
         return output.detach(), torch.autograd.grad(output.square().mean(), weight)[0]
 

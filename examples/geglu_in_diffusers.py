@@ -1,6 +1,6 @@
 """GeGLU in a diffusers UNet (Stable Diffusion's architecture, small, with random weights).
 
-`dk.adopt` finds the GEGLU layers, swaps what it can prove equal and says what it left. The output before and after is
+`dk.adopt` finds the GEGLU layers, swaps those tested equal and reports the others. The output before and after is
 compared, and on a GPU both are timed.
 
     python examples/geglu_in_diffusers.py --channels 320 640 --size 64 --device cuda

@@ -18,7 +18,7 @@ from dimr.images import save_image, tile
 
 
 def randomized(model: dimr.DiMR) -> dimr.DiMR:
-    """A new model's output is zero, which would make comparing it pointless."""
+    """Randomize a new model, whose output is zero and could not be compared."""
     for parameter in model.parameters():
         parameter.data.add_(0.05 * torch.randn_like(parameter))
     return model

@@ -37,7 +37,7 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """``[B, 1, SIZE, SIZE]`` with noise -> the noise."""
+    """Network from a noisy image ``[B, 1, SIZE, SIZE]`` to its noise."""
 
     def __init__(self, width: int, depth: int = 3) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ def loss_of(model: nn.Module, device: str) -> Tensor:
 
 
 def train(model: nn.Module, steps: int, device: str) -> tuple[float, float]:
-    """The first loss, and the mean of the last ten."""
+    """Train; return the first loss and the mean of the last ten."""
     torch.manual_seed(1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []

@@ -148,7 +148,7 @@ def test_cuda_demanded_without_a_compiler(source, tmp_path):
 
 
 def test_old_setuptools_is_named(source):
-    """What a new environment of Python 3.11 holds is too old; its own message speaks of the license."""
+    """Name setuptools of a new Python 3.11 environment as too old; its own message is about the license."""
     code = "import runpy, setuptools; setuptools.__version__ = '65.5.0'; runpy.run_path('setup.py')"
     done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=False)
     assert done.returncode != 0

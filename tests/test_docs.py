@@ -194,3 +194,34 @@ def test_map_shows_the_files():
         for path in packages
         if path not in shown and not path.startswith(whole) and not path.endswith("/__init__.py")
     ] == []
+
+
+FOLDERS = ("benchmarks", "csrc", "dimr", "dimr_kernels", "docs", "examples", "tests")
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "benchmarks" / "NOTES.md"], ids=lambda page: page.name)
+def test_named_files_and_modules_exist(page):
+    """Look up the paths and modules of this repository in inline code; a path may leave out its first folders."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    names = set(re.findall(r"`(?:python -m )?([\w./]+)[^`\n]*`", text))
+    files = [path.as_posix() for folder in FOLDERS for path in (ROOT / folder).rglob("*") if "." in path.name]
+    paths = [name for name in names if name.endswith((".py", ".sh", ".cpp", ".cu")) and "NAME" not in name]
+    assert [name for name in paths if not any(file.endswith(f"/{name}") for file in files)] == []
+    folders = [name for name in names if name.startswith(tuple(f"{folder}/" for folder in FOLDERS)) and name[-1] == "/"]
+    assert [name for name in folders if not (ROOT / name).is_dir()] == []
+    modules = [name for name in names if name.startswith(("dimr.", "dimr_kernels.", "benchmarks.", "tests."))]
+    assert [name for name in modules if not _is_importable(name)] == []
+
+
+def _is_importable(name: str) -> bool:
+    """Return True for a module, or for an attribute of a module or class."""
+    parts = name.rstrip(".").split(".")
+    for count in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:count]))
+        except ModuleNotFoundError:
+            continue
+        for attribute in parts[count:]:
+            found = getattr(found, attribute, None)
+        return found is not None
+    return False

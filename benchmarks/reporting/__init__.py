@@ -1,1 +1,1 @@
-"""From measurements to the files under ``benchmarks/results``: see ``benchmarks.report``."""
+"""Reports of measurements, written to ``benchmarks/results``: see ``benchmarks.report``."""

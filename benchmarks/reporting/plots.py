@@ -1,4 +1,4 @@
-"""Two diagrams: how near each operator comes to its ceiling, and how it compares with its rivals."""
+"""Two diagrams: each operator relative to its ceiling and to its rivals."""
 
 from __future__ import annotations
 

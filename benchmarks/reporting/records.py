@@ -1,4 +1,4 @@
-"""Measurements as files hold them: read, checked and merged."""
+"""Records of measurements: reading, checking and merging files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WHOLE_MODEL = "giga_macs_per_row"
 
 
 class RecordError(ValueError):
-    """A file that is no set of measurements of one device; the message names the file and what is wrong in it."""
+    """The file is not a set of measurements of one device; the message names the file and the problem."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Record:
 
     @property
     def microseconds(self) -> float | None:
-        """The time that comparisons use: of the kernels alone on a GPU, of the whole call on a CPU."""
+        """Return the time that comparisons use: of the kernels alone on a GPU, of the whole call on a CPU."""
         return self.wall_us if self.on_cpu else self.kernel_us
 
     @property
@@ -90,7 +90,7 @@ class Record:
 
 
 def read(path: Path) -> list[Record]:
-    """The operators' records in the JSON of pytest-benchmark, or in a ``records.json`` written by a report."""
+    """Read the operators' records from the JSON of pytest-benchmark, or from a report's ``records.json``."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -122,7 +122,7 @@ def _entries(path: Path, content: Any) -> list[tuple[str, dict[str, Any]]]:
 
 
 def parse(values: dict[str, Any], where: str) -> Record:
-    """A record, or an error that begins with ``where`` and names the key."""
+    """Parse a record; an error begins with ``where`` and names the key."""
     for key in (*TEXT, *CHOICES, *COUNTS, *POSITIVE, *NOT_NEGATIVE):
         if values.get(key) is None:
             raise RecordError(f"{where}: key '{key}' is missing")
@@ -147,7 +147,7 @@ def _is_number(value: Any) -> bool:
 
 
 def merge(files: Sequence[tuple[Path, list[Record]]]) -> list[Record]:
-    """All files' records of one device. What was measured twice counts as the later file has it."""
+    """Merge all files' records of one device. Of a repeated measurement the later file's counts."""
     measured = [(path, record) for path, records in files for record in records]
     if not measured:
         raise RecordError(f"{', '.join(str(path) for path, _ in files)}: no measurement of an operator")
@@ -173,7 +173,7 @@ def _check_one_device(measured: Sequence[tuple[Path, Record]]) -> None:
 
 
 def as_json(records: Iterable[Record]) -> str:
-    """One record to a line, sorted, so that two runs can be compared line by line."""
+    """Format one record per line, sorted, so that two runs can be compared line by line."""
     ordered = sorted(records, key=lambda record: record.measurement)
     lines = [json.dumps({k: v for k, v in asdict(r).items() if v is not None}, allow_nan=False) for r in ordered]
     return '{"records": [\n' + ",\n".join(lines) + "\n]}\n"

@@ -14,7 +14,7 @@ FULL_COLUMNS = (
     "operator", "direction", "shape", "us", "GB/s", "of copy", "TFLOP/s",
     *(f"x {rival}" for rival in RIVALS), "x others", "fastest rival", "host us", "peak MB", "error",
 )  # fmt: skip
-# Columns that are dropped where no line has anything in them, as on a CPU.
+# Columns that are dropped if they are empty, as on a CPU.
 MAY_BE_LEFT_OUT = ("TFLOP/s", "x others", "host us", "peak MB")
 VERSIONS = {"torch": "torch", "triton": "Triton", "cuda": "CUDA", "python": "Python"}
 
@@ -73,7 +73,7 @@ def summary(rows: Sequence[Row]) -> tuple[Sequence[str], Iterator[Sequence[str]]
         groups.setdefault((row.operator, row.direction), []).append(row)
     columns = ("operator", "direction", "of copy bandwidth", "x eager", "x compiled", "host us")
     lines = (_summary_line(*key, _main_rows(group)) for key, group in groups.items())
-    if _on_cpu(rows):  # where the host does the work, its time says nothing more
+    if _on_cpu(rows):  # on a CPU the host's time adds no information
         return columns[:-1], (line[:-1] for line in lines)
     return columns, lines
 

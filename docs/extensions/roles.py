@@ -1,4 +1,4 @@
-"""Docstrings as the pages' tools read them: ``:func:`~package.name` `` is plain code, "Example:" is "Examples:"."""
+"""Conversion of docstrings for mkdocstrings: ``:func:`~package.name` `` to code, "Example:" to "Examples:"."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sets of pictures to judge a Fréchet distance by: photographs, the same blurred, and noise; see docs/photographs.md.
+"""Reference sets for a Fréchet distance: photographs, blurred photographs, noise; see docs/photographs.md.
 
 python docs/photographs/controls.py TRAIN.npz PER_CLASS FOLDER
 """
@@ -17,7 +17,7 @@ BLURRED = 8  # pixels across that blurred pictures are reduced to
 
 
 def main(path: str, per_class: str, folder: str) -> None:
-    """Writes ``photographs.npz``, ``blurred.npz`` and ``noise.npz``, each with ``arr_0`` uint8 ``[N, H, W, 3]``."""
+    """Write ``photographs.npz``, ``blurred.npz`` and ``noise.npz``, each with ``arr_0`` uint8 ``[N, H, W, 3]``."""
     source = NpzSource(path)
     random = np.random.default_rng(0)
     classes = [np.flatnonzero(source.labels == label) for label in np.unique(source.labels)]

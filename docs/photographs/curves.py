@@ -41,7 +41,7 @@ def main(output: str, *runs: str) -> None:
 
 
 def _losses(run: Path) -> tuple[Tensor, tuple[int, ...]]:
-    """Of the run's newest checkpoint: ``losses [steps, branches]`` and the sides of the branches' predictions."""
+    """Read from the newest checkpoint: ``losses [steps, branches]`` and the sizes of the branches' predictions."""
     newest = max((run / "checkpoints").glob("step-*.pt"))
     state = torch.load(newest, map_location="cpu", weights_only=True)
     return state["losses"], DiMRConfig.from_dict(state["config"]).prediction_sizes

@@ -1,4 +1,4 @@
-"""How well models find the noise in pictures they have not seen, by timestep; see docs/photographs.md.
+"""Errors of models on unseen pictures, by timestep; see docs/photographs.md.
 
 python docs/photographs/errors.py PICTURES.npz RUN ...
 """
@@ -18,8 +18,8 @@ from dimr.data.spec import DataSpec
 from dimr.diffusion.schedule import NoiseSchedule
 from dimr.model.network import DiMR
 
-TIMESTEPS = (5, 50, 200, 500, 800, 990)  # of 1000; the higher, the more noise
-EVERY = 25  # of the pictures, one in so many
+TIMESTEPS = (5, 50, 200, 500, 800, 990)  # of 1000; higher ones have more noise
+EVERY = 25  # every 25th picture
 
 
 def main(pictures: str, *runs: str) -> None:

