@@ -8,9 +8,8 @@ from .checkpoints import (
     load_official_checkpoint,
     save_model,
 )
-from .diffusion.guidance import Guidance
 from .diffusion.loss import branch_losses, multi_scale_loss
-from .diffusion.sample import sample
+from .diffusion.sample import Guidance, sample
 from .diffusion.schedule import NoiseSchedule
 from .inference import InferenceEngine, optimize_for_inference
 from .model.config import DiMRConfig

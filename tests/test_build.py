@@ -94,7 +94,7 @@ def test_without_nvcc(source, path_with_compiler_only):
     report = report_of(only_wheel(source))
     assert "CPU operators only" in report
     assert "nvcc was not found" in report
-    assert "pixel_shuffle_add           C++" in report
+    assert "pixel_shuffle_add           cpp" in report
 
 
 def test_without_compiler(source, tmp_path):

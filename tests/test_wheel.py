@@ -119,7 +119,7 @@ def test_operators_work_outside_the_checkout(environment, tmp_path):
 def test_report_outside_the_checkout(environment, tmp_path):
     report = run(environment, tmp_path, "python", "-m", "dimr_kernels")
     assert "CPU operators only" in report
-    assert "pixel_shuffle_add           C++" in report
+    assert "pixel_shuffle_add           cpp" in report
 
 
 def test_commands_outside_the_checkout(environment, tmp_path):

@@ -16,7 +16,7 @@ from . import arguments as kinds
 from .arguments import INTERRUPTED, CommandError, pick_device, say
 
 FIXED_AT_START = ("size", "seed", "steps")
-PACKAGES = ("sklearn", "matplotlib", "PIL", "safetensors", "tqdm")
+PACKAGES = ("numpy", "sklearn", "matplotlib", "PIL", "safetensors", "tqdm")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

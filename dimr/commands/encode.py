@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 from ..sampling.autoencoder import load_autoencoder
 from ..utils import require
 from . import arguments as kinds
-from .arguments import INTERRUPTED, pick_device, say
+from .arguments import INTERRUPTED, CommandError, pick_device, say
 
 if TYPE_CHECKING:
     from ..data.encoding import Encoder
+    from ..data.importing import Importer
 
 PACKAGES = ("numpy", "PIL", "diffusers", "safetensors", "tqdm")
 DTYPES = ("float32", "float16")
@@ -24,8 +25,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Face data set on disk, or a folder of parquet files",
     )  # fmt: skip
     parser.add_argument(
-        "--autoencoder", type=Path, required=True, metavar="DIR", help="folder that diffusers' save_pretrained wrote"
+        "--autoencoder", type=Path, metavar="DIR", help="folder that diffusers' save_pretrained wrote (for pictures)"
     )
+    parser.add_argument(
+        "--from", choices=("pictures", "latents"), default="pictures", dest="origin",
+        help="latents: convert those that DiMR's or U-ViT's published code, DiT or LightningDiT computed, or .npz with "
+        "moments (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--latent-scale", type=kinds.positive_float, metavar="FACTOR",
+        help="with --from latents: what to multiply them with for the model (default: what their program does)",
+    )  # fmt: skip
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the latents go")
     parser.add_argument("--image-size", type=kinds.positive_int, default=256, help="in pixels (%(default)s)")
     parser.add_argument("--split", help="split of a Hugging Face data set, or sub-folder of a folder")
@@ -55,11 +65,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     for package in PACKAGES:  # before importing the modules that need them
-        require(package, "train", "dimr encode")
+        if package != "diffusers" or arguments.origin == "pictures":
+            require(package, "train", "dimr encode")
+    writer = _encoder(arguments) if arguments.origin == "pictures" else _importer(arguments)
+    kept = len(writer.index.shards)
+    if kept:
+        say(f"{kept} of {writer.index.num_shards} shards are there and whole (their checksums are right).")
+    return _run(writer, arguments)
+
+
+def _importer(arguments: argparse.Namespace) -> Importer:
+    from ..data.encoding import EncodingSettings
+    from ..data.importing import Importer, open_latent_files
+
+    if arguments.autoencoder is not None:
+        raise CommandError("--autoencoder: it is for pictures; with --from latents they are encoded already")
+    files = open_latent_files(Path(arguments.source))
+    settings = EncodingSettings(arguments.shard_size, arguments.dtype, flipped=files.flipped)
+    made = Importer(files, arguments.output, settings, arguments.image_size, arguments.latent_scale)
+    if not files.flipped:
+        say("they have no mirror images beside them: train with data.flip = false")
+    return made
+
+
+def _encoder(arguments: argparse.Namespace) -> Encoder:
     from ..data.encoding import Encoder, EncodingSettings
     from ..data.opening import open_images
     from ..data.spec import DataSpec
 
+    if arguments.autoencoder is None:
+        raise CommandError("--autoencoder: give the folder of the autoencoder that encodes the pictures")
+    if arguments.latent_scale is not None:
+        raise CommandError("--latent-scale: only with --from latents; an autoencoder has its own factor")
     spec = DataSpec(
         arguments.source,
         image_size=arguments.image_size,
@@ -72,26 +109,22 @@ def run(arguments: argparse.Namespace) -> int:
     dataset = open_images(spec)
     autoencoder = load_autoencoder(arguments.autoencoder, device)
     settings = EncodingSettings(arguments.shard_size, arguments.dtype, arguments.flip)
-    encoder = Encoder(dataset, autoencoder, arguments.output, settings)
-    kept = len(encoder.index.shards)
-    if kept:
-        say(f"{kept} of {encoder.index.num_shards} shards are there and whole (their checksums are right).")
-    return _encode(encoder, arguments)
+    return Encoder(dataset, autoencoder, arguments.output, settings)
 
 
-def _encode(encoder: Encoder, arguments: argparse.Namespace) -> int:
+def _run(writer: Encoder | Importer, arguments: argparse.Namespace) -> int:
     tqdm = require("tqdm", "train", "the progress bar").tqdm
-    total = sum(len(encoder.samples_of(shard)) for shard in encoder.remaining())
+    total = sum(len(writer.samples_of(shard)) for shard in writer.remaining())
     try:
         with tqdm(total=total, desc="encoding", unit="img", dynamic_ncols=True) as bar:
-            for count in encoder.run(arguments.batch_size, arguments.workers):
+            for count in writer.run(arguments.batch_size, arguments.workers):
                 bar.update(count)
     except KeyboardInterrupt:
-        index = encoder.index
+        index = writer.index
         say(f"stopped; {len(index.shards)} of {index.num_shards} shards are finished. The same command continues.")
         return INTERRUPTED
-    shards = encoder.index.shards.values()
-    shape = "x".join(map(str, encoder.index.latent_shape))
+    shards = writer.index.shards.values()
+    shape = "x".join(map(str, writer.index.latent_shape))
     say(f"{sum(entry.samples for entry in shards)} latents of {shape} in {len(shards)} files in {arguments.output}")
     skipped = [name for entry in shards for name, _ in entry.skipped]
     if skipped:

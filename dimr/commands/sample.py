@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from ..diffusion.guidance import Guidance
-from ..diffusion.sample import METHODS, NoisePredictor
+from ..diffusion.sample import METHODS, Guidance, NoisePredictor
 from ..distributed import Processes, joined_processes
 from ..images import SHOWN_CHANNELS
 from ..inference import optimize_for_inference

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,83 +46,41 @@ class EncodingSettings:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
 
 
-class Encoder:
-    """Writes a data set's latents to a folder, a shard at a time; a shard is written whole or not at all.
+class LatentWriter:
+    """Writes latents to a folder, a shard at a time; a shard is written whole or not at all.
 
-    If the folder holds some of the shards already, only the others are made, and those whose pictures have changed.
-
-    Raises:
-        DataError: the folder's latents were made with other settings, or the image size does not fit the autoencoder.
+    Args:
+        new: the index of an empty folder.
+        count: number of samples.
+        stamp: gives the :func:`~dimr.data.dataset.file_stamp` of a sample.
     """
 
-    def __init__(self, dataset: ImageDataset, autoencoder: Any, folder: Path, settings: EncodingSettings) -> None:
-        self.dataset = dataset
-        self.autoencoder = autoencoder
-        self.settings = settings
+    def __init__(self, new: LatentIndex, shard_size: int, count: int, stamp: Callable[[int], str]) -> None:
         self._save = require("safetensors.torch", "train", "writing latents").save
-        index = _new_index(dataset, autoencoder, folder, settings)
-        # Taken before any picture is read: one that is replaced meanwhile is noticed by the next run.
-        self._stamps = {number: self._stamp(number) for number in range(index.num_shards)}
-        self.index = _open_index(index, self._stamps)
-        self.skips = SkipLog(dataset.max_skipped)
-        self.skips.record(dataset.missing)
-        for entry in self.index.shards.values():
-            self.skips.record(Skipped(*one) for one in entry.skipped)
+        self._shard_size, self._count = shard_size, count
+        # Taken before any sample is read: one that is replaced meanwhile is noticed by the next run.
+        self._stamps = {number: self._hash(stamp, number) for number in range(new.num_shards)}
+        self.index = _open_index(new, self._stamps)
+
+    def _hash(self, stamp: Callable[[int], str], shard: int) -> str:
+        digest = hashlib.sha256()
+        for i in self.samples_of(shard):
+            digest.update(stamp(i).encode() + b"\n")
+        return digest.hexdigest()
 
     def remaining(self) -> list[int]:
         """List the numbers of the shards that are still to be made."""
         return [number for number in range(self.index.num_shards) if number not in self.index.shards]
 
     def samples_of(self, shard: int) -> range:
-        first = shard * self.settings.shard_size
-        return range(first, min(first + self.settings.shard_size, len(self.dataset)))
+        first = shard * self._shard_size
+        return range(first, min(first + self._shard_size, self._count))
 
-    def _stamp(self, shard: int) -> str:
-        source = self.dataset.source
-        digest = hashlib.sha256()
-        for i in self.samples_of(shard):
-            digest.update(source.stamp(i).encode() + b"\n")
-        return digest.hexdigest()
-
-    def run(self, batch_size: int = 16, num_workers: int = 0) -> Iterator[int]:
-        """Make the remaining shards; yield the number of samples of each batch after it is encoded.
-
-        Raises:
-            DataError: too many files are unreadable, a latent is not finite, or a file cannot be written. Finished
-                shards are kept.
-        """
-        shards = self.remaining()
-        batches = [part for shard in shards for part in _parts(self.samples_of(shard), batch_size)]
-        read = read_batches(PlainReader(self.dataset), batches, num_workers)
-        for shard in shards:
-            done: list[tuple[Tensor, Batch]] = []
-            for part in _parts(self.samples_of(shard), batch_size):
-                batch = next(read)
-                self.skips.record(batch.skipped)
-                done.append((self._encode(batch), batch))
-                yield len(part)
-            self._write(shard, done)
-
-    def _encode(self, batch: Batch) -> Tensor:
-        """Encode a batch: ``[B, 1 or 2, M, h, w]``, plain and flipped; M as from :func:`encode_moments`."""
-        if len(batch.labels) == 0:
-            return torch.empty(0)
-        images = to_model_range(batch.samples.to(self.autoencoder.device))
-        views = [images, images.flip(-1)] if self.settings.flipped else [images]
-        dtype = DTYPES[self.settings.dtype]
-        moments = torch.stack([encode_moments(self.autoencoder, view) for view in views], dim=1).to(dtype)
-        if not moments.isfinite().all():
-            raise DataError(f"the autoencoder gives latents that are not finite in {self.settings.dtype}")
-        return moments.cpu()
-
-    def _write(self, shard: int, done: list[tuple[Tensor, Batch]]) -> None:
-        filled = [(moments, batch.labels) for moments, batch in done if len(batch.labels)]
-        moments = torch.cat([moments for moments, _ in filled]) if filled else torch.empty(0)
-        labels = torch.cat([batch.labels for _, batch in done])
+    def _write(self, shard: int, moments: Tensor, labels: Tensor, skipped: list[list[str]]) -> None:
+        """Write a shard: ``moments [N, 1 or 2, M, h, w]`` and ``labels [N]``."""
         payload = self._save({"moments": moments, "labels": labels})
         path = self.index.folder / f"latents-{shard:05}.safetensors"
         checksum = hashlib.sha256(payload).hexdigest()
-        skipped = [[one.name, one.reason] for _, batch in done for one in batch.skipped]
         first = self.samples_of(shard).start
         finished = len(self.index.shards)
         try:
@@ -139,7 +97,66 @@ class Encoder:
             ) from error
 
 
-def _parts(samples: range, batch_size: int) -> list[list[int]]:
+class Encoder(LatentWriter):
+    """Encodes the pictures of a data set.
+
+    If the folder holds some of the shards already, only the others are made, and those whose pictures have changed.
+
+    Raises:
+        DataError: the folder's latents were made with other settings, or the image size does not fit the autoencoder.
+    """
+
+    def __init__(self, dataset: ImageDataset, autoencoder: Any, folder: Path, settings: EncodingSettings) -> None:
+        self.dataset = dataset
+        self.autoencoder = autoencoder
+        self.settings = settings
+        new = _new_index(dataset, autoencoder, folder, settings)
+        super().__init__(new, settings.shard_size, len(dataset), dataset.source.stamp)
+        self.skips = SkipLog(dataset.max_skipped)
+        self.skips.record(dataset.missing)
+        for entry in self.index.shards.values():
+            self.skips.record(Skipped(*one) for one in entry.skipped)
+
+    def run(self, batch_size: int = 16, num_workers: int = 0) -> Iterator[int]:
+        """Make the remaining shards; yield the number of samples of each batch after it is encoded.
+
+        Raises:
+            DataError: too many files are unreadable, a latent is not finite, or a file cannot be written. Finished
+                shards are kept.
+        """
+        shards = self.remaining()
+        batches = [part for shard in shards for part in parts(self.samples_of(shard), batch_size)]
+        read = read_batches(PlainReader(self.dataset), batches, num_workers)
+        for shard in shards:
+            done: list[tuple[Tensor, Batch]] = []
+            for part in parts(self.samples_of(shard), batch_size):
+                batch = next(read)
+                self.skips.record(batch.skipped)
+                done.append((self._encode(batch), batch))
+                yield len(part)
+            filled = [moments for moments, batch in done if len(batch.labels)]
+            self._write(
+                shard,
+                torch.cat(filled) if filled else torch.empty(0),
+                torch.cat([batch.labels for _, batch in done]),
+                [[one.name, one.reason] for _, batch in done for one in batch.skipped],
+            )
+
+    def _encode(self, batch: Batch) -> Tensor:
+        """Encode a batch: ``[B, 1 or 2, M, h, w]``, plain and flipped; M as from :func:`encode_moments`."""
+        if len(batch.labels) == 0:
+            return torch.empty(0)
+        images = to_model_range(batch.samples.to(self.autoencoder.device))
+        views = [images, images.flip(-1)] if self.settings.flipped else [images]
+        dtype = DTYPES[self.settings.dtype]
+        moments = torch.stack([encode_moments(self.autoencoder, view) for view in views], dim=1).to(dtype)
+        if not moments.isfinite().all():
+            raise DataError(f"the autoencoder gives latents that are not finite in {self.settings.dtype}")
+        return moments.cpu()
+
+
+def parts(samples: range, batch_size: int) -> list[list[int]]:
+    """Cut the numbers of samples into batches."""
     return [list(samples[i : i + batch_size]) for i in range(0, len(samples), batch_size)]
 
 

@@ -18,8 +18,8 @@ OWN_KEYS = {
     "image_key": ("hugging_face", "parquet", "npz"),
     "label_key": ("hugging_face", "parquet", "npz", "folder"),
 }
-# Names of pickled batches: downsampled ImageNet's and CIFAR's.
-PICKLED_BATCHES = ("train_data_batch_*", "val_data", "data_batch_*")
+FOREIGN_LATENTS, DIT_LATENTS = ("*.safetensors", "[0-9]*.npy"), ("*features*/0.npy",)  # see importing.py
+PICKLED_BATCHES = ("train_data_batch_*", "val_data", "data_batch_*")  # of downsampled ImageNet and of CIFAR
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +111,10 @@ def guess_kind(path: str | os.PathLike[str]) -> str:
         return "tar"
     if any(place.glob("*.parquet")) or any(place.glob("data/*.parquet")):
         return "parquet"
-    if any(child.is_dir() for child in place.iterdir()):
+    folders = any(child.is_dir() for child in place.iterdir())
+    if any(any(place.glob(pattern)) for pattern in (DIT_LATENTS if folders else FOREIGN_LATENTS)):
+        raise DataError(f"{place} holds latents of another program: dimr encode {place} --from latents converts them")
+    if folders:
         return "folder"
     pickled = sorted(file.name for name in PICKLED_BATCHES for file in place.glob(name) if not file.suffix)
     if pickled:

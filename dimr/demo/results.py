@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import dimr_kernels as dk
 
 from ..data.digits import NUM_CLASSES, LabelledImages
-from ..diffusion.guidance import Guidance
+from ..diffusion.sample import Guidance
 from ..evaluation.digits import DigitClassifier, nearest_distances, within_class_deviation
 from ..images import save_image, save_loss_curves, side_by_side, tile
 from ..model.counting import count_macs, count_parameters

@@ -19,8 +19,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ..checkpoints import load_model, load_official_checkpoint
-from ..diffusion.guidance import Guidance
-from ..diffusion.sample import guided
+from ..diffusion.sample import Guidance, guided
 from ..diffusion.samplers import scheduler_step, step_options
 from ..diffusion.schedule import NoiseSchedule
 from ..images import SHOWN_CHANNELS

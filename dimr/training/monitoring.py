@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from ..diffusion.guidance import Guidance
-from ..diffusion.sample import sample
+from ..diffusion.sample import Guidance, sample
 from ..images import SHOWN_CHANNELS, save_image, tile
 from ..utils import require
 from .loop import Trainer

@@ -10,15 +10,12 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..checkpoints.weights import CheckpointError, write_model
-from ..data.dataset import Dataset
-from ..data.loader import Batch, TrainingLoader
-from ..data.opening import open_dataset
 from ..distributed import Processes
 from ..images import save_loss_curves
 from ..model.counting import count_parameters
@@ -29,6 +26,10 @@ from .checkpoint import CheckpointFolder
 from .loop import DivergedError, Trainer, deterministic_algorithms
 from .monitoring import SampleGrids, ScalarLog
 from .recipe import Recipe, RecipeError
+
+if TYPE_CHECKING:
+    from ..data.dataset import Dataset
+    from ..data.loader import Batch, TrainingLoader
 
 STEPS_PER_READING = 20  # reading the loss waits for the GPU
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -78,6 +79,9 @@ class TrainingRun:
     """
 
     def __init__(self, recipe: Recipe, folder: RunFolder, device: torch.device, processes: Processes) -> None:
+        from ..data.loader import TrainingLoader  # here, because dimr demo says itself that NumPy is missing
+        from ..data.opening import open_dataset
+
         self.recipe = recipe
         self.folder = folder
         self.processes = processes

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import io
 import json
+import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,9 @@ from safetensors.torch import save_file
 import dimr
 from dimr.analysis.distortion import read_samples
 from dimr.checkpoints import CheckpointError, to_official_state_dict
+from dimr.data.encoding import EncodingSettings
 from dimr.data.errors import DataError, SampleError
+from dimr.data.importing import Importer, open_latent_files
 from dimr.data.opening import open_dataset
 from dimr.data.pictures import decode_picture
 from dimr.data.spec import DataSpec
@@ -113,6 +116,20 @@ def _data_set(path: Path, **more: Any) -> None:
     dataset = open_dataset(DataSpec.from_dict({"path": str(path), "image_size": 4, **more}))
     for i in range(len(dataset)):
         dataset.load(i)
+
+
+def _pair(folder: Path) -> Path:
+    pair = np.empty(2, object)
+    pair[:] = [np.zeros((4, 2, 2), np.float32), np.int64(1)]
+    np.save(folder / "0.npy", pair, allow_pickle=True)
+    return folder / "0.npy"
+
+
+def _imported(path: Path) -> None:
+    with tempfile.TemporaryDirectory() as output:
+        made = Importer(open_latent_files(path.parent), Path(output), EncodingSettings(), image_size=16, scale=1.0)
+        for _ in made.run():
+            pass
 
 
 def _npz(folder: Path, **arrays: Any) -> Path:
@@ -263,6 +280,15 @@ READERS: dict[str, Reader] = {
     "latents' index": Reader(lambda folder: _latents(folder, "index.json"), lambda p: _data_set(p.parent), DATA),
     "latents' shard": Reader(
         lambda folder: _latents(folder, "latents-00000.safetensors"), lambda p: _data_set(p.parent), DATA
+    ),
+    "latents .npy of the published code": Reader(_pair, _imported, DATA),
+    "latents .safetensors of LightningDiT": Reader(
+        lambda folder: (
+            save_file({"latents": torch.zeros(3, 2, 2, 2), "labels": torch.arange(3)}, folder / "a.safetensors")
+            or folder / "a.safetensors"
+        ),
+        _imported,
+        DATA,
     ),
     "data .npz": Reader(lambda folder: _npz(folder, images=pixels(3), labels=[0, 1, 2]), _data_set, DATA),
     "data .npz, compressed": Reader(

@@ -5,6 +5,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from dimr.utils import MissingPackageError
 from tests.support.requirements import needs_demo_extra
 from tests.support.small_models import perturbed_model
 
+ROOT = Path(__file__).parents[2]
 PIXELS = dimr.DiMRConfig(in_channels=1, input_size=8, dims=(16, 8), layers=(1, 1), num_heads=2, num_classes=3)
 LATENTS = dimr.DiMRConfig(in_channels=4, input_size=8, dims=(16, 8), layers=(1, 1), num_heads=2, num_classes=3)
 UNGUIDED = dimr.DiMRConfig(
@@ -267,6 +269,21 @@ def test_missing_package_is_one_line(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr("dimr.commands.demo.require", missing)
     assert "dimr_kernels[demo]" in fails(capsys, "demo", "--output", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_missing_numpy_is_one_line(tmp_path):
+    script = (
+        "import sys, warnings; warnings.simplefilter('ignore'); sys.modules['numpy'] = None\n"
+        "from dimr.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    for command in ("demo", "train dimr-m-3r", "encode x", "evaluate x --reference x"):
+        options = [] if "evaluate" in command else ["--output", str(tmp_path / "new")]
+        words = [sys.executable, "-c", script, *command.split(), *options]
+        done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 2, done.stderr
+        assert "not installed: pip install" in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
     assert not (tmp_path / "new").exists()
 
 

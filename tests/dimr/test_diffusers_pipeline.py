@@ -12,6 +12,7 @@ pytest.importorskip("PIL")
 from diffusers.callbacks import PipelineCallback
 
 import dimr
+import dimr_kernels as dk
 from dimr.images import to_pixels
 from dimr.sampling.autoencoder import decode_latents, latent_scale
 from tests.support.pipelines import NAMES, latent_pipeline, pixel_pipeline, seeded
@@ -209,11 +210,12 @@ def test_inference_engine_in_the_models_place(pipeline, tmp_path):
 
 @pytest.mark.slow
 def test_compiled_model_in_the_models_place(pipeline, tmp_path):
-    wanted = drawn(pipeline)
-    pipeline.transformer = torch.compile(pipeline.transformer, backend="eager")
-    assert torch.equal(drawn(pipeline), wanted)
-    pipeline.save_pretrained(tmp_path)
-    assert torch.equal(drawn(type(pipeline).from_pretrained(tmp_path)), wanted)
+    with dk.use_backend("eager"):  # on a CPU "auto" takes another form of the norms under torch.compile
+        wanted = drawn(pipeline)
+        pipeline.transformer = torch.compile(pipeline.transformer, backend="eager")
+        assert torch.equal(drawn(pipeline), wanted)
+        pipeline.save_pretrained(tmp_path)
+        assert torch.equal(drawn(type(pipeline).from_pretrained(tmp_path)), wanted)
 
 
 def test_offloading():

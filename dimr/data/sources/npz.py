@@ -51,7 +51,9 @@ class NpzSource(ImageSource):
         arrays = array_names(self.path)
         image_key = _asked(self.path, arrays, image_key) or next((key for key in IMAGE_KEYS if key in arrays), None)
         if image_key is None:
-            raise DataError(f"{self.path} has no array {' or '.join(IMAGE_KEYS)}, only {', '.join(arrays)}")
+            latents = "moments" in arrays or "latents" in arrays
+            hint = f"; dimr encode {self.path} --from latents converts latents" if latents else ""
+            raise DataError(f"{self.path} has no array {' or '.join(IMAGE_KEYS)}, only {', '.join(arrays)}{hint}")
         self._images = read_array(self.path, image_key)
         self.planar = image_key == "data" and self._images.ndim == 2
         if self.planar:
