@@ -7,6 +7,7 @@ with the arguments ``measure`` and ``case``.
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from . import timing
 from .measurement import Case, Machine, cases
 from .measurement import measure as measure_case
 from .rivals import Unavailable
@@ -38,6 +40,9 @@ def pytest_configure(config: pytest.Config) -> None:
     threads = config.getoption("--threads", default=None)
     if threads is not None:
         torch.set_num_threads(threads)
+    if threads == 1 and DEVICE.type == "cpu":
+        timing.clock = time.thread_time
+        config.option.benchmark_timer = "time.thread_time"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -128,7 +128,7 @@ inline RowGeometry geometry_of(const Tensor& x) {
 
 // x itself, or a copy where its rows do not lie at equal distances inside a sample.
 inline Tensor with_rows(const Tensor& x) {
-  return x.is_contiguous() || geometry_of(x).regular ? x : torch::stable::contiguous(x);
+  return x.is_contiguous() || geometry_of(x).regular ? x : dense(x);
 }
 
 // For x as with_rows gives it.

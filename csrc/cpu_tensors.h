@@ -13,6 +13,8 @@
 #include <memory>
 #include <new>
 #include <optional>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "cpu_kernels.h"
@@ -37,8 +39,22 @@ inline Type type_of(ScalarType dtype) {
 // What torch's promotion gives.
 inline ScalarType promoted(ScalarType a, ScalarType b) { return a == b ? a : ScalarType::Float; }
 
+// A new tensor. The stable ABI loses the reason of an error, which is want of memory here.
+template <class F>
+Tensor allocated(const F& make) {
+  try {
+    return make();
+  } catch (const std::exception& error) {
+    throw std::runtime_error(std::string("the C++ form found no memory for a tensor: ") + error.what());
+  }
+}
+
 inline Tensor empty(const std::vector<int64_t>& size, ScalarType dtype) {
-  return torch::stable::empty(IntHeaderOnlyArrayRef(size.data(), size.size()), dtype);
+  return allocated([&] { return torch::stable::empty(IntHeaderOnlyArrayRef(size.data(), size.size()), dtype); });
+}
+
+inline Tensor dense(const Tensor& x) {
+  return allocated([&] { return torch::stable::contiguous(x); });
 }
 
 inline std::vector<int64_t> to_vector(IntHeaderOnlyArrayRef sizes) { return {sizes.begin(), sizes.end()}; }
@@ -96,7 +112,7 @@ void with_parameter_type(ScalarType dtype, const F& f) {
 class Parameter {
  public:
   explicit Parameter(const Tensor& tensor)
-      : tensor_(tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor)),
+      : tensor_(tensor.is_contiguous() ? tensor : dense(tensor)),
         dtype(tensor_.scalar_type()),
         size(tensor_.numel()),
         copy_(dtype == ScalarType::Float ? 0 : size) {

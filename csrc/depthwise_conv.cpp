@@ -11,7 +11,7 @@ namespace {
 
 // x itself, or a copy where its channels do not lie side by side.
 Tensor dense_channels(const Tensor& x) {
-  return x.size(3) == 1 || x.stride(3) == 1 ? x : torch::stable::contiguous(x);
+  return x.size(3) == 1 || x.stride(3) == 1 ? x : dense(x);
 }
 
 Image image_of(const Tensor& x) {

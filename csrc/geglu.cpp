@@ -31,7 +31,7 @@ EvenRows even_rows(const Tensor& x) {
 }
 
 Tensor with_even_rows(const Tensor& x) {
-  return x.is_contiguous() || even_rows(x).regular ? x : torch::stable::contiguous(x);
+  return x.is_contiguous() || even_rows(x).regular ? x : dense(x);
 }
 
 RowSet whole(const Tensor& x, void* data, const EvenRows& e) { return {data, type_of(x.scalar_type()), 0, e.row}; }

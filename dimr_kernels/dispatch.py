@@ -202,10 +202,10 @@ def choose(operator: str, x: torch.Tensor) -> str:
     if requested == "eager":
         return "eager"
     device = x.device
+    if requested == "auto" and device.type == "cpu" and not _is_worth_cpp(operator, x):
+        return "eager"
     forms = fused_forms(operator, device)
     if requested == "auto":
-        if device.type == "cpu" and not _is_worth_cpp(operator, x):
-            return "eager"
         for form in forms:
             if (device.type, form) not in _ONLY_ON_REQUEST and unavailable_reason(form, device, x.dtype) is None:
                 return form

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 import dimr_kernels as dk
 from dimr_kernels import registration
+from dimr_kernels.dispatch import unavailable_reason
 from dimr_kernels.registration import Operator
 from tests.support.dispatch import operators_called
 from tests.support.operators import EXAMPLES
@@ -229,6 +231,38 @@ def test_what_is_kept_is_what_triton_would_choose():
     for row in rows:
         assert row["kept"] == row["aligned"], row
         assert row["by_triton"] == (0 if row["aligned"] else 2), row
+
+
+def fastest(functions: dict[str, Callable[[], Any]], rounds: int = 30, calls: int = 20) -> dict[str, float]:
+    """CPU seconds of this thread for a call of each, the least of several rounds in turn."""
+    best = dict.fromkeys(functions, float("inf"))
+    for _ in range(rounds):
+        for name, function in functions.items():
+            start = time.thread_time()
+            for _ in range(calls):
+                function()
+            best[name] = min(best[name], (time.thread_time() - start) / calls)
+    return best
+
+
+@pytest.mark.skipif(unavailable_reason("cpp", torch.device("cpu")) is not None, reason="the extension is missing")
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("name", ["td_layer_norm", "td_rms_norm", "depthwise_conv2d", "td_group_norm"])
+def test_a_small_call_on_a_cpu_costs_no_more_than_eager(name, recorded):
+    """``auto`` takes C++ for these; GeGLU's small calls run in plain PyTorch (``SMALLEST_FOR_CPP``)."""
+    example = EXAMPLES[name]
+    inputs = example.make_inputs(torch.device("cpu"), torch.float32)
+    inputs = {key: x.detach().requires_grad_(recorded) for key, x in inputs.items()}
+
+    def call(backend: str) -> None:
+        with dk.use_backend(backend):
+            outputs = example.function(**inputs)
+            if recorded:
+                first = outputs[0] if isinstance(outputs, tuple) else outputs
+                torch.autograd.grad(first, list(inputs.values()), torch.ones_like(first))
+
+    found = fastest({backend: lambda backend=backend: call(backend) for backend in ("eager", "auto")})
+    assert found["auto"] <= 1.1 * found["eager"], found
 
 
 def test_operators_keep_their_overload():
