@@ -18,6 +18,8 @@ from tests.support.parity import ULPS, assert_parity, largest_error, results_of
 from .project import operators_on_compiled_kernels
 from .ptx.values import Approximation
 
+pytest.importorskip("triton")
+
 ARCHITECTURES = (80, 90)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 FUSED = sorted(name for name, example in EXAMPLES.items() if example.fused == "triton")
