@@ -253,7 +253,7 @@ def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
 def test_what_the_benchmarks_write_is_read(tmp_path):
     pytest.importorskip("matplotlib")
     run = tmp_path / "run.json"
-    chosen = "td_rms_norm-target-4x65x192 and eager and not residual"
+    chosen = "td_rms_norm-target-8x257x960 and eager and not residual"
     command = ["-m", "pytest", "benchmarks", "-q", "-k", chosen, "--benchmark-only", f"--benchmark-json={run}"]
     root = Path(benchmarks.__file__).parents[1]
     subprocess.run([sys.executable, *command, "-p", "no:cacheprovider"], cwd=root, check=True, capture_output=True)
