@@ -36,7 +36,7 @@ def assert_compiled_parity(
     """Against float64. ``approximate``: approximate instructions are as far off as the manual allows."""
     approximation = Approximation(exact=not approximate)
     with operators_on_compiled_kernels(architecture, approximation=approximation) as executor:
-        assert_parity(function, inputs, ulps=APPROXIMATE_ULPS if approximate else ULPS)
+        assert_parity(function, inputs, "triton", ulps=APPROXIMATE_ULPS if approximate else ULPS)
     assert executor.launches, "nothing was launched"
 
 
