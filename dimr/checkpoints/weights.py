@@ -31,6 +31,10 @@ class CheckpointError(UserError, ValueError):
 def save_model(model: DiMR, folder: str | os.PathLike[str]) -> Path:
     """Write the model's weights, in their own dtypes, and its configuration. Existing files are replaced atomically.
 
+    Raises:
+        CheckpointError: the model has other weights than its configuration describes, as adapters add, so that
+            :func:`load_model` could not read them. Nothing is written.
+
     Example:
         >>> import tempfile, dimr
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -38,7 +42,11 @@ def save_model(model: DiMR, folder: str | os.PathLike[str]) -> Path:
         ...     dimr.load_model(folder).config.dims
         (96, 48, 24)
     """
-    return write_model(model.state_dict(), model.config, folder)
+    weights = model.state_dict()
+    wanted = {name: tuple(p.shape) for name, p in without_weights(model.config).state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    check_keys(found, wanted, "the state dict (merge adapters first: peft's merge_and_unload())")
+    return write_model(weights, model.config, folder)
 
 
 def write_model(weights: Mapping[str, Tensor], config: DiMRConfig, folder: str | os.PathLike[str]) -> Path:

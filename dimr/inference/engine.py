@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 import dimr_kernels as dk
+from dimr_kernels.checks import is_plain_tensor
 from dimr_kernels.environment import implementation_of
 
 from ..model.config import DiMRConfig
-from ..model.network import DiMR, as_timestep, check_class_labels, check_image
+from ..model.network import DiMR, as_timestep, check_class_labels, check_image, without_weights
 from .graphs import CudaRecorder, GraphCache
 from .packed import PackedBranch, PackedConvNeXtBranch, PackedTransformerBranch, Packer
 
@@ -45,7 +46,8 @@ def optimize_for_inference(
 
     Raises:
         TypeError: ``model`` is not a :class:`~dimr.DiMR`.
-        ValueError: an unsupported dtype, ``max_graphs`` below 1, or a model with one of the paper's ablations.
+        ValueError: an unsupported dtype, ``max_graphs`` below 1, a model with one of the paper's ablations, or one
+            whose layers were replaced (adapters, quantised weights).
 
     Example:
         >>> import dimr
@@ -60,6 +62,7 @@ def optimize_for_inference(
             f"the engine packs the paper's own architecture, this model has {model.config.describe_ablations()}; "
             f"sample with the model itself"
         )
+    _check_layers(model)
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}; got {dtype}")
     if isinstance(max_graphs, bool) or not isinstance(max_graphs, int) or max_graphs < 1:
@@ -69,6 +72,22 @@ def optimize_for_inference(
     for part, reason in engine.report()["not_fused"].items():
         logger.info("%s: %s", part, reason)
     return engine
+
+
+def _check_layers(model: DiMR) -> None:
+    """Raise a ``ValueError`` if a layer computes something else than the weights that the engine would copy."""
+    advice = "merge adapters into the weights first (peft: merge_and_unload()), or sample with the model itself"
+    for name, wanted in without_weights(model.config).named_modules():
+        try:
+            module = model.get_submodule(name)
+        except AttributeError:
+            raise ValueError(f"the engine packs the model's own layers, {name} is missing: {advice}") from None
+        # A parametrized layer is a subclass with the same forward, whose weight is what it computes with.
+        replaced = not isinstance(module, type(wanted)) or type(module).forward is not type(wanted).forward
+        weights = [type(p) for p in module.parameters(recurse=False) if not is_plain_tensor(p)]
+        if replaced or weights:
+            found = f"{name} is a {type(module).__name__}" if replaced else f"{name} has a {weights[0].__name__}"
+            raise ValueError(f"the engine packs the model's own layers, {found}: {advice}")
 
 
 class InferenceEngine(nn.Module):
