@@ -25,6 +25,7 @@ PLACES = {  # a layer of each part
     "branches.0.skips.0": "branches.0.skips.0",
     "branches.1.upsample.proj": "branches.1.upsample",
     "branches.1.upsample.norm_in": "branches.1.upsample",
+    "branches.1.upsample.norm_out": "branches.1.upsample",
     "branches.1.blocks.0.conv": "branches.1.blocks.0",
     "branches.1.blocks.1.norm": "branches.1.blocks.1",
     "branches.2.skips.0": "branches.2.skips.0",
