@@ -66,7 +66,7 @@ def _loadable_weights(model: DiMR) -> dict[str, Tensor]:
             if value.is_meta:
                 raise CheckpointError(f"{name} has no data here, but on the meta device")
             if not is_plain_tensor(value):
-                raise CheckpointError(f"{name} is a {type(value).__name__}")
+                raise CheckpointError(f"{name} is of class {type(value).__name__}")
     except CheckpointError as error:
         raise CheckpointError(f"this model cannot be saved so that it loads again: {error}{cause}") from None
     if changes:

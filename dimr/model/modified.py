@@ -89,7 +89,7 @@ def modification(found: nn.Module | None, wanted: nn.Module) -> str | None:
         return "has a forward of its own, set on the instance"
     for name, tensor in found.named_parameters(recurse=False):
         if not is_plain_tensor(tensor):
-            return f"has a {type(tensor).__name__} as its {name}"
+            return f"has a {name} of class {type(tensor).__name__}"
     for kind, have, want in (
         ("parameters", found._parameters, wanted._parameters),
         ("layers", found._modules, wanted._modules),
