@@ -28,9 +28,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the run")
     start = parser.add_mutually_exclusive_group()
     start.add_argument(
-        "--resume", action="store_true", help="continue from DIR's newest checkpoint, or begin if there is none"
+        "--resume",
+        action="store_true",
+        help="continue from DIR's newest checkpoint, or begin if there is none; settings may have changed",
     )
     start.add_argument("--overwrite", action="store_true", help="start again though DIR holds a run")
+    parser.add_argument(
+        "--step", type=kinds.positive_int, metavar="N",
+        help="with --resume: go back to the checkpoint of this step; the later ones are deleted",
+    )  # fmt: skip
     parser.add_argument(
         "--set", action="append", default=[], dest="overrides", metavar="TABLE.KEY=VALUE",
         help="in place of the recipe's value, for example training.batch_size=64; may be given again",
@@ -47,6 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
+    if arguments.step is not None and not arguments.resume:
+        raise CommandError("--step: it says where --resume goes on; give that too")
     folder = RunFolder(arguments.output)
     try:
         recipe = load_recipe(arguments.recipe, arguments.overrides)
@@ -73,4 +81,4 @@ def _train(
         processes.run_on_main(lambda: stack.enter_context(exclusive_lock(folder.root)), CommandError)
         if not (arguments.overwrite or arguments.resume) and run.checkpoints.newest is not None:
             raise CommandError(f"{folder.root} holds a run: add --resume to go on or --overwrite to start again")
-        return run.train(afresh=arguments.overwrite), run.trainer.step
+        return run.train(arguments.overwrite, arguments.step), run.trainer.step

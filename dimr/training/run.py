@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.weights import CheckpointError, write_model
+from ..data.errors import DataError
 from ..distributed import Processes
 from ..images import save_loss_curves
 from ..model.counting import count_parameters
@@ -23,9 +25,10 @@ from ..model.network import DiMR
 from ..sampling.class_names import ranges, save_classes
 from ..utils import MissingPackageError, OutOfMemoryError, first_line, is_out_of_memory, require, write_json
 from .checkpoint import CheckpointFolder
-from .loop import DivergedError, Trainer, deterministic_algorithms
+from .history import Entry, continued, differences, read_history
+from .loop import DivergedError, Trainer, deterministic_algorithms, scheduled_rate
 from .monitoring import SampleGrids, ScalarLog
-from .recipe import Recipe, RecipeError
+from .recipe import Recipe, RecipeError, TrainingSettings
 
 if TYPE_CHECKING:
     from ..data.dataset import Dataset
@@ -55,6 +58,11 @@ class RunFolder:
     def recipe(self) -> Path:
         """The recipe, including the values set on the command line."""
         return self.root / "recipe.json"
+
+    @property
+    def history(self) -> Path:
+        """The steps from which on recipes were used, see :mod:`dimr.training.history`."""
+        return self.root / "history.json"
 
     @property
     def losses(self) -> Path:
@@ -125,18 +133,18 @@ class TrainingRun:
                     len(self._trained), recipe.model.num_classes, ranges(untrained),
                 )  # fmt: skip
 
-    def train(self, afresh: bool = False) -> int:
+    def train(self, afresh: bool = False, from_step: int | None = None) -> int:
         """Continue from the newest checkpoint, or start if there is none, to the end; see :func:`train`.
 
         Args:
             afresh: start in any case, and delete the folder's checkpoints once everything that the run needs is there.
+            from_step: continue from the checkpoint of this step, and delete the later ones likewise.
         """
         settings = self.recipe.run
-        if not afresh:
-            self._resume()
+        history = [] if afresh else self._resume(from_step)
         grids = SampleGrids(self.folder.samples, self.trainer, settings)
         scalars = ScalarLog(self.folder.scalars, self.trainer, settings, self.recipe.to_dict())
-        self._prepare_folder(afresh)
+        self._prepare_folder(history, go_back=afresh or from_step is not None)
 
         def after_step(step: int) -> None:
             scalars.after_step(step)
@@ -147,7 +155,9 @@ class TrainingRun:
             try:
                 signal = train(self.trainer, self.save, settings.save_every, after_step)
             except DivergedError as error:
-                raise DivergedError(f"{error}; {self._describe_newest()}") from error
+                before = error.step - 1
+                self.processes.run_on_main(lambda: self._drop_diverged(before), CheckpointError)
+                raise DivergedError(f"{error}; {self._describe_good()}", error.step) from error
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -155,6 +165,8 @@ class TrainingRun:
                     f"out of memory at step {self.trainer.step + 1}: lower run.device_batch or set "
                     f"training.checkpointing = 'selective'; {self._describe_newest()}"
                 ) from error
+        if self.processes.is_main:
+            self.checkpoints.prune(self.checkpoints.keep)
         self._draw_losses()
         return signal
 
@@ -162,23 +174,63 @@ class TrainingRun:
         newest = self.checkpoints.newest
         return "there is no checkpoint yet" if newest is None else f"the last good checkpoint is {newest}"
 
-    def _resume(self) -> None:
+    def _describe_good(self) -> str:
+        """Say from which checkpoints the diverged run can go on."""
+        if self.checkpoints.newest is None:
+            return f"{self._describe_newest()}: --resume starts again"
+        *earlier, _ = self.checkpoints.by_step()
+        steps = f", and --step goes back to an earlier one ({', '.join(map(str, earlier))})" if earlier else ""
+        return f"{self._describe_newest()}: --resume goes on from it with other settings{steps}"
+
+    def _drop_diverged(self, step: int) -> None:
+        """Delete the state of ``step``, whose weights give gradients that are not finite with any learning rate."""
+        path = self.checkpoints.by_step().get(step)
+        if path is None:
+            return
+        path.unlink()
+        logger.warning("%s is deleted: the gradients of the step after it are not finite", path)
         state = self.checkpoints.load()
         if state is None:
-            return
+            shutil.rmtree(self.folder.model, ignore_errors=True)
+        else:
+            self._write_model(state["ema"]["averages"])
+
+    def _resume(self, from_step: int | None) -> list[Entry]:
+        """Load a state, and log what has changed since.
+
+        Returns:
+            The history of the run up to here.
+        """
+        state = self.checkpoints.load(from_step)
+        if state is None:
+            return []
+        step = state["step"]
         try:
             self.trainer.load_state_dict(state)
-        except CheckpointError as error:
-            raise CheckpointError(f"{self.checkpoints.folder}, step {state['step']}: {error}") from error
+        except (CheckpointError, DataError) as error:
+            raise CheckpointError(f"{self.checkpoints.folder}, step {step}: {error}") from error
+        recipe = self.recipe.to_dict()
+        entries = [entry for entry in read_history(self.folder.history) if entry["step"] < step]
+        before = {**(entries[-1]["recipe"] if entries else recipe)}
+        before["training"] = TrainingSettings.from_dict(state["settings"]).to_dict()
         if self.processes.is_main:
-            logger.info("going on from step %d", self.trainer.step)
+            logger.info("going on from step %d", step)
+            for key, (old, new) in differences(before, recipe).items():
+                logger.warning("%s = %s from here on (it was %s)", key, new, old)
+            rate, was = self.trainer.learning_rate, scheduled_rate(TrainingSettings.from_dict(state["settings"]), step)
+            if rate != was:
+                logger.warning("the learning rate goes on at %.3g, where %.3g was due", rate, was)
+        return continued(entries, step, before, recipe)
 
-    def _prepare_folder(self, afresh: bool) -> None:
+    def _prepare_folder(self, history: list[Entry], go_back: bool) -> None:
+        """Enter the recipe. To ``go_back``, delete the checkpoints of later steps than the present one."""
         if self.processes.is_main:
-            if afresh:
-                self.checkpoints.clear()
+            if go_back and (given_up := self.checkpoints.clear(after=self.trainer.step)):
+                logger.warning("deleted the checkpoints of steps %s", ", ".join(map(str, given_up)))
             self.checkpoints.remove_partial_files()
-            write_json(self.folder.recipe, self.recipe.to_dict())
+            recipe = self.recipe.to_dict()
+            write_json(self.folder.recipe, recipe)
+            write_json(self.folder.history, history or [{"step": 0, "changed": {}, "recipe": recipe}])
 
     def save(self) -> None:
         """Save a checkpoint and the averaged weights. All ranks must call it."""
