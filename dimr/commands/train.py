@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], dest="overrides", metavar="TABLE.KEY=VALUE",
         help="in place of the recipe's value, for example training.batch_size=64; may be given again",
     )  # fmt: skip
+    parser.add_argument(
+        "--init", type=Path, metavar="PATH",
+        help="start from the weights of a run, a model's folder or a published file, perhaps of other classes",
+    )  # fmt: skip
     parser.add_argument("--threads", type=kinds.threads, help="of each process on a CPU (torch's own choice)")
     kinds.add_device(parser)
 
@@ -58,6 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
     folder = RunFolder(arguments.output)
     try:
         recipe = load_recipe(arguments.recipe, arguments.overrides)
+        if arguments.init is not None:
+            recipe = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, init=str(arguments.init)))
         device = pick_own_device(arguments.device)
         with joined_processes(device) as processes:
             signal, step = _train(arguments, recipe, folder, device, processes)
@@ -76,9 +83,9 @@ def _train(
     """Train; return the signal that ended the run, or 0, and the number of steps. No reference to ``run`` is left."""
     from ..training.run import TrainingRun
 
-    run = TrainingRun(recipe, folder, device, processes)
+    run = TrainingRun(recipe, folder, device, processes, arguments.overwrite)
     with contextlib.ExitStack() as stack:
         processes.run_on_main(lambda: stack.enter_context(exclusive_lock(folder.root)), CommandError)
         if not (arguments.overwrite or arguments.resume) and run.checkpoints.newest is not None:
             raise CommandError(f"{folder.root} holds a run: add --resume to go on or --overwrite to start again")
-        return run.train(arguments.overwrite, arguments.step), run.trainer.step
+        return run.train(arguments.step), run.trainer.step

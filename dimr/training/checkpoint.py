@@ -76,6 +76,12 @@ def load_training_state(path: str | os.PathLike[str]) -> dict[str, Any]:
         CheckpointError: the file is damaged or is no training state.
     """
     state: dict[str, Any] = read_state_dict(path)
+    check_training_state(state, path)
+    return state
+
+
+def check_training_state(state: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """Raise a CheckpointError if the content of the file ``path`` is not a training state."""
     if state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a training state of the format {FORMAT}")
     for key, kind in PARTS.items():
@@ -86,7 +92,6 @@ def load_training_state(path: str | os.PathLike[str]) -> dict[str, Any]:
         TrainingSettings.from_dict(state["settings"])
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return state
 
 
 class CheckpointFolder:

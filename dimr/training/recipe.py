@@ -108,9 +108,10 @@ class TrainingSettings:
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings:
-    """Settings that do not affect the results, and that a resumed run may change.
+    """Settings that do not affect the results, but for ``init``, and that a resumed run may change.
 
     Attributes:
+        init: the weights to start from, a path for :func:`~dimr.training.saved.read_weights`; "" is new ones.
         device_batch: images per forward on each process; passes accumulate up to the training's ``batch_size``.
         strategy: with several processes, "ddp" (each has the whole state) or "fsdp" (the state is sharded).
         workers: data loading processes per training process.
@@ -130,6 +131,7 @@ class RunSettings:
         TypeError, ValueError: a value that has the wrong type or is out of range, by name.
     """
 
+    init: str = ""
     device_batch: int = 64
     strategy: str = "ddp"
     workers: int = 4

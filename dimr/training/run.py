@@ -25,10 +25,13 @@ from ..model.network import DiMR
 from ..sampling.class_names import ranges, save_classes
 from ..utils import MissingPackageError, OutOfMemoryError, first_line, is_out_of_memory, require, write_json
 from .checkpoint import CheckpointFolder
+from .ema import initial_share
 from .history import Entry, continued, differences, read_history
+from .initial import load_initial_weights
 from .loop import DivergedError, Trainer, deterministic_algorithms, scheduled_rate
 from .monitoring import SampleGrids, ScalarLog
 from .recipe import Recipe, RecipeError, TrainingSettings
+from .saved import write_about
 
 if TYPE_CHECKING:
     from ..data.dataset import Dataset
@@ -86,7 +89,9 @@ class TrainingRun:
         DataError: the data cannot be used.
     """
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, device: torch.device, processes: Processes) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: RunFolder, device: torch.device, processes: Processes, afresh: bool = False
+    ) -> None:
         from ..data.loader import TrainingLoader  # here, because dimr demo says itself that NumPy is missing
         from ..data.opening import open_dataset
 
@@ -94,6 +99,7 @@ class TrainingRun:
         self.folder = folder
         self.processes = processes
         self.checkpoints = folder.checkpoints(recipe.run.keep)
+        self.afresh = afresh
         try:
             dataset = open_dataset(recipe.data)
         except FileNotFoundError as error:
@@ -114,6 +120,7 @@ class TrainingRun:
         source = LoaderSource(loader, device, processes)
         model = new_model(recipe, device)
         parameters = count_parameters(model)
+        self._init = self._load_initial_weights(model)
         try:
             self.trainer = Trainer(
                 model, source, recipe.training, processes=processes, strategy=recipe.run.strategy, passes=passes
@@ -133,18 +140,33 @@ class TrainingRun:
                     len(self._trained), recipe.model.num_classes, ranges(untrained),
                 )  # fmt: skip
 
-    def train(self, afresh: bool = False, from_step: int | None = None) -> int:
+    def _load_initial_weights(self, model: DiMR) -> dict[str, Any] | None:
+        """Load the weights that the recipe names, if the run begins here, and return their record."""
+        path = self.recipe.run.init
+        if not path:
+            return None
+        newest = None if self.afresh else self.checkpoints.newest
+        if newest is None:
+            try:
+                return load_initial_weights(model, path)
+            except FileNotFoundError as error:
+                raise RecipeError(f"run.init: {error}") from error
+        logger.info("run.init = %s is not read: the run has begun and goes on from %s", path, newest)
+        return None
+
+    def train(self, from_step: int | None = None) -> int:
         """Continue from the newest checkpoint, or start if there is none, to the end; see :func:`train`.
 
+        A run that starts ``afresh`` deletes the folder's checkpoints once everything that it needs is there.
+
         Args:
-            afresh: start in any case, and delete the folder's checkpoints once everything that the run needs is there.
             from_step: continue from the checkpoint of this step, and delete the later ones likewise.
         """
         settings = self.recipe.run
-        history = [] if afresh else self._resume(from_step)
+        history = [] if self.afresh else self._resume(from_step)
         grids = SampleGrids(self.folder.samples, self.trainer, settings)
-        scalars = ScalarLog(self.folder.scalars, self.trainer, settings, self.recipe.to_dict())
-        self._prepare_folder(history, go_back=afresh or from_step is not None)
+        scalars = ScalarLog(self.folder.scalars, self.trainer, settings, self._tables())
+        self._prepare_folder(history, go_back=self.afresh or from_step is not None)
 
         def after_step(step: int) -> None:
             scalars.after_step(step)
@@ -193,7 +215,7 @@ class TrainingRun:
         if state is None:
             shutil.rmtree(self.folder.model, ignore_errors=True)
         else:
-            self._write_model(state["ema"]["averages"])
+            self._write_model(state)
 
     def _resume(self, from_step: int | None) -> list[Entry]:
         """Load a state, and log what has changed since.
@@ -209,9 +231,12 @@ class TrainingRun:
             self.trainer.load_state_dict(state)
         except (CheckpointError, DataError) as error:
             raise CheckpointError(f"{self.checkpoints.folder}, step {step}: {error}") from error
-        recipe = self.recipe.to_dict()
         entries = [entry for entry in read_history(self.folder.history) if entry["step"] < step]
-        before = {**(entries[-1]["recipe"] if entries else recipe)}
+        before = {**(entries[-1]["recipe"] if entries else self._tables())}
+        self._init = before.get("init")  # the first weights of the run stay what they were
+        recipe = self._tables()
+        if "init" in before.get("run", {}):
+            recipe["run"]["init"] = before["run"]["init"]
         before["training"] = TrainingSettings.from_dict(state["settings"]).to_dict()
         if self.processes.is_main:
             logger.info("going on from step %d", step)
@@ -228,18 +253,25 @@ class TrainingRun:
             if go_back and (given_up := self.checkpoints.clear(after=self.trainer.step)):
                 logger.warning("deleted the checkpoints of steps %s", ", ".join(map(str, given_up)))
             self.checkpoints.remove_partial_files()
-            recipe = self.recipe.to_dict()
-            write_json(self.folder.recipe, recipe)
-            write_json(self.folder.history, history or [{"step": 0, "changed": {}, "recipe": recipe}])
+            history = history or [{"step": 0, "changed": {}, "recipe": self._tables()}]
+            write_json(self.folder.recipe, history[-1]["recipe"])
+            write_json(self.folder.history, history)
+
+    def _tables(self) -> dict[str, Any]:
+        """Return the recipe as tables, with what the run's first weights are if they are others'."""
+        return {**self.recipe.to_dict(), **({} if self._init is None else {"init": self._init})}
 
     def save(self) -> None:
         """Save a checkpoint and the averaged weights. All ranks must call it."""
         state = self.checkpoints.save(self.trainer)
-        self.processes.run_on_main(lambda: self._write_model(state["ema"]["averages"]), CheckpointError)
+        self.processes.run_on_main(lambda: self._write_model(state), CheckpointError)
 
-    def _write_model(self, averages: Mapping[str, Tensor]) -> None:
-        config = self.trainer.model.config
-        write_model(averages, config, self.folder.model)
+    def _write_model(self, state: Mapping[str, Any]) -> None:
+        config, ema = self.trainer.model.config, state["ema"]
+        write_model(ema["averages"], config, self.folder.model)
+        settings = TrainingSettings.from_dict(state["settings"])
+        share = initial_share(ema, settings.ema_decay, settings.ema_ramp)
+        write_about(self.folder.model, "ema", state["step"], share)
         save_classes(self._class_names, self._trained, config.num_classes, self.folder.model)
 
     def _draw_losses(self) -> None:
