@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
     except RecipeError as error:
         raise CommandError(str(error)) from error
     if processes.is_main and signal == 0:
-        say(f"trained to step {step}; sample with: dimr sample {folder.model} --output samples.png")
+        say(f"trained to step {step}; sample with: dimr sample {folder.root} --output samples.png")
     elif processes.is_main:
         say(f"stopped after {step} steps, all saved; the same command with --resume goes on.")
     return 128 + signal if signal else 0

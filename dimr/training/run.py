@@ -31,7 +31,7 @@ from .initial import load_initial_weights
 from .loop import DivergedError, Trainer, deterministic_algorithms, scheduled_rate
 from .monitoring import SampleGrids, ScalarLog
 from .recipe import Recipe, RecipeError, TrainingSettings
-from .saved import write_about
+from .saved import MUCH, write_about
 
 if TYPE_CHECKING:
     from ..data.dataset import Dataset
@@ -189,6 +189,13 @@ class TrainingRun:
                 ) from error
         if self.processes.is_main:
             self.checkpoints.prune(self.checkpoints.keep)
+            share = self.trainer.ema.initial_share
+            if share >= MUCH:
+                logger.warning(
+                    "%.1f%% of the average is still what training began with, for training.ema_decay = %s: "
+                    "sample with --weights raw",
+                    100 * share, self.recipe.training.ema_decay,
+                )  # fmt: skip
         self._draw_losses()
         return signal
 

@@ -25,6 +25,7 @@ from .recipe import TrainingSettings
 ABOUT = "weights.json"  # in the folder of a run's model
 PUBLISHED = {"ema": PUBLISHED_AVERAGE, "raw": "nnet.pth"}  # in a folder STEP.ckpt of the published code
 KINDS = tuple(PUBLISHED)
+MUCH = 0.1
 
 
 class SavedWeights(NamedTuple):
@@ -50,6 +51,15 @@ class SavedWeights(NamedTuple):
         """Say what the weights are, such as ``the average after 300 steps in run/checkpoints/step-00000300.pt``."""
         kind = {"ema": "the average", "raw": "the raw weights", None: "the weights"}[self.kind]
         return f"{kind}{'' if self.step is None else f' after {self.step} steps'} in {self.file}"
+
+    def warning(self) -> str | None:
+        """Say how much of an average is still the weights that training began with, if it is much."""
+        if self.initial_share < MUCH:
+            return None
+        return (
+            f"{self.describe()}: {self.initial_share:.1%} of it is still what training began with; "
+            f"--weights raw on the run's folder takes the weights of the last step"
+        )
 
 
 def is_run(folder: Path) -> bool:
