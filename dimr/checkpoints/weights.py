@@ -20,6 +20,8 @@ from ..utils import UserError, first_line, read_json, replacing, require, write_
 
 WEIGHTS = "model.safetensors"
 PUBLISHED_AVERAGE = "nnet_ema.pth"  # in a folder STEP.ckpt of the published code, beside nnet.pth
+INDEX_SUFFIX = ".index.json"  # of the index of shards, after the name that one file would have
+SHARD = re.compile(r"-\d{5}-of-(\d{5})\.")
 CONFIG = "config.json"
 NAMES_SHOWN = 10
 
@@ -63,19 +65,40 @@ def load_model(folder: str | os.PathLike[str], device: torch.device | str = "cpu
         CheckpointError: a file is damaged, or weights and configuration do not fit each other.
     """
     folder = Path(folder)
-    config = _read_config(folder / CONFIG)
-    weights = read_state_dict(folder / WEIGHTS)
-    model = _empty_model(config, folder / CONFIG)
-    check_weights(weights, str(folder / WEIGHTS))
+    config, file = read_config(folder), weights_file(folder)
+    return model_of(read_state_dict(file), config, str(file)).to(device).eval()
+
+
+def model_of(weights: Mapping[str, Tensor], config: DiMRConfig, source: str) -> DiMR:
+    """Build a model of the tensors themselves; ``source`` is what messages call them.
+
+    Raises:
+        CheckpointError: weights and configuration do not fit each other.
+    """
+    model = _empty_model(config, source)
+    check_weights(weights, source)
     wanted = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    check_keys({name: tuple(v.shape) for name, v in weights.items()}, wanted, str(folder / WEIGHTS))
+    check_keys({name: tuple(v.shape) for name, v in weights.items()}, wanted, source)
     model.load_state_dict(weights, assign=True)
-    return model.to(device).eval()
+    return model
 
 
-def _read_config(path: Path) -> DiMRConfig:
+def weights_file(folder: Path) -> Path:
+    """Return the path of a model folder's weights: one file, or the index of shards."""
+    index = folder / f"{WEIGHTS}{INDEX_SUFFIX}"
+    return index if index.is_file() and not (folder / WEIGHTS).is_file() else folder / WEIGHTS
+
+
+def read_config(folder: Path) -> DiMRConfig:
+    """Read the configuration in a model's folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CheckpointError: it is damaged.
+    """
+    path = folder / CONFIG
     if not path.is_file():
-        raise FileNotFoundError(f"no configuration at {path}{_hint(path.parent)}")
+        raise FileNotFoundError(f"no configuration at {path}{_hint(folder)}")
     try:
         values = read_json(path)
         if not isinstance(values, dict):
@@ -93,11 +116,13 @@ def _hint(folder: Path) -> str:
     return f"; did you mean {found[0]}?" if found else ""
 
 
-def _empty_model(config: DiMRConfig, path: Path) -> DiMR:
+def _empty_model(config: DiMRConfig, source: str) -> DiMR:
     try:
         return without_weights(config)
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # sizes whose product exceeds 64 bits
-        raise CheckpointError(f"{path} describes a model that no memory can hold: {first_line(error)}") from error
+        raise CheckpointError(
+            f"{source}: no memory can hold the model that is described: {first_line(error)}"
+        ) from error
 
 
 # State dicts
@@ -106,15 +131,41 @@ def _empty_model(config: DiMRConfig, path: Path) -> DiMR:
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Read the tensors of a ``.safetensors`` file, or of any file that ``torch.save`` wrote, to the CPU.
 
-    Nothing in the file is executed (``weights_only=True``).
+    Shards are read through their index, ``model.safetensors.index.json``. Nothing in a file is executed
+    (``weights_only=True``).
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
+    if path.name.endswith(INDEX_SUFFIX):
+        return _read_shards(path)
+    if (shard := SHARD.search(path.name)) and int(shard[1]) > 1:
+        raise CheckpointError(f"{path} is one of {int(shard[1])} shards: give their index, FILE{INDEX_SUFFIX}")
+    return _read_file(path)
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
     state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not a state dict of named tensors")
     return dict(state)
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    try:
+        files = read_json(index)["weight_map"]
+        if not all(Path(file).name == file and not file.endswith(INDEX_SUFFIX) for file in files.values()):
+            raise ValueError("wanted the names of files beside it")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{index} is not an index of shards: {type(error).__name__}: {error}") from error
+    missing = sorted({file for file in files.values() if not (index.parent / file).is_file()})
+    if missing:
+        raise CheckpointError(f"{index} lists shards that are not there: {shortened(missing)}")
+    shards = {file: _read_file(index.parent / file) for file in sorted(set(files.values()))}
+    lost = [name for name, file in files.items() if name not in shards[file]]
+    if lost:
+        raise CheckpointError(f"{index} lists tensors that its shards lack: {shortened(lost)}")
+    return {name: shards[file][name] for name, file in files.items()}
 
 
 def require_safetensors() -> ModuleType:

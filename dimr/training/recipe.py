@@ -24,7 +24,6 @@ SHIPPED = Path(__file__).parents[1] / "recipes"
 PRECISIONS = ("float32", "bfloat16")
 LEARNING_RATE_SCHEDULES = ("cosine", "constant")
 DECAYING = ("matrices", "all but gates")
-MAY_DIFFER_ON_RESUME = ("checkpointing", "compile")  # they change the results only by rounding
 
 
 class RecipeError(UserError):
@@ -50,7 +49,9 @@ class TrainingSettings:
         checkpointing: "none", "blocks" or "selective", see :meth:`dimr.DiMR.set_checkpointing`.
         compile: run the model through torch.compile.
 
-    A resumed run must have the same settings, except those in :data:`MAY_DIFFER_ON_RESUME`.
+    A resumed run may change any of them. Learning rate and averages go by the number of steps done, and ``batch_size``
+    changes only how many samples a step takes next. Another ``seed`` changes noise and order from there on: the present
+    epoch then has some samples twice and some not at all.
 
     Raises:
         TypeError, ValueError: a value that has the wrong type or is out of range, by name.
@@ -104,21 +105,19 @@ class TrainingSettings:
         """Convert :meth:`to_dict`'s result back. Settings that did not exist yet have their defaults."""
         return from_table(cls, values)
 
-    def resume_key(self) -> dict[str, Any]:
-        """Return the settings that a resumed run must have in common with the saved one."""
-        return {k: v for k, v in self.to_dict().items() if k not in MAY_DIFFER_ON_RESUME}
-
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings:
-    """Settings that do not affect the results, and that a resumed run may change.
+    """Settings that do not affect the results, but for ``init``, and that a resumed run may change.
 
     Attributes:
+        init: the weights to start from, a path for :func:`~dimr.training.saved.read_weights`; "" is new ones.
         device_batch: images per forward on each process; passes accumulate up to the training's ``batch_size``.
         strategy: with several processes, "ddp" (each has the whole state) or "fsdp" (the state is sharded).
         workers: data loading processes per training process.
         save_every: steps between checkpoints.
-        keep: number of checkpoints to keep.
+        keep: number of checkpoints to keep; at least two until the run ends, because only the step after a checkpoint
+            shows that its weights have not diverged.
         log_every: steps between two rows of scalars.
         sample_every: steps between grids of samples; 0 draws none.
         sample_classes, sample_columns: number of classes in a grid, one per row, and of samples per class.
@@ -132,6 +131,7 @@ class RunSettings:
         TypeError, ValueError: a value that has the wrong type or is out of range, by name.
     """
 
+    init: str = ""
     device_batch: int = 64
     strategy: str = "ddp"
     workers: int = 4
