@@ -121,7 +121,7 @@ class PackedLinear:
         self.bias = pack.weight(linear.bias)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return dk.functional.linear(x, self.weight, self.bias)
 
 
 class PackedMLP:
@@ -137,14 +137,14 @@ class PackedMLP:
         self.up = pack.weight(mlp.geglu.proj.weight)
         self.up_bias = pack.weight(mlp.geglu.proj.bias)
         self.approximate, self.gate = mlp.geglu.approximate, mlp.geglu.gate
-        self.down = pack.weight(mlp.out.weight).t()
+        self.down = pack.weight(mlp.out.weight)
         self.bias = mlp.out.bias.detach().float()
         self.offset = pack.exact(-self.bias)
 
     def __call__(self, h: Tensor, out: Tensor) -> None:
         """Add the MLP of ``h [M, D]`` to ``out [M, D]``."""
         gated = dk.functional.geglu_linear(h, self.up, self.up_bias, self.approximate, self.gate)
-        out.addmm_(gated, self.down)
+        dk.inference.linear_add_(out, gated, self.down)
 
 
 # Blocks: seven and four launches, each of which writes where its result is read
@@ -171,10 +171,10 @@ class PackedTransformerBlock:
 
     def __call__(self, x: Tensor, t: Tensor, out: Tensor) -> None:
         B, N, D = x.shape
-        qkv = F.linear(as_rows(self.norm1(x, t)), self.qkv).view(B, N, 3, self.num_heads, -1)
+        qkv = dk.functional.linear(as_rows(self.norm1(x, t)), self.qkv).view(B, N, 3, self.num_heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # views [B, heads, N, head_dim]
         h = dk.functional.attention(q, k, v, scale=self.scale).transpose(1, 2)  # dense, so its rows are a view
-        h = F.linear(h.reshape(B * N, -1), self.out, self.bias).view(B, N, D)
+        h = dk.functional.linear(h.reshape(B * N, -1), self.out, self.bias).view(B, N, D)
         h = self.norm2(h, t, residual=x, total=out, offset=self.mlp.offset)
         self.mlp(as_rows(h), as_rows(out))
 
