@@ -141,7 +141,7 @@ class PixelShuffleUpsample(nn.Module):
             t = current_timestep("PixelShuffleUpsample")
         h = apply_linear(self.proj, self.norm_in(x, t))  # type: ignore[arg-type]
         if type(self.norm_out).forward is not TDLayerNorm.forward or checks.is_call_modified(self.norm_out):
-            r = check_shuffle("PixelShuffleUpsample", h, "upscale_factor", self.upscale_factor, "nhwc")
+            r = checks.check_shuffle("PixelShuffleUpsample", h, "upscale_factor", self.upscale_factor, "nhwc")
             return y + self.norm_out(shuffle_definition(h, r, "nhwc"), t)
         return _shuffle_norm_add(h, y, t, self.upscale_factor, self.norm_out.gate_parameters(), self.norm_out.eps)
 
