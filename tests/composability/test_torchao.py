@@ -62,8 +62,6 @@ def test_layers_chosen_by_name():
 
 
 def test_not_saved(tmp_path):
-    with pytest.raises(
-        dimr.CheckpointError, match=r"so that it loads again: .* is of class Int8Tensor"
-    ):
+    with pytest.raises(dimr.CheckpointError, match=r"so that it loads again: .* is of class Int8Tensor"):
         dimr.save_model(quantised(KINDS[0]), tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
