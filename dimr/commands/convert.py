@@ -86,12 +86,11 @@ def _convert(arguments: argparse.Namespace) -> Path:
 
 def _convert_run(arguments: argparse.Namespace, source: Path, chosen: str | None) -> Path:
     """Convert weights of a run, with the names of its classes."""
+    saved = read_weights(source, chosen, arguments.step)
     for option in ("model", "key"):
         if getattr(arguments, option) is not None:
             raise CommandError(f"--{option}: {source} is of a run, which says itself what it holds")
-    saved = read_weights(source, chosen, arguments.step)
-    if saved.config is None:
-        raise CommandError(f"--weights: {source} is not of a run")
+    assert saved.config is not None  # as there is a choice
     report_weights(saved)
     return _write(model_of(saved.tensors, saved.config, str(saved.file)), arguments, saved)
 
