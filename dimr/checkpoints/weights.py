@@ -5,6 +5,7 @@ A model's folder has ``model.safetensors`` and ``config.json``.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -14,9 +15,14 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from dimr_kernels.checks import is_plain_tensor
+
 from ..model.config import DiMRConfig
+from ..model.modified import plain_view
 from ..model.network import DiMR, without_weights
 from ..utils import UserError, first_line, read_json, replacing, require, write_json
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
 PUBLISHED_AVERAGE = "nnet_ema.pth"  # in a folder STEP.ckpt of the published code, beside nnet.pth
@@ -33,6 +39,13 @@ class CheckpointError(UserError, ValueError):
 def save_model(model: DiMR, folder: str | os.PathLike[str]) -> Path:
     """Write the model's weights, in their own dtypes, and its configuration. Existing files are replaced atomically.
 
+    Adapters (peft) and parametrizations are merged into the weights that are written; the model is not changed. Other
+    changes that other libraries make to layers cannot be saved: a warning names them where the weights themselves fit.
+
+    Raises:
+        CheckpointError: the model has other weights than its configuration says, or weights without data or of a class
+            of their own (quantised, sharded), so that the folder could not be loaded.
+
     Example:
         >>> import tempfile, dimr
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -40,7 +53,27 @@ def save_model(model: DiMR, folder: str | os.PathLike[str]) -> Path:
         ...     dimr.load_model(folder).config.dims
         (96, 48, 24)
     """
-    return write_model(model.state_dict(), model.config, folder)
+    return write_model(_loadable_weights(model), model.config, folder)
+
+
+def _loadable_weights(model: DiMR) -> dict[str, Tensor]:
+    view = plain_view(model)
+    weights = view.model.state_dict()
+    wanted = {name: tuple(p.shape) for name, p in without_weights(model.config).named_parameters()}
+    changes = [f"{path or 'the model'} {what}" for path, what in view.modified.items()]
+    cause = f" ({shortened(changes)})" if changes else ""
+    try:
+        check_keys({name: tuple(value.shape) for name, value in weights.items()}, wanted, "its state")
+        for name, value in weights.items():
+            if value.is_meta:
+                raise CheckpointError(f"{name} has no data here, but on the meta device")
+            if not is_plain_tensor(value):
+                raise CheckpointError(f"{name} is of class {type(value).__name__}")
+    except CheckpointError as error:
+        raise CheckpointError(f"this model cannot be saved so that it loads again: {error}{cause}") from None
+    if changes:
+        logger.warning("the saved weights are without what else the model computes: %s", shortened(changes))
+    return weights
 
 
 def write_model(weights: Mapping[str, Tensor], config: DiMRConfig, folder: str | os.PathLike[str]) -> Path:

@@ -356,7 +356,7 @@ class Branch(nn.Module):
 
     def _block(self, i: int, h: Tensor, skip: Tensor | None, t: Tensor) -> Tensor:
         if skip is not None:
-            h = self.skips[i - len(self.skips) - 1](torch.cat((h, skip), dim=-1))
+            h = dk.functional.apply_linear(self.skips[i - len(self.skips) - 1], torch.cat((h, skip), dim=-1))
         return self.blocks[i](h, t)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .. import checks
 from ..dispatch import current_backend
 from . import attention_backends
+from .linear import apply_linear
 
 BACKENDS = ("auto", *attention_backends.RULES, "eager")
 
@@ -250,7 +251,7 @@ class SelfAttention(nn.Module):
             qkv_weight, qkv_bias, out_weight = self._padded()
             h = self._attended(F.linear(x, qkv_weight, qkv_bias))
             return F.linear(h, out_weight, self.out.bias)
-        return self.out(self._attended(self.qkv(x)))
+        return apply_linear(self.out, self._attended(apply_linear(self.qkv, x)))
 
     def _attended(self, qkv: Tensor) -> Tensor:
         """``[B, L, 3 * heads * head_dim]``, padded or not, -> ``[B, L, heads * head_dim]``."""
