@@ -24,6 +24,7 @@ SHIPPED = Path(__file__).parents[1] / "recipes"
 PRECISIONS = ("float32", "bfloat16")
 LEARNING_RATE_SCHEDULES = ("cosine", "constant")
 DECAYING = ("matrices", "all but gates")
+OPTIMIZERS = ("adamw", "muon")
 
 
 class RecipeError(UserError):
@@ -40,6 +41,8 @@ class TrainingSettings:
         learning_rate: peak learning rate, reached after ``warmup_steps`` steps of linear warm-up.
         learning_rate_schedule: after warm-up, "cosine" decays to zero at the last step, "constant" stays at the peak.
         decaying: parameters that ``weight_decay`` applies to, see :func:`dimr.training.optimizer.parameter_groups`.
+        optimizer: "adamw", or "muon" for the matrices of the hidden layers and AdamW for the rest, with one learning
+            rate and weight decay.
         ema_ramp: start the average with a smaller decay, see :class:`~dimr.training.ema.ExponentialMovingAverage`.
         class_dropout: share of the images that train the unconditional class.
         loss_weights: weight of each branch's loss, lowest resolution first; None is the paper's
@@ -74,11 +77,13 @@ class TrainingSettings:
     decaying: str = "matrices"
     ema_ramp: bool = True
     loss_weights: tuple[float, ...] | None = None
+    optimizer: str = "adamw"
 
     def __post_init__(self) -> None:
         check_types(self)
         for name, choices in (
             ("precision", PRECISIONS), ("learning_rate_schedule", LEARNING_RATE_SCHEDULES), ("decaying", DECAYING),
+            ("optimizer", OPTIMIZERS),
         ):  # fmt: skip
             if getattr(self, name) not in choices:
                 wanted = ", ".join(map(repr, choices))
