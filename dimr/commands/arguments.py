@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from ..checkpoints.weights import model_of, read_config
+from ..checkpoints.weights import CONFIG, KINDS, SavedWeights, model_of, read_config, read_model_folder
 from ..distributed import local_device
 from ..model.network import DiMR
 from ..sampling.plan import fingerprint
-from ..training.saved import KINDS, SavedWeights, is_run, read_weights
+from ..training.saved import is_run, read_weights
 from ..utils import UserError, file_sha256
 
 logger = logging.getLogger(__name__)
@@ -160,9 +160,12 @@ def load_checkpoint(
     """
     if path.is_file() and path.suffix != ".pt":
         raise CommandError(f"{path} is a file; a checkpoint here is a folder (dimr convert makes one)")
-    if not (path.is_file() or is_run(path)):
-        read_config(path)  # whose error has a hint
-    saved = read_weights(path, weights, step)
+    if step is None and (path / CONFIG).is_file():
+        saved = read_model_folder(path, weights)
+    else:
+        if not (path.is_file() or is_run(path)):
+            read_config(path)  # whose error has a hint
+        saved = read_weights(path, weights, step)
     if saved.config is None:
         raise CommandError(f"{path} is a file; a checkpoint here is a folder (dimr convert makes one)")
     report_weights(saved)

@@ -117,6 +117,7 @@ class RunSettings:
 
     Attributes:
         init: the weights to start from, a path for :func:`~dimr.training.saved.read_weights`; "" is new ones.
+        init_key: the set of weights to take from a file that holds several.
         device_batch: images per forward on each process; passes accumulate up to the training's ``batch_size``.
         strategy: with several processes, "ddp" (each has the whole state) or "fsdp" (the state is sharded).
         workers: data loading processes per training process.
@@ -137,6 +138,7 @@ class RunSettings:
     """
 
     init: str = ""
+    init_key: str = ""
     device_batch: int = 64
     strategy: str = "ddp"
     workers: int = 4

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..checkpoints.weights import CheckpointError, write_model
+from ..checkpoints.weights import MUCH, CheckpointError, write_about, write_model
 from ..data.errors import DataError
 from ..distributed import Processes
 from ..images import save_loss_curves
@@ -31,7 +31,6 @@ from .initial import load_initial_weights
 from .loop import DivergedError, Trainer, deterministic_algorithms, scheduled_rate
 from .monitoring import SampleGrids, ScalarLog
 from .recipe import Recipe, RecipeError, TrainingSettings
-from .saved import MUCH, write_about
 
 if TYPE_CHECKING:
     from ..data.dataset import Dataset
@@ -148,7 +147,7 @@ class TrainingRun:
         newest = None if self.afresh else self.checkpoints.newest
         if newest is None:
             try:
-                return load_initial_weights(model, path)
+                return load_initial_weights(model, path, self.recipe.run.init_key or None)
             except FileNotFoundError as error:
                 raise RecipeError(f"run.init: {error}") from error
         logger.info("run.init = %s is not read: the run has begun and goes on from %s", path, newest)
@@ -242,8 +241,7 @@ class TrainingRun:
         before = {**(entries[-1]["recipe"] if entries else self._tables())}
         self._init = before.get("init")  # the first weights of the run stay what they were
         recipe = self._tables()
-        if "init" in before.get("run", {}):
-            recipe["run"]["init"] = before["run"]["init"]
+        recipe["run"] |= {key: before["run"][key] for key in ("init", "init_key") if key in before["run"]}
         before["training"] = TrainingSettings.from_dict(state["settings"]).to_dict()
         if self.processes.is_main:
             logger.info("going on from step %d", step)

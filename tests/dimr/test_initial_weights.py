@@ -173,6 +173,17 @@ class TestCommand:
         assert "run.init" not in json.loads((new / "history.json").read_text())[-1]["changed"]
         assert train(new, "--init", tmp_path / "nowhere", "--overwrite") == 2
 
+    def test_one_of_several_sets_of_weights(self, train, tmp_path, capsys):
+        train(tmp_path / "old")
+        state = newest_state(tmp_path / "old")
+        averages = {f"module.{name}": value for name, value in state["ema"]["averages"].items()}
+        torch.save({"ema": averages, "model": state["model"]}, tmp_path / "a.pth")
+        assert train(tmp_path / "new", "--init", tmp_path / "a.pth") == 2
+        assert "several keys: ema.module, model; name one (--key, or run.init_key)" in capsys.readouterr().err
+        assert train(tmp_path / "new", "--init", tmp_path / "a.pth", "--set", "run.init_key=ema") == 0
+        assert train(tmp_path / "same", "--init", tmp_path / "old") == 0
+        assert torch.equal(newest_state(tmp_path / "new")["losses"], newest_state(tmp_path / "same")["losses"])
+
     def test_mistakes_are_one_line(self, train, tmp_path, capsys):
         assert train(tmp_path / "new", "--init", tmp_path / "none.pth") == 2
         assert f"run.init: no checkpoint at {tmp_path}/none.pth" in capsys.readouterr().err

@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 
 import dimr
 from dimr import CheckpointError
+from dimr.checkpoints.weights import MUCH
 from dimr.cli import main
 from dimr.training.ema import ExponentialMovingAverage, initial_share
-from dimr.training.saved import MUCH, read_weights
+from dimr.training.saved import read_weights
 from tests.support.training_runs import write_recipe
 
 pytest.importorskip("PIL")
