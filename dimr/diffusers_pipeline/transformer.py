@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from ..checkpoints.weights import CheckpointError, loadable_weights
 from ..model.config import DiMRConfig
 from ..model.network import (
     DiMR,
@@ -88,6 +91,21 @@ class DiMRTransformer2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # 
         model = without_weights(self.architecture)
         model.branches = self.branches
         return model.train(self.training)
+
+    @functools.wraps(ModelMixin.save_pretrained, assigned=())  # pipelines look for its parameters
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *arguments: Any, **options: Any) -> None:
+        """Save as diffusers does.
+
+        Raises:
+            CheckpointError: the weights would not load again (see :func:`dimr.save_model`), or have adapters or
+                parametrizations, which :func:`dimr.save_model` merges and diffusers would write as they are.
+        """
+        if loadable_weights(self.to_dimr()).keys() != self.state_dict().keys():
+            raise CheckpointError(
+                "this model has adapters or parametrizations, which from_pretrained would not find: merge them, or "
+                "save to_dimr() by dimr.save_model, which merges them"
+            )
+        super().save_pretrained(save_directory, *arguments, **options)
 
     def set_checkpointing(self, mode: str) -> DiMRTransformer2DModel:
         """See :meth:`dimr.DiMR.set_checkpointing`; :meth:`enable_gradient_checkpointing` sets "blocks"."""
