@@ -17,7 +17,8 @@ from ..checkpoints.weights import model_of, read_config
 from ..distributed import local_device
 from ..model.network import DiMR
 from ..sampling.plan import fingerprint
-from ..training.saved import KINDS, SavedWeights, is_run, read_weights
+from ..training.recipe import WEIGHTS
+from ..training.saved import SavedWeights, is_run, read_weights
 from ..utils import UserError, file_sha256
 
 logger = logging.getLogger(__name__)
@@ -130,7 +131,7 @@ def pick_own_device(name: str | None) -> torch.device:
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--weights", choices=KINDS, help="of a run: the average (ema, the default), or the trained weights (raw)"
+        "--weights", choices=WEIGHTS, help="of a run: the average (ema, the default), or the trained weights (raw)"
     )
     parser.add_argument(
         "--step", type=positive_int, metavar="N", help="of a run: the checkpoint of this step (default: the newest)"
@@ -152,9 +153,13 @@ class Checkpoint:
 
 
 def load_checkpoint(
-    path: Path, device: torch.device | str = "cpu", weights: str | None = None, step: int | None = None
+    path: Path,
+    device: torch.device | str = "cpu",
+    weights: str | None = None,
+    step: int | None = None,
+    report: bool = True,
 ) -> Checkpoint:
-    """Load the model in a checkpoint folder or, as ``weights`` and ``step`` say, of a run. Log which of a run's it is.
+    """Load the model in a checkpoint folder or, as ``weights`` and ``step`` say, of a run; ``report`` logs which.
 
     For a published file, the error says how to make a folder of it.
     """
@@ -165,7 +170,8 @@ def load_checkpoint(
     saved = read_weights(path, weights, step)
     if saved.config is None:
         raise CommandError(f"{path} is a file; a checkpoint here is a folder (dimr convert makes one)")
-    report_weights(saved)
+    if report:
+        report_weights(saved)
     model = model_of(saved.tensors, saved.config, str(saved.file)).to(device).eval()
     if saved.file.parent == path:
         return Checkpoint(model, path, fingerprint(path))

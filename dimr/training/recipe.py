@@ -23,6 +23,7 @@ SHIPPED = Path(__file__).parents[1] / "recipes"
 
 PRECISIONS = ("float32", "bfloat16")
 LEARNING_RATE_SCHEDULES = ("cosine", "constant")
+WEIGHTS = ("ema", "raw")
 DECAYING = ("matrices", "all but gates")
 
 
@@ -77,12 +78,9 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name, choices in (
-            ("precision", PRECISIONS), ("learning_rate_schedule", LEARNING_RATE_SCHEDULES), ("decaying", DECAYING),
-        ):  # fmt: skip
-            if getattr(self, name) not in choices:
-                wanted = ", ".join(map(repr, choices))
-                raise ValueError(f"{name} must be one of {wanted}; got {getattr(self, name)!r}")
+        _check_choice(self, "precision", PRECISIONS)
+        _check_choice(self, "learning_rate_schedule", LEARNING_RATE_SCHEDULES)
+        _check_choice(self, "decaying", DECAYING)
         check_checkpointing(self.checkpointing)
         for name, least, most in (
             ("steps", 1, 2**31), ("batch_size", 1, 2**31), ("warmup_steps", 0, 2**31), ("seed", 0, 2**63 - 1),
@@ -122,6 +120,7 @@ class RunSettings:
         log_every: steps between two rows of scalars.
         sample_every: steps between grids of samples; 0 draws none.
         sample_classes, sample_columns: number of classes in a grid, one per row, and of samples per class.
+        sample_weights: "ema" draws grids with the average, "raw" with the weights themselves.
         sample_steps, sample_guidance: sampling steps and guidance scale of a grid.
         decoder: folder of a diffusers autoencoder, for sample grids of a model of latents.
         deterministic: use deterministic algorithms on a GPU, which can be slower.
@@ -143,6 +142,7 @@ class RunSettings:
     sample_every: int = 0
     sample_classes: int = 5
     sample_columns: int = 10
+    sample_weights: str = "ema"
     sample_steps: int = 50
     sample_guidance: float = 0.0
     decoder: str = ""
@@ -153,12 +153,19 @@ class RunSettings:
     def __post_init__(self) -> None:
         check_types(self)
         check_strategy(self.strategy)
+        _check_choice(self, "sample_weights", WEIGHTS)
         for name in (
             "device_batch", "save_every", "keep", "log_every", "sample_classes", "sample_columns", "sample_steps",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {shown(getattr(self, name))}")
         _check_finite(self, "workers", "sample_every", "sample_guidance")
+
+
+def _check_choice(settings: TrainingSettings | RunSettings, name: str, choices: tuple[str, ...]) -> None:
+    if getattr(settings, name) not in choices:
+        wanted = ", ".join(map(repr, choices))
+        raise ValueError(f"{name} must be one of {wanted}; got {getattr(settings, name)!r}")
 
 
 def _check_finite(settings: TrainingSettings | RunSettings, *names: str) -> None:

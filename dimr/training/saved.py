@@ -20,11 +20,10 @@ from ..model.config import DiMRConfig
 from ..utils import read_json, write_json
 from .checkpoint import FORMAT, CheckpointFolder, check_training_state
 from .ema import initial_share
-from .recipe import TrainingSettings
+from .recipe import WEIGHTS, TrainingSettings
 
 ABOUT = "weights.json"  # in the folder of a run's model
 PUBLISHED = {"ema": PUBLISHED_AVERAGE, "raw": "nnet.pth"}  # in a folder STEP.ckpt of the published code
-KINDS = tuple(PUBLISHED)
 MUCH = 0.1
 
 
@@ -142,7 +141,7 @@ def read_about(folder: Path) -> dict[str, Any]:
         return {}
     try:
         about = read_json(folder / ABOUT)
-        fits = about["weights"] in KINDS and type(about["step"]) is int and 0 <= about["initial_share"] <= 1
+        fits = about["weights"] in WEIGHTS and type(about["step"]) is int and 0 <= about["initial_share"] <= 1
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{folder / ABOUT} cannot be read: {type(error).__name__}: {error}") from error
     if not fits:

@@ -117,15 +117,26 @@ def test_the_optimizer_takes_the_new_decay_and_betas(state):
 def test_another_seed_draws_other_noise_from_its_own_start(state):
     trainer = new_trainer(seed=3)
     trainer.load_state_dict(state)
-    assert torch.equal(trainer.generator.get_state(), torch.Generator().manual_seed(3).get_state())
+    assert torch.equal(trainer.generator.get_state(), torch.Generator().manual_seed(3 + 3).get_state())
+
+
+def test_goes_on_from_another_kind_of_device(state):
+    """Whose generator's state means nothing here, so that the noise is another."""
+    trainer, same = new_trainer(), new_trainer()
+    trainer.load_state_dict({**copy.deepcopy(state), "device": "cuda", "generator": torch.zeros(16, dtype=torch.uint8)})
+    same.load_state_dict(state)
+    assert torch.equal(trainer.generator.get_state(), torch.Generator().manual_seed(0 + 3).get_state())
+    assert torch.equal(*map(flattened, (trainer.model.state_dict(), same.model.state_dict())))
+    trainer.train_step()
+    assert trainer.losses[3].isfinite().all()
 
 
 def test_what_makes_the_state_useless_is_refused_whole(state):
     wider = dataclasses.replace(CONFIG, dims=(32, 8), num_classes=4)
     with pytest.raises(CheckpointError) as caught:
-        new_trainer(wider, steps=2).load_state_dict({**state, "device": "cuda"})
+        new_trainer(wider, steps=2).load_state_dict(state)
     assert str(caught.value) == (
-        "the saved run has device = 'cuda', this one 'cpu'; model.dims = (16, 8), this one (32, 8); "
+        "the saved run has model.dims = (16, 8), this one (32, 8); "
         "model.num_classes = 3, this one 4; done 3 steps, this one ends at training.steps = 2"
     )
 
