@@ -242,7 +242,7 @@ class TrainingRun:
             self.trainer.load_state_dict(state)
         except (CheckpointError, DataError) as error:
             raise CheckpointError(f"{self.checkpoints.folder}, step {step}: {error}") from error
-        entries = [entry for entry in read_history(self.folder.history) if entry["step"] < step]
+        entries = read_history(self.folder.history, step)
         before = {**(entries[-1]["recipe"] if entries else self._tables())}
         self._init = before.get("init")  # the first weights of the run stay what they were
         recipe = self._tables()

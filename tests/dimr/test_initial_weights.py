@@ -92,6 +92,9 @@ class TestClassEmbedding:
             model = fresh(dataclasses.replace(CONFIGS[WITHOUT], num_classes=5, unconditional_class=True))
             load_initial_weights(model, tmp_path / "a.safetensors")
             assert torch.equal(model.get_parameter(EMBEDDING)[5], rows[1000]) == (count == 1001)
+        model = fresh(dataclasses.replace(CONFIGS[WITHOUT], num_classes=1000))  # without an unconditional class
+        load_initial_weights(model, tmp_path / "a.safetensors")
+        assert torch.equal(model.get_parameter(EMBEDDING), rows[:1000])
 
 
 class TestMisfits:
@@ -115,6 +118,9 @@ class TestMisfits:
         with pytest.raises(FileNotFoundError, match="no checkpoint at"):
             load_initial_weights(fresh(CONFIGS[WITH_NULL]), tmp_path / "none.pth")
         with pytest.raises(FileNotFoundError, match="no configuration at"):
+            load_initial_weights(fresh(CONFIGS[WITH_NULL]), tmp_path)
+        (tmp_path / "model_index.json").write_text("{}")
+        with pytest.raises(FileNotFoundError, match=r"a pipeline of diffusers, which dimr convert .* OUT conv"):
             load_initial_weights(fresh(CONFIGS[WITH_NULL]), tmp_path)
 
 

@@ -12,8 +12,9 @@ import torch
 from dimr import CheckpointError, DiMR, DiMRConfig
 from dimr.cli import main
 from dimr.data.latents import LatentIndex
-from dimr.training.history import continued, differences
+from dimr.training.history import continued, differences, read_history
 from dimr.training.loop import Trainer, TrainingSettings
+from dimr.utils import write_json
 from tests.support.training_runs import STEPS, newest_state, write_pictures, write_recipe
 
 CONFIG = DiMRConfig(in_channels=1, input_size=8, dims=(16, 8), layers=(1, 1), num_heads=2, num_classes=3, kernel_size=3)
@@ -141,7 +142,7 @@ def test_what_makes_the_state_useless_is_refused_whole(state):
     )
 
 
-def test_history():
+def test_history(tmp_path):
     first, second = {"training": {"steps": 5, "seed": 0}}, {"training": {"steps": 9, "seed": 0}, "data": {"split": "a"}}
     changed = {"training.steps": [5, 9], "data.split": [None, "a"]}
     assert differences(first, second) == changed
@@ -149,9 +150,10 @@ def test_history():
     assert continued(start, 3, first, first) == start
     after = [*start, {"step": 3, "changed": changed, "recipe": second}]
     assert continued(start, 3, first, second) == after
-    # Steps 2 and 3 are given up, and their entry with them.
-    back = {"training.steps": [9, 5], "data.split": ["a", None]}
-    assert continued(after, 2, second, first) == [*start, {"step": 2, "changed": back, "recipe": first}]
+    assert continued([], 3, first, second) == after  # a run from before there were histories
+    write_json(tmp_path / "history.json", after)
+    # A run that goes on from step 3 replaces the entry that begins there: none of its steps are left.
+    assert [len(read_history(tmp_path / "history.json", step)) for step in (1, 3, 4)] == [1, 1, 2]
 
 
 def test_latents_of_another_autoencoder_are_told_apart():
