@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 
-from ..checkpoints.weights import model_of, read_config
+from ..checkpoints.weights import CONFIG, KINDS, SavedWeights, model_of, read_config, read_model_folder
 from ..distributed import local_device
 from ..model.network import DiMR
 from ..sampling.plan import fingerprint
-from ..training.recipe import WEIGHTS
-from ..training.saved import SavedWeights, is_run, read_weights
+from ..training.saved import is_run, read_weights
 from ..utils import UserError, file_sha256
 
 logger = logging.getLogger(__name__)
@@ -131,7 +130,7 @@ def pick_own_device(name: str | None) -> torch.device:
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--weights", choices=WEIGHTS, help="of a run: the average (ema, the default), or the trained weights (raw)"
+        "--weights", choices=KINDS, help="of a run: the average (ema, the default), or the trained weights (raw)"
     )
     parser.add_argument(
         "--step", type=positive_int, metavar="N", help="of a run: the checkpoint of this step (default: the newest)"
@@ -165,9 +164,12 @@ def load_checkpoint(
     """
     if path.is_file() and path.suffix != ".pt":
         raise CommandError(f"{path} is a file; a checkpoint here is a folder (dimr convert makes one)")
-    if not (path.is_file() or is_run(path)):
-        read_config(path)  # whose error has a hint
-    saved = read_weights(path, weights, step)
+    if step is None and (path / CONFIG).is_file():
+        saved = read_model_folder(path, weights)
+    else:
+        if not (path.is_file() or is_run(path)):
+            read_config(path)  # whose error has a hint
+        saved = read_weights(path, weights, step)
     if saved.config is None:
         raise CommandError(f"{path} is a file; a checkpoint here is a folder (dimr convert makes one)")
     if report:
@@ -180,7 +182,8 @@ def load_checkpoint(
 
 def class_folder(saved: SavedWeights) -> Path:
     """Return the folder with the class names: of a run's checkpoint that of its model."""
-    return saved.file.parent if saved.step is None else saved.file.parents[1] / "model"
+    folder = saved.file.parent
+    return folder.with_name("model") if folder.name == "checkpoints" else folder
 
 
 def report_weights(saved: SavedWeights) -> None:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from ..checkpoints.official import from_any_state_dict
-from ..checkpoints.weights import CheckpointError
+from ..checkpoints.weights import CheckpointError, SavedWeights
 from ..model.config import DiMRConfig
 from ..model.network import DiMR
 from ..utils import file_sha256
-from .saved import SavedWeights, read_weights
+from .saved import read_weights
 
 CLASS_EMBEDDINGS = ("branches.0.class_embedding.weight", "stages.0.class_embeds.weight")  # own and published name
 IMAGENET = 1000  # classes of the published models, some of which have an unconditional class besides

@@ -30,7 +30,13 @@ from ..model.config import DiMRConfig
 from ..model.network import DiMR
 from ..utils import UserError, first_line, is_out_of_memory
 from .ema import ExponentialMovingAverage
-from .optimizer import build_optimizer, learning_rate_at, parameter_groups, set_learning_rate
+from .optimizer import (
+    build_optimizer,
+    learning_rate_at,
+    parameter_groups,
+    set_learning_rate,
+    without_foreign_moments,
+)
 from .recipe import TrainingSettings
 
 # Returns the next batch of this process for one pass, on the model's device: images [B, C, S, S] in [-1, 1] and labels
@@ -110,7 +116,12 @@ class Trainer:
         self._predictor = self._build_predictor(strategy)
         self.ema = ExponentialMovingAverage(model, settings.ema_decay, settings.ema_ramp)
         self.optimizer = build_optimizer(
-            model, settings.learning_rate, settings.weight_decay, settings.betas, settings.decaying
+            model,
+            settings.learning_rate,
+            settings.weight_decay,
+            settings.betas,
+            settings.decaying,
+            settings.optimizer,
         )
         self._parameters = list(model.parameters())
 
@@ -273,8 +284,10 @@ class Trainer:
             check_keys({name: tuple(v.shape) for name, v in tensors.items()}, shapes, f"the saved state's {part}")
         load_model_state(self.model, state["model"])
         self.ema.load_state_dict(state["ema"])
-        order = [p for group in parameter_groups(self.model, 0, saved.decaying) for p in group["params"]]
-        load_optimizer_state(self.optimizer, state["optimizer"], order)
+        groups = parameter_groups(self.model, 0, saved.decaying, saved.optimizer)
+        order = [p for group in groups for p in group["params"]]
+        moments = without_foreign_moments(self.optimizer, state["optimizer"], order)
+        load_optimizer_state(self.optimizer, moments, order)
         if hasattr(self.batches, "load_state_dict"):
             self.batches.load_state_dict(state["data"])
         step, losses = state["step"], state["losses"]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.weights import KINDS
 from ..data.errors import DataError
 from ..data.spec import DataSpec
 from ..distributed import check_strategy
@@ -23,8 +24,8 @@ SHIPPED = Path(__file__).parents[1] / "recipes"
 
 PRECISIONS = ("float32", "bfloat16")
 LEARNING_RATE_SCHEDULES = ("cosine", "constant")
-WEIGHTS = ("ema", "raw")
 DECAYING = ("matrices", "all but gates")
+OPTIMIZERS = ("adamw", "muon")
 
 
 class RecipeError(UserError):
@@ -41,6 +42,8 @@ class TrainingSettings:
         learning_rate: peak learning rate, reached after ``warmup_steps`` steps of linear warm-up.
         learning_rate_schedule: after warm-up, "cosine" decays to zero at the last step, "constant" stays at the peak.
         decaying: parameters that ``weight_decay`` applies to, see :func:`dimr.training.optimizer.parameter_groups`.
+        optimizer: "adamw", or "muon" for the matrices of the hidden layers and AdamW for the rest, with one learning
+            rate and weight decay.
         ema_ramp: start the average with a smaller decay, see :class:`~dimr.training.ema.ExponentialMovingAverage`.
         class_dropout: share of the images that train the unconditional class.
         loss_weights: weight of each branch's loss, lowest resolution first; None is the paper's
@@ -75,12 +78,14 @@ class TrainingSettings:
     decaying: str = "matrices"
     ema_ramp: bool = True
     loss_weights: tuple[float, ...] | None = None
+    optimizer: str = "adamw"
 
     def __post_init__(self) -> None:
         check_types(self)
         _check_choice(self, "precision", PRECISIONS)
         _check_choice(self, "learning_rate_schedule", LEARNING_RATE_SCHEDULES)
         _check_choice(self, "decaying", DECAYING)
+        _check_choice(self, "optimizer", OPTIMIZERS)
         check_checkpointing(self.checkpointing)
         for name, least, most in (
             ("steps", 1, 2**31), ("batch_size", 1, 2**31), ("warmup_steps", 0, 2**31), ("seed", 0, 2**63 - 1),
@@ -153,7 +158,7 @@ class RunSettings:
     def __post_init__(self) -> None:
         check_types(self)
         check_strategy(self.strategy)
-        _check_choice(self, "sample_weights", WEIGHTS)
+        _check_choice(self, "sample_weights", KINDS)
         for name in (
             "device_batch", "save_every", "keep", "log_every", "sample_classes", "sample_columns", "sample_steps",
         ):  # fmt: skip

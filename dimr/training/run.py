@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..checkpoints.weights import CheckpointError, write_model
+from ..checkpoints.weights import MUCH, CheckpointError, write_about, write_model
 from ..data.errors import DataError
 from ..distributed import Processes
 from ..images import save_loss_curves
@@ -31,7 +31,6 @@ from .initial import load_initial_weights
 from .loop import DivergedError, Trainer, deterministic_algorithms, scheduled_rate
 from .monitoring import SampleGrids, ScalarLog
 from .recipe import Recipe, RecipeError, TrainingSettings
-from .saved import MUCH, write_about
 
 if TYPE_CHECKING:
     from ..data.dataset import Dataset

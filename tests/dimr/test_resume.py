@@ -36,6 +36,7 @@ CHANGES = {
     "precision": "bfloat16",
     "checkpointing": "blocks",
     "seed": 3,
+    "optimizer": "muon",
 }
 
 

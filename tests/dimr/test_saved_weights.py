@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 
 import dimr
 from dimr import CheckpointError
+from dimr.checkpoints.weights import MUCH
 from dimr.cli import main
 from dimr.training.ema import ExponentialMovingAverage, initial_share
-from dimr.training.saved import MUCH, read_weights
+from dimr.training.saved import read_weights
 from tests.support.training_runs import write_recipe
 
 pytest.importorskip("PIL")
@@ -190,6 +191,9 @@ class TestCommands:
             about = {"weights": kind, "step": step, "initial_share": wanted.initial_share}
             assert json.loads((folder / "weights.json").read_text()) == about
             assert json.loads((folder / "class_names.json").read_text()) == ["class0", "class1", "class2"]
+            again = tmp_path / f"{kind} again"
+            assert command("convert", folder, again, "--weights", kind) == 0  # a folder that says what it has
+            assert {path.name for path in again.iterdir()} == {path.name for path in folder.iterdir()}
             model = dimr.load_official_checkpoint(file, wanted.config)
             torch.testing.assert_close(model.state_dict(), wanted.tensors, rtol=0, atol=2**-23)
         state = run / "checkpoints" / "step-00000009.pt"
