@@ -154,6 +154,8 @@ def _hint(folder: Path) -> str:
     """Suggest what to do with a run's output folder, or with a checkpoint folder of the published code."""
     if (folder / PUBLISHED["ema"]).is_file():
         return f"; it is a checkpoint of the published code, which dimr convert {folder} OUT --model NAME converts"
+    if (folder / "model_index.json").is_file():
+        return f"; it is a pipeline of diffusers, which dimr convert {folder} OUT converts"
     found = [folder / name for name in ("model", "checkpoint") if (folder / name / CONFIG).is_file()]
     return f"; did you mean {found[0]}?" if found else ""
 
