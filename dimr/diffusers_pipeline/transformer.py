@@ -93,7 +93,9 @@ class DiMRTransformer2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # 
         return model.train(self.training)
 
     @functools.wraps(ModelMixin.save_pretrained, assigned=())  # pipelines look for its parameters
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *arguments: Any, **options: Any) -> None:
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | os.PathLike[str], *arguments: Any, **options: Any
+    ) -> None:
         """Save as diffusers does.
 
         Raises:
