@@ -1,6 +1,6 @@
 """Weights on disk: state dicts from files that may be truncated, foreign or hostile, and folders that hold a model.
 
-A model's folder has ``model.safetensors`` and ``config.json``.
+A model's folder has ``model.safetensors`` and ``config.json``; that of a run also ``weights.json``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,9 +26,12 @@ from ..utils import UserError, first_line, read_json, replacing, require, write_
 logger = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
-PUBLISHED_AVERAGE = "nnet_ema.pth"  # in a folder STEP.ckpt of the published code, beside nnet.pth
+# In a folder STEP.ckpt of the published code.
+PUBLISHED = {"ema": "nnet_ema.pth", "raw": "nnet.pth"}
+KINDS = tuple(PUBLISHED)
 INDEX_SUFFIX = ".index.json"  # of the index of shards, after the name that one file would have
 SHARD = re.compile(r"-\d{5}-of-(\d{5})\.")
+ABOUT = "weights.json"  # in the folder of a run's model: which of the run's weights it has
 CONFIG = "config.json"
 NAMES_SHOWN = 10
 
@@ -143,8 +147,10 @@ def read_config(folder: Path) -> DiMRConfig:
 
 def _hint(folder: Path) -> str:
     """Suggest what to do with a run's output folder, or with a checkpoint folder of the published code."""
-    if (folder / PUBLISHED_AVERAGE).is_file():
+    if (folder / PUBLISHED["ema"]).is_file():
         return f"; it is a checkpoint of the published code, which dimr convert {folder} OUT --model NAME converts"
+    if (folder / "model_index.json").is_file():
+        return f"; it is a pipeline of diffusers, which dimr convert {folder} OUT converts"
     found = [folder / name for name in ("model", "checkpoint") if (folder / name / CONFIG).is_file()]
     return f"; did you mean {found[0]}?" if found else ""
 
@@ -156,6 +162,84 @@ def _empty_model(config: DiMRConfig, source: str) -> DiMR:
         raise CheckpointError(
             f"{source}: no memory can hold the model that is described: {first_line(error)}"
         ) from error
+
+
+# Which weights of a run a folder has
+
+MUCH = 0.1  # share of the initial weights in an average that is worth a warning
+
+
+class SavedWeights(NamedTuple):
+    """A set of weights on disk.
+
+    Attributes:
+        tensors: by published names or our own.
+        config: None where the file does not say it.
+        file: the file that the tensors were read from.
+        kind: "ema" or "raw"; None where that is unknown.
+        step: number of steps of training; None where that is unknown.
+        initial_share: share of the average that is the weights which training began with; 0 for raw weights.
+    """
+
+    tensors: dict[str, Tensor]
+    config: DiMRConfig | None
+    file: Path
+    kind: str | None = None
+    step: int | None = None
+    initial_share: float = 0.0
+
+    def describe(self) -> str:
+        """Say what the weights are, such as ``the average after 300 steps in run/checkpoints/step-00000300.pt``."""
+        kind = {"ema": "the average", "raw": "the raw weights", None: "the weights"}[self.kind]
+        return f"{kind}{'' if self.step is None else f' after {self.step} steps'} in {self.file}"
+
+    def warning(self) -> str | None:
+        """Say how much of an average is still the weights that training began with, if it is much."""
+        if self.initial_share < MUCH:
+            return None
+        return (
+            f"{self.describe()}: {self.initial_share:.1%} of it is still what training began with; "
+            f"--weights raw on the run's folder takes the weights of the last step"
+        )
+
+
+def read_model_folder(folder: Path, kind: str | None = None) -> SavedWeights:
+    """Read the weights in a model's folder, which must be of this ``kind``, unless it is None.
+
+    Raises:
+        FileNotFoundError: the configuration or the weights are missing.
+        CheckpointError: a file is damaged, or the weights are known to be others.
+    """
+    config, file = read_config(folder), weights_file(folder)
+    about = read_about(folder)
+    found = about.get("weights")
+    if kind not in (None, found):
+        holds = "the average only" if found == "ema" else "one set of weights only"
+        raise CheckpointError(f"--weights {kind}: {folder} holds {holds}; give the folder of its run")
+    return SavedWeights(read_state_dict(file), config, file, found, about.get("step"), about.get("initial_share", 0.0))
+
+
+def write_about(folder: Path, kind: str, step: int, initial_share: float) -> None:
+    """Write beside a run's model which of the run's weights it has."""
+    write_json(folder / ABOUT, {"weights": kind, "step": step, "initial_share": initial_share})
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """Read what :func:`write_about` wrote; nothing where there is no such file.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    if not (folder / ABOUT).is_file():
+        return {}
+    try:
+        about = read_json(folder / ABOUT)
+        fits = about["weights"] in KINDS and type(about["step"]) is int and 0 <= about["initial_share"] <= 1
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{folder / ABOUT} cannot be read: {type(error).__name__}: {error}") from error
+    if not fits:
+        raise CheckpointError(f"{folder / ABOUT}: wanted weights, step and initial_share, found {about}")
+    return about
 
 
 # State dicts

@@ -43,7 +43,7 @@ def unwrapped(state: Mapping[str, Any], source: str, key: str | None = None) -> 
             raise CheckpointError(f"{source} has no weights under the key {key!r}; keys of weights: {there}")
     if len(names) > 1:
         shown = ", ".join(name or "(none)" for name in names)
-        raise CheckpointError(f"{source} holds weights under several keys: {shown}; name one with --key")
+        raise CheckpointError(f"{source} holds weights under several keys: {shown}; name one (--key, or run.init_key)")
     if not names:
         return dict(state)
     (name,) = names

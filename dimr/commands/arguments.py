@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from ..checkpoints.weights import model_of, read_config
+from ..checkpoints.weights import CONFIG, KINDS, SavedWeights, model_of, read_config, read_model_folder
 from ..distributed import local_device
 from ..model.network import DiMR
 from ..sampling.plan import fingerprint
-from ..training.saved import KINDS, SavedWeights, is_run, read_weights
+from ..training.saved import is_run, read_weights
 from ..utils import UserError, file_sha256
 
 logger = logging.getLogger(__name__)
@@ -152,20 +152,28 @@ class Checkpoint:
 
 
 def load_checkpoint(
-    path: Path, device: torch.device | str = "cpu", weights: str | None = None, step: int | None = None
+    path: Path,
+    device: torch.device | str = "cpu",
+    weights: str | None = None,
+    step: int | None = None,
+    report: bool = True,
 ) -> Checkpoint:
-    """Load the model in a checkpoint folder or, as ``weights`` and ``step`` say, of a run. Log which of a run's it is.
+    """Load the model in a checkpoint folder or, as ``weights`` and ``step`` say, of a run; ``report`` logs which.
 
     For a published file, the error says how to make a folder of it.
     """
     if path.is_file() and path.suffix != ".pt":
         raise CommandError(f"{path} is a file; a checkpoint here is a folder (dimr convert makes one)")
-    if not (path.is_file() or is_run(path)):
-        read_config(path)  # whose error has a hint
-    saved = read_weights(path, weights, step)
+    if step is None and (path / CONFIG).is_file():
+        saved = read_model_folder(path, weights)
+    else:
+        if not (path.is_file() or is_run(path)):
+            read_config(path)  # whose error has a hint
+        saved = read_weights(path, weights, step)
     if saved.config is None:
         raise CommandError(f"{path} is a file; a checkpoint here is a folder (dimr convert makes one)")
-    report_weights(saved)
+    if report:
+        report_weights(saved)
     model = model_of(saved.tensors, saved.config, str(saved.file)).to(device).eval()
     if saved.file.parent == path:
         return Checkpoint(model, path, fingerprint(path))
@@ -174,7 +182,8 @@ def load_checkpoint(
 
 def class_folder(saved: SavedWeights) -> Path:
     """Return the folder with the class names: of a run's checkpoint that of its model."""
-    return saved.file.parent if saved.step is None else saved.file.parents[1] / "model"
+    folder = saved.file.parent
+    return folder.with_name("model") if folder.name == "checkpoints" else folder
 
 
 def report_weights(saved: SavedWeights) -> None:

@@ -10,12 +10,12 @@ from types import ModuleType
 
 from ..checkpoints import convert_to_published, load_official_checkpoint, save_model
 from ..checkpoints.official import SUFFIXES, publish
-from ..checkpoints.weights import PUBLISHED_AVERAGE, model_of, read_state_dict
+from ..checkpoints.weights import PUBLISHED, SavedWeights, model_of, read_state_dict, write_about
 from ..model.network import DiMR
 from ..model.variants import list_models
 from ..sampling.class_names import FILE, TRAINED_FILE
 from ..training.checkpoint import FORMAT
-from ..training.saved import PUBLISHED, SavedWeights, is_run, read_weights, write_about
+from ..training.saved import is_run, read_weights
 from ..utils import first_line
 from . import arguments as kinds
 from .arguments import CommandError, class_folder, report_weights, say
@@ -64,7 +64,7 @@ def _convert(arguments: argparse.Namespace) -> Path:
             if getattr(arguments, option):
                 raise CommandError(f"--{option}: {source} is a pipeline's folder already")
         return _pipelines().convert_from_pipeline(source, target)
-    if (source / PUBLISHED_AVERAGE).is_file():
+    if (source / PUBLISHED["ema"]).is_file():
         source = source / PUBLISHED[chosen or "ema"]
         say(f"reading the {'averaged' if chosen != 'raw' else 'raw'} weights, {source}")
         chosen = None
@@ -86,12 +86,11 @@ def _convert(arguments: argparse.Namespace) -> Path:
 
 def _convert_run(arguments: argparse.Namespace, source: Path, chosen: str | None) -> Path:
     """Convert weights of a run, with the names of its classes."""
+    saved = read_weights(source, chosen, arguments.step)
     for option in ("model", "key"):
         if getattr(arguments, option) is not None:
             raise CommandError(f"--{option}: {source} is of a run, which says itself what it holds")
-    saved = read_weights(source, chosen, arguments.step)
-    if saved.config is None:
-        raise CommandError(f"--weights: {source} is not of a run")
+    assert saved.config is not None  # as there is a choice
     report_weights(saved)
     return _write(model_of(saved.tensors, saved.config, str(saved.file)), arguments, saved)
 

@@ -49,6 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--crop", type=kinds.positive_int, metavar="S",
         help="reduce and crop the pictures of folders to SxS first (default: they must be of one size)",
     )  # fmt: skip
+    parser.add_argument(
+        "--exif-orientation", action=argparse.BooleanOptionalAction, default=True,
+        help="turn pictures as their EXIF data says; ADM's preprocessing of ImageNet does not",
+    )  # fmt: skip
     for option, help_text in (
         ("batch-size", "images at a time"),
         ("neighbours", "k of precision and recall"),

@@ -31,7 +31,7 @@ class DiMRTransformer2DModelOutput(BaseOutput):
     """``sample [B, C, S, S]`` is the noise prediction; ``predictions`` has all resolutions, lowest first."""
 
     sample: Tensor
-    predictions: tuple[Tensor, ...]
+    predictions: tuple[Tensor, ...] = None  # type: ignore[assignment]  # so that a dictionary makes one, as in copies
 
 
 class DiMRTransformer2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both declare config_name
@@ -44,8 +44,10 @@ class DiMRTransformer2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # 
 
     _supports_gradient_checkpointing = True
     _skip_layerwise_casting_patterns: Any = ("embed", "norm", "time_")
-    # A long skip joins features of two blocks, so that a branch stays on one device.
-    _no_split_modules: Any = ("TransformerBranch", "ConvNeXtBranch", "ConvNeXtFirstBranch")
+    _no_split_modules: Any = (
+        "TransformerBlock", "ConvNeXtBlock", "AdaLNZeroTransformerBlock", "AdaLNZeroConvNeXtBlock",
+        "PatchEmbedding", "NoiseHead", "PatchHead", "PixelShuffleUpsample", "PlainUpsample", "ConcatUpsample",
+    )  # fmt: skip
 
     @register_to_config
     def __init__(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.weights import KINDS
 from ..data.errors import DataError
 from ..data.spec import DataSpec
 from ..distributed import check_strategy
@@ -24,6 +25,7 @@ SHIPPED = Path(__file__).parents[1] / "recipes"
 PRECISIONS = ("float32", "bfloat16")
 LEARNING_RATE_SCHEDULES = ("cosine", "constant")
 DECAYING = ("matrices", "all but gates")
+OPTIMIZERS = ("adamw", "muon")
 
 
 class RecipeError(UserError):
@@ -40,6 +42,8 @@ class TrainingSettings:
         learning_rate: peak learning rate, reached after ``warmup_steps`` steps of linear warm-up.
         learning_rate_schedule: after warm-up, "cosine" decays to zero at the last step, "constant" stays at the peak.
         decaying: parameters that ``weight_decay`` applies to, see :func:`dimr.training.optimizer.parameter_groups`.
+        optimizer: "adamw", or "muon" for the matrices of the hidden layers and AdamW for the rest, with one learning
+            rate and weight decay.
         ema_ramp: start the average with a smaller decay, see :class:`~dimr.training.ema.ExponentialMovingAverage`.
         class_dropout: share of the images that train the unconditional class.
         loss_weights: weight of each branch's loss, lowest resolution first; None is the paper's
@@ -74,15 +78,14 @@ class TrainingSettings:
     decaying: str = "matrices"
     ema_ramp: bool = True
     loss_weights: tuple[float, ...] | None = None
+    optimizer: str = "adamw"
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name, choices in (
-            ("precision", PRECISIONS), ("learning_rate_schedule", LEARNING_RATE_SCHEDULES), ("decaying", DECAYING),
-        ):  # fmt: skip
-            if getattr(self, name) not in choices:
-                wanted = ", ".join(map(repr, choices))
-                raise ValueError(f"{name} must be one of {wanted}; got {getattr(self, name)!r}")
+        _check_choice(self, "precision", PRECISIONS)
+        _check_choice(self, "learning_rate_schedule", LEARNING_RATE_SCHEDULES)
+        _check_choice(self, "decaying", DECAYING)
+        _check_choice(self, "optimizer", OPTIMIZERS)
         check_checkpointing(self.checkpointing)
         for name, least, most in (
             ("steps", 1, 2**31), ("batch_size", 1, 2**31), ("warmup_steps", 0, 2**31), ("seed", 0, 2**63 - 1),
@@ -112,6 +115,7 @@ class RunSettings:
 
     Attributes:
         init: the weights to start from, a path for :func:`~dimr.training.saved.read_weights`; "" is new ones.
+        init_key: the set of weights to take from a file that holds several.
         device_batch: images per forward on each process; passes accumulate up to the training's ``batch_size``.
         strategy: with several processes, "ddp" (each has the whole state) or "fsdp" (the state is sharded).
         workers: data loading processes per training process.
@@ -121,6 +125,7 @@ class RunSettings:
         log_every: steps between two rows of scalars.
         sample_every: steps between grids of samples; 0 draws none.
         sample_classes, sample_columns: number of classes in a grid, one per row, and of samples per class.
+        sample_weights: "ema" draws grids with the average, "raw" with the weights themselves.
         sample_steps, sample_guidance: sampling steps and guidance scale of a grid.
         decoder: folder of a diffusers autoencoder, for sample grids of a model of latents.
         deterministic: use deterministic algorithms on a GPU, which can be slower.
@@ -132,6 +137,7 @@ class RunSettings:
     """
 
     init: str = ""
+    init_key: str = ""
     device_batch: int = 64
     strategy: str = "ddp"
     workers: int = 4
@@ -141,6 +147,7 @@ class RunSettings:
     sample_every: int = 0
     sample_classes: int = 5
     sample_columns: int = 10
+    sample_weights: str = "ema"
     sample_steps: int = 50
     sample_guidance: float = 0.0
     decoder: str = ""
@@ -151,12 +158,19 @@ class RunSettings:
     def __post_init__(self) -> None:
         check_types(self)
         check_strategy(self.strategy)
+        _check_choice(self, "sample_weights", KINDS)
         for name in (
             "device_batch", "save_every", "keep", "log_every", "sample_classes", "sample_columns", "sample_steps",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {shown(getattr(self, name))}")
         _check_finite(self, "workers", "sample_every", "sample_guidance")
+
+
+def _check_choice(settings: TrainingSettings | RunSettings, name: str, choices: tuple[str, ...]) -> None:
+    if getattr(settings, name) not in choices:
+        wanted = ", ".join(map(repr, choices))
+        raise ValueError(f"{name} must be one of {wanted}; got {getattr(settings, name)!r}")
 
 
 def _check_finite(settings: TrainingSettings | RunSettings, *names: str) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..checkpoints.weights import CheckpointError, write_model
+from ..checkpoints.weights import MUCH, CheckpointError, write_about, write_model
 from ..data.errors import DataError
 from ..distributed import Processes
 from ..images import save_loss_curves
@@ -31,7 +31,6 @@ from .initial import load_initial_weights
 from .loop import DivergedError, Trainer, deterministic_algorithms, scheduled_rate
 from .monitoring import SampleGrids, ScalarLog
 from .recipe import Recipe, RecipeError, TrainingSettings
-from .saved import MUCH, write_about
 
 if TYPE_CHECKING:
     from ..data.dataset import Dataset
@@ -146,13 +145,17 @@ class TrainingRun:
         if not path:
             return None
         newest = None if self.afresh else self.checkpoints.newest
+        record = None
         if newest is None:
             try:
-                return load_initial_weights(model, path)
+                record, described = load_initial_weights(model, path, self.recipe.run.init_key or None)
             except FileNotFoundError as error:
                 raise RecipeError(f"run.init: {error}") from error
-        logger.info("run.init = %s is not read: the run has begun and goes on from %s", path, newest)
-        return None
+        else:
+            described = f"run.init = {path} is not read: the run has begun and goes on from {newest}"
+        if self.processes.is_main:
+            logger.info("%s", described)
+        return record
 
     def train(self, from_step: int | None = None) -> int:
         """Continue from the newest checkpoint, or start if there is none, to the end; see :func:`train`.
@@ -238,15 +241,16 @@ class TrainingRun:
             self.trainer.load_state_dict(state)
         except (CheckpointError, DataError) as error:
             raise CheckpointError(f"{self.checkpoints.folder}, step {step}: {error}") from error
-        entries = [entry for entry in read_history(self.folder.history) if entry["step"] < step]
+        entries = read_history(self.folder.history, step)
         before = {**(entries[-1]["recipe"] if entries else self._tables())}
         self._init = before.get("init")  # the first weights of the run stay what they were
         recipe = self._tables()
-        if "init" in before.get("run", {}):
-            recipe["run"]["init"] = before["run"]["init"]
+        recipe["run"] |= {key: before["run"][key] for key in ("init", "init_key") if key in before["run"]}
         before["training"] = TrainingSettings.from_dict(state["settings"]).to_dict()
         if self.processes.is_main:
             logger.info("going on from step %d", step)
+            if state["device"] != self.trainer.model.device.type:
+                logger.warning("the run was on %s: the noise is another from here on", state["device"])
             for key, (old, new) in differences(before, recipe).items():
                 logger.warning("%s = %s from here on (it was %s)", key, new, old)
             rate, was = self.trainer.learning_rate, scheduled_rate(TrainingSettings.from_dict(state["settings"]), step)

@@ -36,8 +36,9 @@ def _recomputed_definition(x: Tensor, weight: Tensor, bias: Tensor | None, resid
     """
     from torch.utils.checkpoint import checkpoint
 
-    definition, arguments = depthwise_conv2d_definition, (x, weight, bias, residual)
-    return checkpoint(definition, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return checkpoint(
+        depthwise_conv2d_definition, x, weight, bias, residual, use_reentrant=False, preserve_rng_state=False
+    )
 
 
 def depthwise_conv2d_into_definition(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
