@@ -250,7 +250,7 @@ def test_adopted_layers(make, adopt, offload, tmp_path):
 
 @pytest.mark.parametrize("offload", [by_cpu_offload, by_leaf_groups, by_leaf_groups_in_memory])
 def test_adopting_after_offloading(offload, tmp_path):
-    """What keeps the parameters works; what adds some is refused, for they would stay where they are."""
+    """Changes that keep the parameters work; those that add some are refused: they would stay where they are."""
     model, wanted = feed_forwards(), call(feed_forwards().to(DEVICE))
     offload(model, str(tmp_path / "1"))
     report = dk.adopt(model, layer_norm=True)
