@@ -181,7 +181,7 @@ class TrainingRun:
                 signal = train(self.trainer, self.save, settings.save_every, after_step)
             except DivergedError as error:
                 before = error.step - 1
-                self.processes.run_on_main(lambda: self._drop_diverged(before), CheckpointError)
+                self.processes.run_on_main(lambda: self._set_aside(before), CheckpointError)
                 raise DivergedError(f"{error}; {self._describe_good()}", error.step) from error
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -214,13 +214,12 @@ class TrainingRun:
         steps = f", and --step goes back to an earlier one ({', '.join(map(str, earlier))})" if earlier else ""
         return f"{self._describe_newest()}: --resume goes on from it with other settings{steps}"
 
-    def _drop_diverged(self, step: int) -> None:
-        """Delete the state of ``step``, whose weights give gradients that are not finite with any learning rate."""
-        path = self.checkpoints.by_step().get(step)
-        if path is None:
+    def _set_aside(self, step: int) -> None:
+        """Set aside the state of ``step``, whose next gradients are not finite with any learning rate."""
+        newest = self.checkpoints.newest
+        self.checkpoints.set_aside(step)
+        if self.checkpoints.newest == newest:
             return
-        path.unlink()
-        logger.warning("%s is deleted: the gradients of the step after it are not finite", path)
         state = self.checkpoints.load()
         if state is None:
             shutil.rmtree(self.folder.model, ignore_errors=True)

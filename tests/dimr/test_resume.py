@@ -272,7 +272,13 @@ class TestDivergence:
     def test_a_state_whose_next_step_diverges_is_not_kept(self, train, tmp_path, capsys, caplog):
         hot = {"steps": 100, "warmup_steps": 100, "learning_rate": "3e3"}
         assert train("--set", "run.save_every=2", **hot) == 2
-        assert "step-00000002.pt is deleted: the gradients of the step after it are not finite" in caplog.text
+        folder = tmp_path / "run" / "checkpoints"
+        message = (
+            f"the gradients of the step after {folder}/step-00000002.pt are not finite: it is now diverged-00000002.pt"
+        )
+        assert message in caplog.text
+        assert [path.name for path in folder.iterdir()] == ["diverged-00000002.pt"]
+        assert torch.load(folder / "diverged-00000002.pt", weights_only=True)["step"] == 2
         error = capsys.readouterr().err
         assert (
             "no longer finite at step 3: lower the learning rate; there is no checkpoint yet: --resume starts" in error
@@ -280,6 +286,10 @@ class TestDivergence:
         assert not (tmp_path / "run" / "model").exists()
         assert train("--resume", "--set", "run.save_every=2", **{**hot, "learning_rate": "1e-3", "steps": 5}) == 0
         assert newest_state(tmp_path / "run")["step"] == 5
+        assert train("--overwrite", "--set", "run.save_every=2", **hot) == 2
+        assert [path.name for path in folder.iterdir()] == ["diverged-00000002.pt"]
+        assert train("--overwrite", **{**hot, "learning_rate": "1e-3", "steps": 1}) == 0
+        assert [path.name for path in folder.iterdir()] == ["step-00000001.pt"]
 
     def test_the_one_before_is_kept_even_where_only_one_is_wanted(self, train, tmp_path, capsys, caplog):
         hot = {"steps": 100, "warmup_steps": 100, "learning_rate": "3e3"}
