@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .dispatch import constant_when_traced, extension_status
+from .flops import Formula, register_flops
 
 NAMESPACE = "dimr_kernels"
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -183,11 +184,13 @@ def define_op(
     fake: Callable[..., Any],
     inference: Callable[..., Any] | None = None,
     devices: tuple[str, ...] = ("CPU", "CUDA"),
+    flops: Formula | None = None,
 ) -> Operator:
     """Register ``schema`` ("name(arguments) -> results") and return the operator.
 
     ``kernel`` is None if the compiled extension registers the implementations itself. ``inference`` takes the kernel's
-    place where no gradient is recorded; results that only a backward reads may be None there.
+    place where no gradient is recorded; results that only a backward reads may be None there. ``flops`` counts the
+    matrix products and convolutions inside (:mod:`dimr_kernels.flops`).
     """
     name = schema.partition("(")[0]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -195,7 +198,10 @@ def define_op(
         for key in devices:
             _library.impl(name, kernel, key)
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
-    overload = getattr(torch.ops.dimr_kernels, name).default
+    packet = getattr(torch.ops.dimr_kernels, name)
+    overload = packet.default
+    if flops is not None:
+        register_flops(packet, flops)
     if schema.endswith("-> Tensor[]"):  # for other results torch has such a rule itself
         torch.library.register_vmap(overload, _one_by_one(overload), lib=_library)
     kernel = kernel or _below_autograd(overload)
@@ -213,6 +219,7 @@ def define_forms(
     kernels: Mapping[str, Callable[..., Any]],
     fake: Callable[..., Any],
     inference: Mapping[str, Callable[..., Any]] | None = None,
+    flops: Formula | None = None,
 ) -> Operators:
     """Register an operator for each fused form of one schema, with a kernel of its own and everything else alike.
 
@@ -228,6 +235,7 @@ def define_forms(
             fake=fake,
             inference=None if inference is None else inference[form],
             devices=_DEVICES[form],
+            flops=flops,
         )
         for form, kernel in kernels.items()
     }

@@ -43,11 +43,9 @@ class DiMRTransformer2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # 
     """
 
     _supports_gradient_checkpointing = True
-    # Group offloading moves parameters in when their module is called. The cascade reads its last norm's parameters
-    # without calling the norm.
-    _supports_group_offloading = False
     _skip_layerwise_casting_patterns: Any = ("embed", "norm", "time_")
-    _no_split_modules = None
+    # A long skip joins features of two blocks, so that a branch stays on one device.
+    _no_split_modules: Any = ("TransformerBranch", "ConvNeXtBranch", "ConvNeXtFirstBranch")
 
     @register_to_config
     def __init__(

@@ -24,7 +24,7 @@ SHIPPED = Path(__file__).parents[1] / "recipes"
 PRECISIONS = ("float32", "bfloat16")
 LEARNING_RATE_SCHEDULES = ("cosine", "constant")
 DECAYING = ("matrices", "all but gates")
-MAY_DIFFER_ON_RESUME = ("checkpointing", "compile")  # they change the results only by rounding
+OPTIMIZERS = ("adamw", "muon")
 
 
 class RecipeError(UserError):
@@ -41,6 +41,8 @@ class TrainingSettings:
         learning_rate: peak learning rate, reached after ``warmup_steps`` steps of linear warm-up.
         learning_rate_schedule: after warm-up, "cosine" decays to zero at the last step, "constant" stays at the peak.
         decaying: parameters that ``weight_decay`` applies to, see :func:`dimr.training.optimizer.parameter_groups`.
+        optimizer: "adamw", or "muon" for the matrices of the hidden layers and AdamW for the rest, with one learning
+            rate and weight decay.
         ema_ramp: start the average with a smaller decay, see :class:`~dimr.training.ema.ExponentialMovingAverage`.
         class_dropout: share of the images that train the unconditional class.
         loss_weights: weight of each branch's loss, lowest resolution first; None is the paper's
@@ -50,7 +52,9 @@ class TrainingSettings:
         checkpointing: "none", "blocks" or "selective", see :meth:`dimr.DiMR.set_checkpointing`.
         compile: run the model through torch.compile.
 
-    A resumed run must have the same settings, except those in :data:`MAY_DIFFER_ON_RESUME`.
+    A resumed run may change any of them. Learning rate and averages go by the number of steps done, and ``batch_size``
+    changes only how many samples a step takes next. Another ``seed`` changes noise and order from there on: the present
+    epoch then has some samples twice and some not at all.
 
     Raises:
         TypeError, ValueError: a value that has the wrong type or is out of range, by name.
@@ -73,11 +77,13 @@ class TrainingSettings:
     decaying: str = "matrices"
     ema_ramp: bool = True
     loss_weights: tuple[float, ...] | None = None
+    optimizer: str = "adamw"
 
     def __post_init__(self) -> None:
         check_types(self)
         for name, choices in (
             ("precision", PRECISIONS), ("learning_rate_schedule", LEARNING_RATE_SCHEDULES), ("decaying", DECAYING),
+            ("optimizer", OPTIMIZERS),
         ):  # fmt: skip
             if getattr(self, name) not in choices:
                 wanted = ", ".join(map(repr, choices))
@@ -104,21 +110,20 @@ class TrainingSettings:
         """Convert :meth:`to_dict`'s result back. Settings that did not exist yet have their defaults."""
         return from_table(cls, values)
 
-    def resume_key(self) -> dict[str, Any]:
-        """Return the settings that a resumed run must have in common with the saved one."""
-        return {k: v for k, v in self.to_dict().items() if k not in MAY_DIFFER_ON_RESUME}
-
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings:
-    """Settings that do not affect the results, and that a resumed run may change.
+    """Settings that do not affect the results, but for ``init``, and that a resumed run may change.
 
     Attributes:
+        init: the weights to start from, a path for :func:`~dimr.training.saved.read_weights`; "" is new ones.
+        init_key: the set of weights to take from a file that holds several.
         device_batch: images per forward on each process; passes accumulate up to the training's ``batch_size``.
         strategy: with several processes, "ddp" (each has the whole state) or "fsdp" (the state is sharded).
         workers: data loading processes per training process.
         save_every: steps between checkpoints.
-        keep: number of checkpoints to keep.
+        keep: number of checkpoints to keep; at least two until the run ends, because only the step after a checkpoint
+            shows that its weights have not diverged.
         log_every: steps between two rows of scalars.
         sample_every: steps between grids of samples; 0 draws none.
         sample_classes, sample_columns: number of classes in a grid, one per row, and of samples per class.
@@ -132,6 +137,8 @@ class RunSettings:
         TypeError, ValueError: a value that has the wrong type or is out of range, by name.
     """
 
+    init: str = ""
+    init_key: str = ""
     device_batch: int = 64
     strategy: str = "ddp"
     workers: int = 4

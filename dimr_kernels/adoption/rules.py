@@ -147,6 +147,17 @@ def check_module(function: str, model: object) -> None:
         raise TypeError(f"{function}: model must be an nn.Module, got {type(model).__name__}")
 
 
+def check_not_offloaded(function: str, model: nn.Module) -> None:
+    """Check that no hooks of accelerate or diffusers bring in the model's weights: they would not know new ones."""
+    for path, module in model.named_modules():
+        groups = getattr(module, "_diffusers_hook", None)
+        if hasattr(module, "_hf_hook") or (groups is not None and groups.get_hook("group_offloading") is not None):
+            raise ValueError(
+                f"{function}: the model is offloaded (hooks bring in the weights of {path or 'the model itself'}), and "
+                f"new parameters would be left out: adopt first, then offload"
+            )
+
+
 def class_problem(module: nn.Module, cls: type[nn.Module]) -> str | None:
     """Say why a call of the module may be something else than ``cls.forward``."""
     if isinstance(module, Adopted):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -176,10 +178,25 @@ def _fake_backward(
     return found
 
 
+Shape = Sequence[int]
+
+
+def _flops(x: Shape, weight: Shape, *rest: Any, **results: Any) -> int:
+    return 2 * math.prod(x) * math.prod(weight[1:])
+
+
+def _backward_flops(
+    grad: Shape, x: Shape | None, weight: Shape | None, kernel_size: int, *rest: Any, **results: Any
+) -> int:
+    gradients = (x is not None) + (weight is not None)
+    return gradients * 2 * math.prod(grad) * kernel_size**2
+
+
 depthwise_conv2d_ops = define_forms(
     "depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, bool add_input) -> Tensor",
     kernels={"triton": _forward, "cpp": cpp_kernel("depthwise_conv2d_cpp")},
     fake=lambda x, weight, bias, residual, add_input: x.new_empty(x.shape),
+    flops=_flops,
 )
 # The gradient of x where the weight is given, and those of weight and bias where x is given.
 depthwise_conv2d_backward_ops = define_forms(
@@ -187,6 +204,7 @@ depthwise_conv2d_backward_ops = define_forms(
     "ScalarType weight_dtype, ScalarType bias_dtype) -> Tensor[]",
     kernels={"triton": _backward, "cpp": cpp_kernel("depthwise_conv2d_cpp_backward")},
     fake=_fake_backward,
+    flops=_backward_flops,
 )
 
 
@@ -236,4 +254,5 @@ depthwise_conv2d_into_ops = define_forms(
     "depthwise_conv2d_into(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) out) -> ()",
     kernels={"triton": _forward_into, "cpp": _cpp_forward_into},
     fake=lambda x, weight, bias, out: None,
+    flops=_flops,
 )

@@ -330,6 +330,7 @@ geglu_linear_op = define_op(
     "geglu_linear(Tensor x, Tensor weight, Tensor? bias, str approximate, bool gate_first) -> Tensor",
     kernel=_forward_linear,
     fake=lambda x, weight, bias, approximate, gate_first: x.new_empty((x.shape[0], weight.shape[0] // 2)),
+    flops=lambda x, weight, *rest, **results: 2 * x[0] * weight[0] * weight[1],
 )
 
 

@@ -117,7 +117,8 @@ class PixelShuffleUpsample(nn.Module):
     Shape: ``x [B, H, W, dim_in]``, ``y [B, r*H, r*W, dim_out]`` -> ``[B, r*H, r*W, dim_out]``; ``t`` as in
     :class:`TDLayerNorm`.
 
-    ``norm_out`` is part of one fused operator, which reads its parameters: hooks on it do not run.
+    ``norm_out`` is part of one fused operator, which reads its parameters. It is called by itself, at the cost of two
+    more passes, where a call of it does more: hooks, an offloader that moves its parameters in, a forward of its own.
 
     Example:
         >>> import torch
@@ -139,6 +140,9 @@ class PixelShuffleUpsample(nn.Module):
         if t is None:
             t = current_timestep("PixelShuffleUpsample")
         h = apply_linear(self.proj, self.norm_in(x, t))  # type: ignore[arg-type]
+        if type(self.norm_out).forward is not TDLayerNorm.forward or checks.is_call_modified(self.norm_out):
+            r = checks.check_shuffle("PixelShuffleUpsample", h, "upscale_factor", self.upscale_factor, "nhwc")
+            return y + self.norm_out(shuffle_definition(h, r, "nhwc"), t)
         return _shuffle_norm_add(h, y, t, self.upscale_factor, self.norm_out.gate_parameters(), self.norm_out.eps)
 
     def extra_repr(self) -> str:

@@ -62,7 +62,7 @@ def test_frechet_distance_is_torch_fidelitys(case):
     assert frechet_distance(first, second) == pytest.approx(PUBLISHED[case][0], rel=1e-5)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["regular", "offset"])  # not singular: test_evaluation_singular.py
 def test_frechet_distance_is_scipys(case):
     linalg = pytest.importorskip("scipy.linalg")
     (m1, s1), (m2, s2) = ((rows.numpy().mean(0), numpy.cov(rows.numpy(), rowvar=False)) for rows in features(case))
