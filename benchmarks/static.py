@@ -1,33 +1,28 @@
 """Table of every kernel configuration's cost, read from the machine code without a GPU.
 
-``python -m benchmarks.static [operator ...]`` compiles for sm_80 and sm_90 and writes ``static.json`` and ``static.md``
-into ``benchmarks/results``. Nothing in it is a measurement of speed.
+``python -m benchmarks.static [operator ...]`` compiles for every GPU of ``machine_code/architectures.py`` and writes
+``static.json`` and ``static.md`` into ``benchmarks/results``. Nothing in it is a measurement of speed.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import os
 import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from dimr.utils import replacing
 
-from .machine_code.compile import ARCHITECTURES, OPERATORS, compile_case, operator_cases
+from .machine_code.architectures import ARCHITECTURES
+from .machine_code.compile import OPERATORS, compile_all
 from .machine_code.extension import extension_rows
 from .machine_code.listing import BULK
 from .report import RESULTS
 
 REGISTERS_PER_SM = 65536
-WARPS_PER_SM = 64
-BLOCKS_PER_SM = 32
-SHARED_PER_SM = {80: 164 << 10, 90: 228 << 10}
 SHARED_RESERVED = 1 << 10  # per block, by the driver
 EXTENSION = "pixel_shuffle"
 
@@ -52,53 +47,54 @@ MACHINES = {
 }
 
 COLUMNS = (
-    "kernel", "sm", "warps", "registers", "spilled", "shared", "occupancy", "loads", "stores", "instr/output",
-    "B/output", "issue/memory", "compile s",
+    "kernel", "warps", "sm", "registers", "spilled", "shared", "occupancy", "loads", "stores", "instr/output",
+    "B/output", "issue/memory",
 )  # fmt: skip
 
 EXPLANATION = """\
 # Kernel configurations, compiled
 
-Read off machine code by `python -m benchmarks.static` (Triton {triton}); no GPU took part and nothing here is a speed.
+Read off machine code by `python -m benchmarks.static`; no GPU took part and nothing here is a speed.
 
-- One line per kernel and architecture; widths that compile to the same code share it (`D=384|480`).
+- Compiled by: {compilers}.
+- Widths that compile to the same code share a line (`D=384|480`), and so do architectures with the same figures.
+- shared: bytes per block. A block can have {shared}.
 - loads, stores: bytes per global access x how many stand in the code; `TMA`: copies by the tensor memory accelerator.
 - instr/output: instructions per element and lane, in one turn of the main loop (depthwise) or in the whole program, for
   the shape among those of the line that leaves most lanes idle. Slow paths inside count as if taken.
 - B/output: each tensor read or written once. Empty for matrix products, where neither says much.
 - issue/memory: *counted*, not measured: the time to issue the instructions (or to run those of one unit: float32,
   integer, special functions, whichever takes longest) over the time to move the bytes. Above 1 the instructions bind.
-  Assumed: {machines}.
-- compile s: of one kernel on the machine that made this table, which may have been busy; empty for nvcc's.
+  Assumed: {machines}. Not counted for the others.
 - Kernels of the extension (nvcc's): one line per kind, with the figures of its instance with the most registers.
 """
 
 
 def occupancy(registers: int, shared: int, warps: int, architecture: int) -> float:
     """Return the share of a multiprocessor's warps that can be resident at once (CUDA programming guide)."""
+    limits = ARCHITECTURES[architecture]
     per_warp = -(-max(registers, 1) * 32 // 256) * 256  # registers are given out in units of 256 per warp
     by_registers = REGISTERS_PER_SM // (per_warp * warps)
-    by_shared = SHARED_PER_SM[architecture] // (shared + SHARED_RESERVED)
-    blocks = min(by_registers, by_shared, WARPS_PER_SM // warps, BLOCKS_PER_SM)
-    return blocks * warps / WARPS_PER_SM
+    by_shared = limits.shared_per_multiprocessor // (shared + SHARED_RESERVED)
+    blocks = min(by_registers, by_shared, limits.warps // warps, limits.blocks)
+    return blocks * warps / limits.warps
 
 
 def issue_over_memory(per_output: dict[str, float], bytes_per_output: float, architecture: int) -> float | None:
     """Divide the time of the busiest unit by the time for memory, per output; None if either is unknown."""
-    if not per_output or not bytes_per_output:
+    machine = MACHINES.get(architecture)
+    if machine is None or not per_output or not bytes_per_output:
         return None
-    machine = MACHINES[architecture]
     clocks = max(per_output[unit] / lanes for unit, lanes in machine.lanes.items())
     seconds = clocks / (machine.multiprocessors * machine.hertz)
     return seconds / (bytes_per_output / machine.bytes_per_second)
 
 
 def rows_of(operator: str) -> Iterator[dict[str, Any]]:
-    for architecture in ARCHITECTURES:
-        for case in operator_cases(operator, architecture):
-            row = {"operator": operator, **asdict(compile_case(case, architecture))}
-            del row["opcodes"]
-            yield row
+    for kernel in compile_all([operator], ARCHITECTURES):
+        row = {"operator": operator, **asdict(kernel)}
+        del row["opcodes"], row["compile_seconds"]
+        yield row
 
 
 def completed(row: dict[str, Any]) -> dict[str, Any]:
@@ -116,12 +112,13 @@ def widths(accesses: dict[str, int]) -> str:
 
 
 def cells(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Format a row's columns but that of the architecture, which stands after the second."""
     per_output, share = row["per_output"].get("all"), row["issue_over_memory"]
     return (
-        row["name"].replace("|", "\\|"), row["architecture"], row["num_warps"], row["registers"], row["spill_bytes"],
-        row["shared_bytes"], f"{row['occupancy']:.0%}", widths(row["loads"]), widths(row["stores"]),
+        row["name"].replace("|", "\\|"), row["num_warps"], row["registers"], row["spill_bytes"], row["shared_bytes"],
+        f"{row['occupancy']:.0%}", widths(row["loads"]), widths(row["stores"]),
         "" if per_output is None else f"{per_output:.1f}", f"{row['bytes_per_output']:g}" if share else "",
-        "" if share is None else f"{share:.2f}", "" if row["compile_seconds"] is None else row["compile_seconds"],
+        "" if share is None else f"{share:.2f}",
     )  # fmt: skip
 
 
@@ -131,14 +128,29 @@ def markdown(rows: list[dict[str, Any]], notes: list[str]) -> str:
         f"{m.bytes_per_second / 1e12:g} TB/s"
         for architecture, m in MACHINES.items()
     )
+    compilers = _by_architecture((row["compiler"], row["architecture"]) for row in rows)
+    shared = _by_architecture((f"{a.shared_per_block >> 10} KB", number) for number, a in ARCHITECTURES.items())
     lines = [
-        EXPLANATION.format(triton=importlib.metadata.version("triton"), machines=assumed),
+        EXPLANATION.format(compilers=compilers, shared=shared, machines=assumed),
         *(f"{note}\n" for note in notes),
         "| " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * len(COLUMNS),
     ]
-    lines += ["| " + " | ".join(map(str, cells(row))) + " |" for row in rows]
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for row in rows:
+        alike.setdefault(cells(row), []).append(row["architecture"])
+    for found, architectures in alike.items():
+        line = (*found[:2], " ".join(map(str, architectures)), *found[2:])
+        lines.append("| " + " | ".join(map(str, line)) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _by_architecture(values: Iterable[tuple[str, int]]) -> str:
+    """Format ``("99 KB", 86), ("99 KB", 89)`` as ``99 KB on sm_86, sm_89``."""
+    found: dict[str, dict[str, None]] = {}
+    for value, architecture in sorted(values, key=lambda pair: pair[1]):
+        found.setdefault(value, {})[f"sm_{architecture}"] = None
+    return "; ".join(f"{value} on {', '.join(architectures)}" for value, architectures in found.items())
 
 
 def as_json(rows: list[dict[str, Any]]) -> str:
@@ -169,9 +181,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.operators) - set(choices)):
         parser.error(f"no operator is called {', '.join(unknown)}; there are {', '.join(choices)}")
-    with tempfile.TemporaryDirectory() as cache:
-        os.environ["TRITON_CACHE_DIR"] = cache  # so that every kernel is compiled, and its time is that of compiling
-        rows, notes = collect(options.operators or list(choices))
+    rows, notes = collect(options.operators or list(choices))
     for name, text in (("static.json", as_json(rows)), ("static.md", markdown(rows, notes))):
         with replacing(options.output / name) as temporary:
             temporary.write_text(text)

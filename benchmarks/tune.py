@@ -26,6 +26,7 @@ import dimr_kernels as dk
 from dimr.utils import replacing
 from dimr_kernels.dispatch import TRITON_INSTALLED, TRITON_INTERPRETS
 from dimr_kernels.launch import (
+    GPU_FAMILIES,
     LaunchConfig,
     RowConfig,
     assume_architecture,
@@ -39,8 +40,9 @@ from dimr_kernels.ops.geglu_triton import MatmulConfig
 from dimr_kernels.ops.time_gate import WIDEST_IN_REGISTERS
 
 from . import timing
+from .machine_code.architectures import ARCHITECTURES
 from .machine_code.case import KernelCase
-from .machine_code.compile import ARCHITECTURES, CASES, OPERATORS, CompiledKernel, compile_case
+from .machine_code.compile import CASES, OPERATORS, CompiledKernel, compile_case
 from .measurement import Case, Machine, prepare, prove
 from .report import RESULTS, slug
 from .rivals import Unavailable
@@ -223,7 +225,7 @@ def dry_run(operators: list[str]) -> None:
             if (problem.kernel, problem.sizes) in seen:
                 continue
             seen.add((problem.kernel, problem.sizes))
-            for architecture in ARCHITECTURES:
+            for architecture in GPU_FAMILIES:
                 with assume_architecture(architecture):
                     configs = candidates(problem.kernel, *problem.sizes)
                 logger.info("%s, size %s, sm_%d:", problem.kernel, problem.sizes, architecture)

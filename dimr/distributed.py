@@ -209,21 +209,26 @@ def load_model_state(model: nn.Module, state: dict[str, Tensor]) -> None:
     model.load_state_dict({name: shard_like(v, own[name]) if name in own else v for name, v in state.items()})
 
 
-def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load full tensors into an optimizer of parameters that may be sharded.
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any], parameters: list[Tensor]) -> None:
+    """Load full tensors into an optimizer of parameters that may be sharded; its groups keep their own settings.
+
+    Args:
+        parameters: the optimizer's parameters in the state's order, which other groups may have made another one.
 
     Raises:
         ValueError: a tensor's shape is not its parameter's.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    own = optimizer.state_dict()
+    numbers = {id(p): i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
     moments: dict[int, dict[str, Any]] = {}
     for index, values in state["state"].items():
-        moments[index] = {}
+        parameter = parameters[index]
+        loaded = moments[numbers[id(parameter)]] = {}
         for key, value in values.items():
             if key != "step":
-                if value.shape != parameters[index].shape:
-                    found, wanted = list(value.shape), list(parameters[index].shape)
+                if value.shape != parameter.shape:
+                    found, wanted = list(value.shape), list(parameter.shape)
                     raise ValueError(f"{key} of parameter {index}: {found}, wanted {wanted}")
-                value = shard_like(value, parameters[index])
-            moments[index][key] = value
-    optimizer.load_state_dict({**state, "state": moments})
+                value = shard_like(value, parameter)
+            loaded[key] = value
+    optimizer.load_state_dict({"state": moments, "param_groups": own["param_groups"]})

@@ -16,7 +16,7 @@ from . import checks
 from .dispatch import choose
 from .ops import time_gate
 from .ops.depthwise_conv import depthwise_conv2d_into_definition, depthwise_conv2d_into_ops
-from .ops.pixel_shuffle import check_shuffle, check_shuffled
+from .ops.linear import linear_add_ as linear_add_
 from .ops.td_norm import td_norm_into_definition, td_norm_into_ops
 from .ops.time_gate import GATES, GateParameters
 from .ops.upsample import shuffle_norm_add_definition, shuffle_norm_add_in_place_ops
@@ -123,8 +123,8 @@ def pixel_shuffle_td_norm_add_(
     Raises as :func:`td_norm`.
     """
     operator = "inference.pixel_shuffle_td_norm_add_"
-    r = check_shuffle(operator, x, "upscale_factor", upscale_factor, "nhwc")
-    C = check_shuffled(operator, x, y, r, "nhwc")
+    r = checks.check_shuffle(operator, x, "upscale_factor", upscale_factor, "nhwc")
+    C = checks.check_shuffled(operator, x, y, r, "nhwc")
     checks.check_same_dtype(operator, y=y, x=x)
     checks.check_same_device(operator, y=y, x=x, t=t)
     _check_pixels(operator, "y", y)

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .dispatch import constant_when_traced, extension_status
+from .flops import Formula, register_flops
 
 NAMESPACE = "dimr_kernels"
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -183,11 +184,13 @@ def define_op(
     fake: Callable[..., Any],
     inference: Callable[..., Any] | None = None,
     devices: tuple[str, ...] = ("CPU", "CUDA"),
+    flops: Formula | None = None,
 ) -> Operator:
     """Register ``schema`` ("name(arguments) -> results") and return the operator.
 
     ``kernel`` is None if the compiled extension registers the implementations itself. ``inference`` takes the kernel's
-    place where no gradient is recorded; results that only a backward reads may be None there.
+    place where no gradient is recorded; results that only a backward reads may be None there. ``flops`` counts the
+    matrix products and convolutions inside (:mod:`dimr_kernels.flops`).
     """
     name = schema.partition("(")[0]
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -195,9 +198,11 @@ def define_op(
         for key in devices:
             _library.impl(name, kernel, key)
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
-    overload = getattr(torch.ops.dimr_kernels, name).default
-    if schema.endswith("-> Tensor[]"):  # for other results torch has such a rule itself
-        torch.library.register_vmap(overload, _one_by_one(overload), lib=_library)
+    packet = getattr(torch.ops.dimr_kernels, name)
+    overload = packet.default
+    if flops is not None:
+        register_flops(packet, flops)
+    torch.library.register_vmap(overload, _one_by_one(overload), lib=_library)
     kernel = kernel or _below_autograd(overload)
     return Operator(overload, kernel, inference or kernel)
 
@@ -213,6 +218,7 @@ def define_forms(
     kernels: Mapping[str, Callable[..., Any]],
     fake: Callable[..., Any],
     inference: Mapping[str, Callable[..., Any]] | None = None,
+    flops: Formula | None = None,
 ) -> Operators:
     """Register an operator for each fused form of one schema, with a kernel of its own and everything else alike.
 
@@ -228,6 +234,7 @@ def define_forms(
             fake=fake,
             inference=None if inference is None else inference[form],
             devices=_DEVICES[form],
+            flops=flops,
         )
         for form, kernel in kernels.items()
     }
@@ -265,15 +272,24 @@ def cpp_kernel(name: str) -> Callable[..., Any]:
 
 
 def _one_by_one(overload: Any) -> Callable[..., Any]:
-    """Make a rule for vmap that calls the operator once for each entry."""
+    """Make a rule for vmap that calls the operator once for each entry.
 
-    def rule(info: Any, dimensions: tuple[Any, ...], *arguments: Any) -> tuple[list[Tensor], list[int]]:
-        def entry(i: int) -> list[Tensor]:
+    torch would do the same where an operator has no rule, but for lists of results, and complain on standard error.
+    """
+
+    def rule(info: Any, dimensions: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+        def entry(i: int) -> Any:
             pairs = zip(arguments, dimensions, strict=True)
             return overload(*(x.select(dimension, i) if isinstance(dimension, int) else x for x, dimension in pairs))
 
-        results = [torch.stack(parts) for parts in zip(*map(entry, range(info.batch_size)), strict=True)]
-        return results, [0] * len(results)
+        entries = [entry(i) for i in range(info.batch_size)]
+        if isinstance(entries[0], Tensor):
+            return torch.stack(entries), 0
+        if entries[0] is None:  # it writes into an argument
+            return None, None
+        kind = type(entries[0])  # tuple or list
+        stacked = kind(torch.stack(parts) for parts in zip(*entries, strict=True))
+        return stacked, kind([0] * len(stacked))
 
     return rule
 

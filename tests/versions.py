@@ -62,7 +62,7 @@ CELLS = {
 OPERATORS = ("extension", "registration", "td_norm", "norm_dtypes", "geglu", "pixel_shuffle")
 MODELS = (
     "dimr_kernels/adoption", "dimr/test_diffusers_model.py", "dimr/test_diffusers_schedulers.py",
-    "dimr/test_diffusers_pipeline.py", "dimr/test_checkpoints.py", "dimr/test_samplers.py", "dimr/test_lora.py",
+    "dimr/test_diffusers_pipeline.py", "dimr/test_checkpoints.py", "dimr/test_samplers.py",
 )  # fmt: skip
 DEMO = """
 import json, subprocess, sys

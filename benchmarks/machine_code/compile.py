@@ -1,7 +1,7 @@
 """Compile Triton kernels for an architecture without a GPU, and read the cost off the machine code.
 
-``python -m benchmarks.machine_code.compile [operator ...]`` prints one JSON object per configuration. Run it in a
-process of its own without TRITON_INTERPRET=1: the interpreter's kernels cannot be compiled.
+``python -m benchmarks.machine_code.compile [operator ...]`` prints one JSON object per configuration and architecture.
+Run it in a process of its own without TRITON_INTERPRET=1: the interpreter's kernels cannot be compiled.
 """
 
 from __future__ import annotations
@@ -9,24 +9,28 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 from dimr_kernels.launch import assume_architecture
 
 from . import cases_depthwise_conv, cases_geglu, cases_norms
+from .architectures import ARCHITECTURES
 from .case import KernelCase
 from .listing import BULK_LOADS, BULK_STORES, LOADS, STORES, Listing
 
 CASES = cases_depthwise_conv.CASES | cases_geglu.CASES | cases_norms.CASES
 OPERATORS = tuple(sorted(CASES))
-ARCHITECTURES = (80, 90)
 
 
 @dataclass(frozen=True)
@@ -51,12 +55,17 @@ class CompiledKernel:
     bytes_per_output: float
     """Fewest bytes moved to and from memory; 0 where the figure means nothing."""
     compile_seconds: float
+    compiler: str
+    """Versions of Triton and of the ptxas that it calls for this architecture."""
+    summed_types: tuple[str, ...]
+    """Element types that reductions accumulate in, such as "f32"."""
 
     @property
     def instructions_per_output(self) -> float | None:
         return self.per_output.get("all")
 
 
+@cache
 def operator_cases(operator: str, architecture: int) -> list[KernelCase]:
     """List what the operator launches on this architecture; a kernel that serves several shapes is one case."""
     with assume_architecture(architecture):
@@ -87,9 +96,29 @@ def merged_name(names: Sequence[str]) -> str:
     return f"{kernel}[{','.join(parts)}]" if rest else kernel
 
 
+def compile_all(operators: Iterable[str], architectures: Iterable[int], processes: int = 0) -> Iterator[CompiledKernel]:
+    """Compile every configuration for every architecture, in parallel processes (0: as many as there are cores)."""
+    numbered = [
+        (operator, architecture, number)
+        for operator in operators
+        for architecture in architectures
+        for number in range(len(operator_cases(operator, architecture)))
+    ]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes or os.cpu_count(), mp_context=spawn) as pool:
+        yield from pool.map(_compile_numbered, numbered)
+
+
+def _compile_numbered(numbered: tuple[str, int, int]) -> CompiledKernel:
+    """Compile a case by its number, since kernels cannot be sent to another process."""
+    operator, architecture, number = numbered
+    return compile_case(operator_cases(operator, architecture)[number], architecture)
+
+
 def compile_case(case: KernelCase, architecture: int) -> CompiledKernel:
     import triton
     from triton.backends.compiler import GPUTarget
+    from triton.backends.nvidia.compiler import get_ptxas
     from triton.compiler import ASTSource
 
     names = list(case.kernel.arg_names)
@@ -120,7 +149,18 @@ def compile_case(case: KernelCase, architecture: int) -> CompiledKernel:
         per_output=_per_output(case, listing),
         bytes_per_output=case.bytes_per_output,
         compile_seconds=round(seconds, 2),
+        compiler=f"Triton {triton.__version__}, ptxas {get_ptxas(architecture).version}",
+        summed_types=summed_types(compiled.asm["ttir"]),
     )
+
+
+_REDUCTION = re.compile(r'"tt\.reduce"\(.*?\}\) : \((.*?)\) -> ', re.DOTALL)
+
+
+def summed_types(ttir: str) -> tuple[str, ...]:
+    """Read the element types that Triton's intermediate code reduces, ``tensor<8x256xf32>`` -> "f32"."""
+    operands = " ".join(_REDUCTION.findall(ttir))
+    return tuple(sorted(set(re.findall(r"tensor<(?:\d+x)*(\w+)", operands))))
 
 
 def _per_output(case: KernelCase, listing: Listing) -> dict[str, float]:
@@ -157,13 +197,18 @@ def _resources(cubin: bytes) -> tuple[int, int]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Compile every kernel configuration and print its cost as JSON lines.")
     parser.add_argument("operators", nargs="*", default=OPERATORS)
-    parser.add_argument("--architecture", type=int, action="append", help="compute capability times ten: 80, 90")
+    parser.add_argument(
+        "--architecture",
+        type=int,
+        action="append",
+        choices=tuple(ARCHITECTURES),
+        help="compute capability times ten; default: all",
+    )
+    parser.add_argument("--processes", type=int, default=0, help="default: as many as there are cores")
     options = parser.parse_args(arguments)
-    for operator in options.operators:
-        for architecture in options.architecture or ARCHITECTURES:
-            for case in operator_cases(operator, architecture):
-                sys.stdout.write(json.dumps(asdict(compile_case(case, architecture))) + "\n")
-                sys.stdout.flush()
+    for compiled in compile_all(options.operators, options.architecture or ARCHITECTURES, options.processes):
+        sys.stdout.write(json.dumps(asdict(compiled)) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

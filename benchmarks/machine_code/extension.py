@@ -12,7 +12,8 @@ from typing import Any
 
 from dimr_kernels.dispatch import extension_status
 
-from .compile import ARCHITECTURES, tool
+from .architectures import ARCHITECTURES
+from .compile import tool
 from .listing import BULK_LOADS, BULK_STORES, LOADS, STORES, Listing
 
 WARPS = 8
@@ -53,7 +54,7 @@ def extension_rows() -> tuple[list[dict[str, Any]], str | None]:
     for architecture in ARCHITECTURES:
         if architecture not in usage or architecture not in code:
             return [], f"The extension holds no machine code for sm_{architecture}: its kernels are not in this table"
-        rows += _rows(architecture, usage[architecture], code[architecture])
+        rows += _rows(architecture, usage[architecture], code[architecture], f"nvcc {status.build['nvcc']}")
     return rows, None
 
 
@@ -67,7 +68,7 @@ def _dump(library: Path, flag: str) -> dict[int, str]:
     return found
 
 
-def _rows(architecture: int, usage: str, code: str) -> Iterator[dict[str, Any]]:
+def _rows(architecture: int, usage: str, code: str, compiler: str) -> Iterator[dict[str, Any]]:
     resources = {
         function: dict(re.findall(r"\b(REG|STACK|LOCAL|SHARED):(\d+)", line))
         for function, line in re.findall(r"Function (\S+):\n\s+(.*)", usage)
@@ -98,7 +99,8 @@ def _rows(architecture: int, usage: str, code: str) -> Iterator[dict[str, Any]]:
             "stores": listing.accesses(STORES, BULK_STORES),
             "per_output": {unit: round(count / outputs, 2) for unit, count in listing.per_program(1).items()},
             "bytes_per_output": TENSORS[mode] * size,
-            "compile_seconds": None,
+            "compiler": compiler,
+            "summed_types": (),
         }
 
 

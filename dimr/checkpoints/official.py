@@ -23,23 +23,31 @@ from .weights import (
     check_keys,
     check_weights,
     load_model,
+    loadable_weights,
     read_state_dict,
     require_safetensors,
     save_model,
 )
+from .wrappers import unwrapped
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
 
 
 def load_official_checkpoint(
-    path_or_state_dict: str | os.PathLike[str] | Mapping[str, Tensor], config_or_name: DiMRConfig | str
+    path_or_state_dict: str | os.PathLike[str] | Mapping[str, Tensor],
+    config_or_name: DiMRConfig | str,
+    key: str | None = None,
 ) -> DiMR:
-    """Load a published checkpoint.
+    """Load a published checkpoint, or one of a program that trains the model, under the published or our own names.
+
+    Weights inside a dictionary, such as ``{"ema": ...}``, or under prefixes such as ``module.`` are found where there
+    is one set of them.
 
     Args:
-        path_or_state_dict: a ``.pth`` file (read with ``weights_only=True``), a ``.safetensors`` file, or the state
-            dict itself, under the published names.
+        path_or_state_dict: a ``.pth`` file (read with ``weights_only=True``), a ``.safetensors`` file or the index of
+            several, or the state dict itself.
         config_or_name: the model's configuration, or a name from :func:`dimr.list_models`.
+        key: the set of weights to take where there are several, for example ``"ema"``.
 
     Returns:
         The model on the CPU, in float32, in evaluation mode.
@@ -53,7 +61,7 @@ def load_official_checkpoint(
         state, source = path_or_state_dict, "state dict"
     else:
         state, source = read_state_dict(path_or_state_dict), os.fspath(path_or_state_dict)
-    weights = from_official_state_dict(state, config, source)
+    weights = from_any_state_dict(unwrapped(state, source, key), config, source)
     model = without_weights(config)
     model.load_state_dict(weights, assign=True)
     for parameter in model.parameters():
@@ -62,10 +70,13 @@ def load_official_checkpoint(
 
 
 def convert_to_folder(
-    source: str | os.PathLike[str], folder: str | os.PathLike[str], config_or_name: DiMRConfig | str
+    source: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    config_or_name: DiMRConfig | str,
+    key: str | None = None,
 ) -> Path:
-    """Convert a published ``.pth`` or ``.safetensors`` file to a folder for :func:`load_model`."""
-    return save_model(load_official_checkpoint(source, config_or_name), folder)
+    """Convert a file that :func:`load_official_checkpoint` reads to a folder for :func:`load_model`."""
+    return save_model(load_official_checkpoint(source, config_or_name, key), folder)
 
 
 def convert_to_published(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> Path:
@@ -88,6 +99,18 @@ def publish(model: DiMR, target: Path) -> Path:
     return target
 
 
+def from_any_state_dict(
+    state: Mapping[str, Tensor], config: DiMRConfig, source: str = "state dict"
+) -> dict[str, Tensor]:
+    """Convert tensors under published names or our own to our own, as newly allocated float32 tensors."""
+    if not any(name.startswith("branches.") for name in state):
+        return from_official_state_dict(state, config, source)
+    check_weights(state, source)
+    shapes = {name: tuple(p.shape) for name, p in without_weights(config).named_parameters()}
+    check_keys({name: tuple(v.shape) for name, v in state.items()}, shapes, source)
+    return {name: state[name].to("cpu", torch.float32, copy=True) for name in shapes}
+
+
 def from_official_state_dict(
     state: Mapping[str, Tensor], config: DiMRConfig, source: str = "state dict"
 ) -> dict[str, Tensor]:
@@ -99,7 +122,7 @@ def from_official_state_dict(
 
 def to_official_state_dict(model: DiMR) -> dict[str, Tensor]:
     """Return the model's weights under the published names, float32, on the CPU."""
-    state = model.state_dict()
+    state = loadable_weights(model)
     published: dict[str, Tensor] = {}
     for entry in entries(model.config):
         value = state[entry.ours].detach().to("cpu", torch.float32)

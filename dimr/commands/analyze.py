@@ -54,7 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _add_pca_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="a checkpoint folder, or a model's name (untrained, its norms stand still)")
+    parser.add_argument(
+        "model", help="a checkpoint's or a run's folder, or a model's name (untrained, its norms stand still)"
+    )
+    kinds.add_weights(parser)
     parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="pca.json and pca.png are written here"
     )
@@ -70,7 +73,7 @@ def _pca(arguments: argparse.Namespace) -> int:
     require("matplotlib", "demo", "the plot of explained variance")
     if arguments.steps < 2:
         raise CommandError("--steps: wanted at least 2, principal components need two timesteps")
-    model = _model(arguments.model)
+    model = _model(arguments.model, arguments.weights, arguments.step)
     timesteps = sampling_timesteps(arguments.steps)
     try:
         curves = time_curves(model, timesteps)
@@ -96,9 +99,9 @@ def _in_words(summary: dict[str, Any]) -> str:
     return words + (f", the first two {means[1]:.1%}" if len(means) > 1 else "") + ", mean over layers"
 
 
-def _model(source: str) -> DiMR:
+def _model(source: str, weights: str | None, step: int | None) -> DiMR:
     if Path(source).exists():
-        return load_checkpoint(Path(source))
+        return load_checkpoint(Path(source), weights=weights, step=step).model
     try:
         model_config(source)
     except ValueError as error:

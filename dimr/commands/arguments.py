@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import logging
 import math
 import sys
 from collections.abc import Callable
@@ -11,10 +13,14 @@ from typing import Any
 
 import torch
 
-from ..checkpoints import load_model
+from ..checkpoints.weights import CONFIG, KINDS, SavedWeights, model_of, read_config, read_model_folder
 from ..distributed import local_device
 from ..model.network import DiMR
-from ..utils import UserError
+from ..sampling.plan import fingerprint
+from ..training.saved import is_run, read_weights
+from ..utils import UserError, file_sha256
+
+logger = logging.getLogger(__name__)
 
 MAX_INT = 2**31 - 1
 MAX_SIDE = 1024
@@ -122,8 +128,67 @@ def pick_own_device(name: str | None) -> torch.device:
     return local_device(device.type) if device.index is None else device
 
 
-def load_checkpoint(folder: Path, device: torch.device | str = "cpu") -> DiMR:
-    """Load the model in a checkpoint folder. For a file, the error says how to make a folder of it."""
-    if folder.is_file():
-        raise CommandError(f"{folder} is a file; a checkpoint here is a folder (dimr convert makes one)")
-    return load_model(folder, device)
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weights", choices=KINDS, help="of a run: the average (ema, the default), or the trained weights (raw)"
+    )
+    parser.add_argument(
+        "--step", type=positive_int, metavar="N", help="of a run: the checkpoint of this step (default: the newest)"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A model that a command works with, in evaluation mode.
+
+    Attributes:
+        folder: the folder that may hold the names of its classes.
+        identity: by which an interrupted run recognises the same weights.
+    """
+
+    model: DiMR
+    folder: Path
+    identity: str
+
+
+def load_checkpoint(
+    path: Path,
+    device: torch.device | str = "cpu",
+    weights: str | None = None,
+    step: int | None = None,
+    report: bool = True,
+) -> Checkpoint:
+    """Load the model in a checkpoint folder or, as ``weights`` and ``step`` say, of a run; ``report`` logs which.
+
+    For a published file, the error says how to make a folder of it.
+    """
+    if path.is_file() and path.suffix != ".pt":
+        raise CommandError(f"{path} is a file; a checkpoint here is a folder (dimr convert makes one)")
+    if step is None and (path / CONFIG).is_file():
+        saved = read_model_folder(path, weights)
+    else:
+        if not (path.is_file() or is_run(path)):
+            read_config(path)  # whose error has a hint
+        saved = read_weights(path, weights, step)
+    if saved.config is None:
+        raise CommandError(f"{path} is a file; a checkpoint here is a folder (dimr convert makes one)")
+    if report:
+        report_weights(saved)
+    model = model_of(saved.tensors, saved.config, str(saved.file)).to(device).eval()
+    if saved.file.parent == path:
+        return Checkpoint(model, path, fingerprint(path))
+    return Checkpoint(model, class_folder(saved), f"{saved.kind} {file_sha256(saved.file)}")
+
+
+def class_folder(saved: SavedWeights) -> Path:
+    """Return the folder with the class names: of a run's checkpoint that of its model."""
+    folder = saved.file.parent
+    return folder.with_name("model") if folder.name == "checkpoints" else folder
+
+
+def report_weights(saved: SavedWeights) -> None:
+    """Log which of a run's weights these are, and warn of an average that is still near its start."""
+    if saved.step is not None:
+        logger.info("reading %s", saved.describe())
+    if (warning := saved.warning()) is not None:
+        logger.warning("%s", warning)

@@ -8,8 +8,10 @@ import os
 import sys
 from pathlib import Path
 
+from ..checkpoints.weights import CONFIG
 from ..evaluation import EvaluationReport, EvaluationSettings, FeatureExtractor, evaluate
 from ..evaluation.extractors import WEIGHTS_NAME, load_extractor, load_inception
+from ..training.saved import is_run
 from ..utils import describe_environment, require, write_json
 from . import arguments as kinds
 from .arguments import CommandError, pick_device, say
@@ -47,6 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--crop", type=kinds.positive_int, metavar="S",
         help="reduce and crop the pictures of folders to SxS first (default: they must be of one size)",
     )  # fmt: skip
+    parser.add_argument(
+        "--exif-orientation", action=argparse.BooleanOptionalAction, default=True,
+        help="turn pictures as their EXIF data says; ADM's preprocessing of ImageNet does not",
+    )  # fmt: skip
     for option, help_text in (
         ("batch-size", "images at a time"),
         ("neighbours", "k of precision and recall"),
@@ -63,6 +69,11 @@ def run(arguments: argparse.Namespace) -> int:
         require(package, "evaluate", "dimr evaluate")
     if arguments.save_reference is not None and arguments.save_reference.suffix != ".npz":
         raise CommandError(f"--save-reference: wanted a name ending in .npz, got {arguments.save_reference}")
+    for path in (arguments.samples, arguments.reference):
+        if is_run(path) or (path / CONFIG).is_file():
+            raise CommandError(
+                f"{path} holds a model, not pictures: dimr sample {path} --output samples.npz draws some"
+            )
     device = pick_device(arguments.device)
     extractor = _extractor(arguments)
     extractor.module.to(device)

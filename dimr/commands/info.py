@@ -43,7 +43,7 @@ def _config(model: str) -> DiMRConfig:
         return NAMED[model]
     if not Path(model).exists():
         raise CommandError(f"{model!r} is neither a checkpoint folder nor one of {', '.join(NAMED)}")
-    return load_checkpoint(Path(model)).config
+    return load_checkpoint(Path(model)).model.config
 
 
 def _paper_values(name: str) -> str:

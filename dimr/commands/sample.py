@@ -34,7 +34,8 @@ OUTPUT_KINDS = f"a folder, or a name ending in {', '.join(PICTURES + TENSORS)}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, help="folder that dimr demo, train or convert wrote")
+    parser.add_argument("checkpoint", type=Path, help="folder of a run, or that dimr demo or convert wrote")
+    kinds.add_weights(parser)
     parser.add_argument(
         "--output",
         type=Path,
@@ -108,17 +109,21 @@ def _is_file_suffix(suffix: str) -> bool:
 
 
 def _run(arguments: argparse.Namespace, device: torch.device, processes: Processes) -> None:
-    model = load_checkpoint(arguments.checkpoint, device)
+    checkpoint = load_checkpoint(arguments.checkpoint, device, arguments.weights, arguments.step, processes.is_main)
+    model, folder, identity = checkpoint.model, checkpoint.folder, checkpoint.identity
+    del checkpoint
     decoder = _decoder(arguments, model)
     pixels = model.config.in_channels in SHOWN_CHANNELS or decoder is not None
-    classes = _classes(arguments, model)
+    classes = _classes(arguments, model, folder)
     plan = SamplePlan(_labels(arguments, classes), arguments.seed, arguments.batch_size)
     unconditional = set(classes) == {model.config.num_classes}
     guidance = None if unconditional else _guidance(arguments, model)
     predictor, how = _predictor(arguments.engine, model)
     del model  # with an engine, its memory is free again
     files = _files(arguments, plan, pixels)
-    settings = _settings(arguments, plan, classes, guidance, f"{device.type}, {how}") if processes.is_main else {}
+    settings = {}
+    if processes.is_main:
+        settings = {"model": identity, **_settings(arguments, plan, classes, guidance, f"{device.type}, {how}")}
     claim_first(files, settings, arguments.overwrite, processes)
     missing = missing_batches(files, plan, processes)
     began = time.perf_counter()
@@ -181,9 +186,8 @@ def _files(arguments: argparse.Namespace, plan: SamplePlan, pixels: bool) -> Sam
 def _settings(
     arguments: argparse.Namespace, plan: SamplePlan, classes: list[int], guidance: Guidance | None, computed: str
 ) -> dict[str, Any]:
-    """Collect everything that the samples depend on."""
+    """Collect everything besides the model that the samples depend on."""
     return {
-        "model": fingerprint(arguments.checkpoint),
         "decoder": None if arguments.decoder is None else fingerprint(arguments.decoder),
         "images": len(plan.labels),
         "order": "classes in turn" if arguments.count else "class after class",
@@ -212,12 +216,12 @@ def _predictor(engine: bool | None, model: DiMR) -> tuple[NoisePredictor, str]:
     return made, f"the inference engine in {str(dtype).removeprefix('torch.')}, {graph}"
 
 
-def _classes(arguments: argparse.Namespace, model: DiMR) -> list[int]:
+def _classes(arguments: argparse.Namespace, model: DiMR, folder: Path) -> list[int]:
     count = model.config.num_classes
-    trained = find_trained_classes(count, arguments.checkpoint)
+    trained = find_trained_classes(count, folder)
     if arguments.classes is None:
         return trained if arguments.count else trained[:DEFAULT_CLASSES]
-    names = find_class_names(count, arguments.checkpoint, arguments.class_names)
+    names = find_class_names(count, folder, arguments.class_names)
     try:
         found = class_ids(arguments.classes, count, names, trained, model.config.unconditional_class)
     except ClassNameError as error:

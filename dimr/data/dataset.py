@@ -23,6 +23,7 @@ class Dataset(abc.ABC):
         class_names: one for each class, if known.
         num_classes: classes are ``0 .. num_classes - 1``.
         sample_shape: ``(C, S, S)``.
+        kind: what a sample is: pictures, or latents of one autoencoder.
         missing: files found unreadable while the data set was opened.
         max_skipped: number of files that may be unreadable before reading ends in an error.
     """
@@ -31,6 +32,7 @@ class Dataset(abc.ABC):
     class_names: tuple[str, ...] | None
     num_classes: int
     sample_shape: tuple[int, int, int]
+    kind: str = "pictures"
     missing: tuple[Skipped, ...] = ()
     max_skipped: int = 0
 

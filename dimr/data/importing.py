@@ -5,6 +5,7 @@
 - DiT: ``..._features/0.npy`` ``[1, C, h, w]``, scaled, and ``..._labels/0.npy``.
 - LightningDiT: ``.safetensors`` with ``latents``, perhaps ``latents_flip``, and ``labels``; ``latents_stats.pt`` beside
   them has mean and standard deviation of each channel.
+- REPA: ``vae-sd/00000/img-mean-std-00000000.npy`` ``[2C, h, w]``, mean and standard deviation, and ``dataset.json``.
 - ``.npz`` files with ``moments`` or ``latents``, and labels under one of the usual names.
 """
 
@@ -15,7 +16,7 @@ import dataclasses
 import hashlib
 import itertools
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,17 @@ from .dataset import file_stamp
 from .encoding import DTYPES, EncodingSettings, LatentWriter, parts
 from .errors import DataError, SampleError
 from .latents import LatentIndex
-from .sources.labels import as_labels, choose_key
+from .sources.labels import as_labels, choose_key, from_label_file
 from .sources.npz import array_names, read_array
+from .spec import REPA_LATENTS
 
 STABLE_DIFFUSION = LatentScale(0.18215)  # of the autoencoders that DiMR, U-ViT and DiT use
 SCALED = LatentScale(1.0)
 READERS = 8  # threads
 STATISTICS = "latents_stats.pt"
+REPA_LABELS = "dataset.json"
+REPA_FOLDER = "vae-sd"  # beside the folder of pictures
+LEAST_LOG_DEVIATION = -15.0  # half the least log variance of the autoencoder
 
 
 class LatentFiles(abc.ABC):
@@ -104,12 +109,63 @@ class DitFiles(LatentFiles):
         return _read_npy(path), _read_npy(self.labels / path.name).reshape(-1)
 
 
-class ShardFiles(LatentFiles):
+class MeanStdFiles(LatentFiles):
+    """The files of REPA, with the labels in ``dataset.json``."""
+
+    moments = True
+    scale = STABLE_DIFFUSION
+
+    def __init__(self, root: Path, names: list[str]) -> None:
+        self.root = root
+        self.names = names
+        path = root / REPA_LABELS
+        if not path.is_file():
+            raise DataError(f"{root} has no {REPA_LABELS} with the labels of its latents")
+        labels = from_label_file(path.read_bytes(), str(path), names)
+        if labels is None:
+            raise DataError(f"{path} has no labels")
+        self._labels = labels.ids
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def file(self, index: int) -> Path:
+        return self.root / self.names[index]
+
+    def read(self, index: int) -> tuple[Any, Any]:
+        values = torch.as_tensor(_read_npy(self.file(index)))
+        if values.dim() == 3 and len(values) % 2 == 0 and values.is_floating_point():
+            mean, deviation = values.chunk(2)
+            if not (deviation >= 0).all():
+                raise ValueError("its second half has negative values; wanted standard deviations")
+            values = torch.cat([mean, 2 * deviation.log().clamp(min=LEAST_LOG_DEVIATION)])
+        return values[None], self._labels[index]
+
+
+class SeveralPerFile(LatentFiles):
+    """Files of several samples each, of which ``counts`` are in each file."""
+
+    def __init__(self, files: list[Path], counts: Iterable[int]) -> None:
+        self.files = files
+        self._ends = list(itertools.accumulate(counts))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def _find(self, index: int) -> tuple[int, int]:
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        return number, index - (self._ends[number - 1] if number else 0)
+
+    def file(self, index: int) -> Path:
+        return self.files[self._find(index)[0]]
+
+
+class ShardFiles(SeveralPerFile):
     """The files of LightningDiT."""
 
+    scale = None
+
     def __init__(self, files: list[Path]) -> None:
-        self.files = files
-        self.scale = None
         open_file = require("safetensors", "train", "reading latents").safe_open
         try:
             self._open = [open_file(file, "pt") for file in files]
@@ -117,7 +173,7 @@ class ShardFiles(LatentFiles):
             self.flipped = all("latents_flip" in file.keys() for file in self._open)  # noqa: SIM118 - no mapping
         except Exception as error:  # safetensors has errors of its own
             raise DataError(f"{files[0].parent}: not latents with labels: {first_line(error)}") from error
-        self._ends = list(itertools.accumulate(counts))
+        super().__init__(files, counts)
         self._mean, self._std = self._statistics(files[0].parent / STATISTICS)
 
     def _statistics(self, path: Path) -> tuple[Tensor, Tensor]:
@@ -133,16 +189,6 @@ class ShardFiles(LatentFiles):
         self.scale = SCALED
         return mean, std
 
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def _find(self, index: int) -> tuple[int, int]:
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        return number, index - (self._ends[number - 1] if number else 0)
-
-    def file(self, index: int) -> Path:
-        return self.files[self._find(index)[0]]
-
     def read(self, index: int) -> tuple[Any, Any]:
         number, row = self._find(index)
         file = self._open[number]
@@ -151,11 +197,10 @@ class ShardFiles(LatentFiles):
         return (latents - self._mean) / self._std, file.get_slice("labels")[row].reshape(-1).numpy()
 
 
-class ArrayFiles(LatentFiles):
+class ArrayFiles(SeveralPerFile):
     """Arrays ``moments`` or ``latents`` of ``.npz`` files."""
 
     def __init__(self, files: list[Path]) -> None:
-        self.files = files
         names = [array_names(file) for file in files]
         self.moments = "moments" in names[0]
         self.scale = STABLE_DIFFUSION if self.moments else None
@@ -169,17 +214,7 @@ class ArrayFiles(LatentFiles):
             self._labels.append(read_array(file, label_key))
             if len(self._arrays[-1]) != len(self._labels[-1]):
                 raise DataError(f"{file} has {len(self._arrays[-1])} {key} and {len(self._labels[-1])} labels")
-        self._ends = list(itertools.accumulate(map(len, self._arrays)))
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def _find(self, index: int) -> tuple[int, int]:
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        return number, index - (self._ends[number - 1] if number else 0)
-
-    def file(self, index: int) -> Path:
-        return self.files[self._find(index)[0]]
+        super().__init__(files, map(len, self._arrays))
 
     def read(self, index: int) -> tuple[Any, Any]:
         number, row = self._find(index)
@@ -197,6 +232,9 @@ def open_latent_files(path: Path) -> LatentFiles:
         return ArrayFiles([path])
     if not path.is_dir():
         raise FileNotFoundError(f"no latents at {path}")
+    for root in (path, path / REPA_FOLDER):
+        if names := sorted(file.relative_to(root).as_posix() for file in root.glob(REPA_LATENTS)):
+            return MeanStdFiles(root, names)
     for features in sorted(path.glob("*features*")):
         labels = features.with_name(features.name.replace("features", "labels"))
         if features.is_dir() and labels.is_dir():
@@ -208,7 +246,8 @@ def open_latent_files(path: Path) -> LatentFiles:
     if files := _numbered(path):
         return PairFiles(files)
     raise DataError(
-        f"{path} holds no latents: wanted numbered .npy files, folders of features and labels, .safetensors or .npz"
+        f"{path} holds no latents: wanted numbered .npy files, folders of features and labels, img-mean-std-*.npy, "
+        f".safetensors or .npz"
     )
 
 

@@ -133,6 +133,15 @@ class LatentIndex:
         """The scale from the autoencoder's latents to the model's."""
         return LatentScale(**self.settings["autoencoder"]["scale"])
 
+    @property
+    def kind(self) -> str:
+        """Name the autoencoder and the scale, by which latents that cannot replace each other are told apart."""
+        autoencoder = self.settings["autoencoder"]
+        weights = str(autoencoder.get("weights_sha256", ""))[:12]
+        return " ".join(
+            ["latents of", str(autoencoder.get("kind")), *weights.split(), f"scaled by {tuple(self.scale)}"]
+        )
+
     def check_same(self, other: LatentIndex) -> None:
         """Compare the settings.
 
@@ -179,6 +188,7 @@ class LatentDataset(Dataset):
         self.flip = flip
         self.max_skipped = max_skipped
         self.sample_shape = index.latent_shape
+        self.kind = index.kind
         self._flipped = index.settings["flipped"]
         self.class_names = None if index.class_names is None else tuple(index.class_names)
         self.scale = index.scale

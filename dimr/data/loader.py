@@ -235,20 +235,22 @@ class TrainingLoader:
         return {
             "seed": self.seed,
             "samples": len(self.dataset),
+            "kind": self.dataset.kind,
             "labels": self._labels_sha256(),
             "consumed": self.consumed,
             "skips": self.skips.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from the position in ``state``. An iteration that has begun is not affected.
+        """Continue from the position in ``state``, with this loader's seed. A running iteration is not affected.
 
         Raises:
-            DataError: the seed, the number of samples or their labels differ, and so does the order.
+            DataError: the number of samples, their kind or their labels differ.
         """
-        for key, mine in (("samples", len(self.dataset)), ("seed", self.seed)):
-            if state[key] != mine:
-                raise DataError(f"the saved run's data has {key} = {state[key]}, this data has {mine}")
+        if state["samples"] != len(self.dataset):
+            raise DataError(f"the saved run's data has {state['samples']} samples, this data has {len(self.dataset)}")
+        if state.get("kind", self.dataset.kind) != self.dataset.kind:  # older checkpoints have none
+            raise DataError(f"the saved run's data is {state['kind']}, this data is {self.dataset.kind}")
         labels = self._labels_sha256()
         if state.get("labels", labels) != labels:  # older checkpoints have none
             raise DataError("the saved run's data has other labels, or the same in another order")

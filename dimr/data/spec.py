@@ -18,7 +18,8 @@ OWN_KEYS = {
     "image_key": ("hugging_face", "parquet", "npz"),
     "label_key": ("hugging_face", "parquet", "npz", "folder"),
 }
-FOREIGN_LATENTS, DIT_LATENTS = ("*.safetensors", "[0-9]*.npy"), ("*features*/0.npy",)  # see importing.py
+REPA_LATENTS = "*/img-mean-std-*.npy"  # see importing.py, as for the next two
+FOREIGN_LATENTS, LATENT_FOLDERS = ("*.safetensors", "[0-9]*.npy"), ("*features*/0.npy", REPA_LATENTS)
 PICKLED_BATCHES = ("train_data_batch_*", "val_data", "data_batch_*")  # of downsampled ImageNet and of CIFAR
 
 
@@ -112,7 +113,7 @@ def guess_kind(path: str | os.PathLike[str]) -> str:
     if any(place.glob("*.parquet")) or any(place.glob("data/*.parquet")):
         return "parquet"
     folders = any(child.is_dir() for child in place.iterdir())
-    if any(any(place.glob(pattern)) for pattern in (DIT_LATENTS if folders else FOREIGN_LATENTS)):
+    if any(any(place.glob(pattern)) for pattern in (LATENT_FOLDERS if folders else FOREIGN_LATENTS)):
         raise DataError(f"{place} holds latents of another program: dimr encode {place} --from latents converts them")
     if folders:
         return "folder"

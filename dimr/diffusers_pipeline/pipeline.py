@@ -247,10 +247,6 @@ class DiMRPipeline(DiffusionPipeline):
         for path in Path(save_directory).rglob("*.safetensors"):
             set_default_mode(path)
 
-    def enable_sequential_cpu_offload(self, *arguments: Any, **options: Any) -> None:
-        """Raise: fused operators read weights of layers that are never called and would therefore not be moved in."""
-        raise NotImplementedError("this pipeline has no sequential CPU offload; use enable_model_cpu_offload()")
-
 
 # Parts
 

@@ -48,6 +48,7 @@ class EvaluationSettings:
     Args:
         batch_size: images per batch.
         crop: size to reduce and crop pictures in folders to, if they are not all of one size.
+        exif_orientation: turn pictures as their EXIF data says; ADM's preprocessing of ImageNet does not.
         neighbours: k of precision and recall.
         splits: number of splits of the Inception Score.
         manifold_images: largest number of images of each set that precision and recall use.
@@ -58,11 +59,12 @@ class EvaluationSettings:
     neighbours: int = 3
     splits: int = 10
     manifold_images: int = 50_000
+    exif_orientation: bool = True
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if value is not None and value < 1:
+            if value is not None and not isinstance(value, bool) and value < 1:
                 raise EvaluationError(f"{field.name}: wanted at least 1, got {value}")
 
 
@@ -157,8 +159,8 @@ def evaluate(
     """
     settings = settings or EvaluationSettings()
     extractor = _extractor(features)
-    source = open_images(samples, settings.crop)
-    known, warnings = usable_moments(open_reference(reference, settings.crop), extractor)
+    source = open_images(samples, settings.crop, settings.exif_orientation)
+    known, warnings = usable_moments(open_reference(reference, settings.crop, settings.exif_orientation), extractor)
     _check_dimensions(known, extractor, source)
     found = _collect(source, extractor, settings, "samples" if progress else None)
     other = None

@@ -92,24 +92,32 @@ class StoredImages:
             raise EvaluationError(f"{self.name(index)}: {error.skipped.reason}") from error
 
 
-def open_images(images: str | os.PathLike[str] | Tensor, crop: int | None = None) -> Images:
+def open_images(
+    images: str | os.PathLike[str] | Tensor, crop: int | None = None, exif_orientation: bool = True
+) -> Images:
     """Open a folder, an ``.npz`` or a tensor. If it does not exist or is empty, that is an :class:`EvaluationError`."""
-    opened = TensorImages(images) if isinstance(images, Tensor) else StoredImages(_source(images), str(images), crop)
+    opened: Images
+    if isinstance(images, Tensor):
+        opened = TensorImages(images)
+    else:
+        opened = StoredImages(_source(images, exif_orientation), str(images), crop)
     if opened.count == 0:
         raise EvaluationError(f"{opened.description}: no images in it")
     return opened
 
 
-def _source(path: str | os.PathLike[str]) -> ImageSource:
+def _source(path: str | os.PathLike[str], exif_orientation: bool) -> ImageSource:
     require("numpy", "evaluate", "reading images")
+    from ..data.pictures import Decoding
     from ..data.sources.folder import FolderSource
     from ..data.sources.npz import NpzSource
 
+    decoding = Decoding(exif_orientation)
     try:
         if Path(path).is_dir():
-            return FolderSource(path, labelled=False)
+            return FolderSource(path, decoding, labelled=False)
         if Path(path).is_file() and Path(path).suffix.lower() == ".npz":
-            return NpzSource(path, labelled=False)
+            return NpzSource(path, decoding=decoding, labelled=False)
     except DataError as error:
         raise EvaluationError(str(error)) from error
     found = "another kind of file" if Path(path).exists() else "nothing"

@@ -32,10 +32,12 @@ class Reference:
     origin: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def open_reference(reference: str | os.PathLike[str] | Tensor, crop: int | None = None) -> Reference:
+def open_reference(
+    reference: str | os.PathLike[str] | Tensor, crop: int | None = None, exif_orientation: bool = True
+) -> Reference:
     """Open images as :func:`open_images` does, or an ``.npz`` with ``mu``, ``sigma`` and perhaps images."""
     if isinstance(reference, Tensor) or Path(reference).suffix.lower() != ".npz" or not Path(reference).is_file():
-        images = open_images(reference, crop)
+        images = open_images(reference, crop, exif_orientation)
         return Reference(images.description, images)
     path = Path(reference)
     names, arrays = _read(path)
@@ -49,7 +51,7 @@ def open_reference(reference: str | os.PathLike[str] | Tensor, crop: int | None 
         )
     return Reference(
         str(path),
-        open_images(path, crop) if has_images else None,
+        open_images(path, crop, exif_orientation) if has_images else None,
         _moments(path, arrays, MOMENTS),
         _moments(path, arrays, SPATIAL_MOMENTS),
         {key: str(arrays[key]) for key in ORIGIN if key in arrays},

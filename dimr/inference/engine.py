@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 import dimr_kernels as dk
-from dimr_kernels.checks import is_plain_tensor
 from dimr_kernels.environment import implementation_of
 
 from ..model.config import DiMRConfig
-from ..model.network import DiMR, as_timestep, check_class_labels, check_image, without_weights
+from ..model.modified import PlainView, plain_view
+from ..model.network import DiMR, as_timestep, check_class_labels, check_image
 from .graphs import CudaRecorder, GraphCache
-from .packed import PackedBranch, PackedConvNeXtBranch, PackedTransformerBranch, Packer
+from .packed import Kept, PackedBranch, PackedConvNeXtBranch, PackedTransformerBranch, Packer
 
 logger = logging.getLogger(__name__)
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 MAX_GRAPHS = 8
+CHANGES_SHOWN = 3
 
 
 def optimize_for_inference(
@@ -35,6 +37,10 @@ def optimize_for_inference(
 
     The engine copies the weights: the model is not changed, later changes to it do not reach the engine, and until the
     model is deleted both copies take memory (four bytes per parameter for the model, two for the engine).
+
+    Adapters (peft) and parametrizations are merged into the copy. A part with another modified layer in it, such as one
+    with forward hooks, a forward of its own or quantised weights, is not copied: the engine calls the model's own, in
+    the model's dtype, and records no CUDA graph. :meth:`InferenceEngine.report` names both.
 
     Args:
         model: the model, on the device where the engine will run.
@@ -47,7 +53,7 @@ def optimize_for_inference(
     Raises:
         TypeError: ``model`` is not a :class:`~dimr.DiMR`.
         ValueError: an unsupported dtype, ``max_graphs`` below 1, a model with one of the paper's ablations, or one
-            whose layers were replaced (adapters, quantised weights).
+            whose own call, or that of a branch, was modified, which the engine makes no use of.
 
     Example:
         >>> import dimr
@@ -56,13 +62,13 @@ def optimize_for_inference(
         [4, 8, 16]
     """
     if not isinstance(model, DiMR):
-        raise TypeError(f"model must be a DiMR, got {type(model).__name__}")
+        inside = "; pass its get_base_model()" if callable(getattr(model, "get_base_model", None)) else ""
+        raise TypeError(f"model must be a DiMR, got {type(model).__name__}{inside}")
     if model.config.ablations:
         raise ValueError(
             f"the engine packs the paper's own architecture, this model has {model.config.describe_ablations()}; "
             f"sample with the model itself"
         )
-    _check_layers(model)
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}; got {dtype}")
     if isinstance(max_graphs, bool) or not isinstance(max_graphs, int) or max_graphs < 1:
@@ -71,23 +77,9 @@ def optimize_for_inference(
         engine = InferenceEngine(model, dtype, cuda_graph, max_graphs)
     for part, reason in engine.report()["not_fused"].items():
         logger.info("%s: %s", part, reason)
+    for part, what in engine.report()["merged"].items():
+        logger.info("%s %s; it was merged", part, what)
     return engine
-
-
-def _check_layers(model: DiMR) -> None:
-    """Raise a ``ValueError`` if a layer computes something else than the weights that the engine would copy."""
-    advice = "merge adapters into the weights first (peft: merge_and_unload()), or sample with the model itself"
-    for name, wanted in without_weights(model.config).named_modules():
-        try:
-            module = model.get_submodule(name)
-        except AttributeError:
-            raise ValueError(f"the engine packs the model's own layers, {name} is missing: {advice}") from None
-        # A parametrized layer is a subclass with the same forward, whose weight is what it computes with.
-        replaced = not isinstance(module, type(wanted)) or type(module).forward is not type(wanted).forward
-        weights = [type(p) for p in module.parameters(recurse=False) if not is_plain_tensor(p)]
-        if replaced or weights:
-            found = f"{name} is a {type(module).__name__}" if replaced else f"{name} has a {weights[0].__name__}"
-            raise ValueError(f"the engine packs the model's own layers, {found}: {advice}")
 
 
 class InferenceEngine(nn.Module):
@@ -102,19 +94,28 @@ class InferenceEngine(nn.Module):
         self.config: DiMRConfig = model.config
         self.device = model.device
         self.dtype = dtype
+        view, parts = plain_view(model), list(_parts(self.config))
+        self._kept = {part: changes for part in parts if (changes := view.modifications(part))}
+        self._merged = {name: what for name, what in view.merged.items() if not _is_inside(name, self._kept)}
+        _refuse_modified_calls(view, parts)
         pack = Packer(dtype)
-        kinds = [PackedTransformerBranch] + [PackedConvNeXtBranch] * (self.config.num_branches - 1)
-        above = [*model.branches[1:], None]
+        kept = {part: Kept(model.get_submodule(part), model.dtype, dtype) for part in self._kept}
+        branches, count = view.model.branches, self.config.num_branches
         self._branches: list[PackedBranch] = [
-            kind(branch, pack, resolution, upper)
-            for kind, branch, resolution, upper in zip(
-                kinds, model.branches, self.config.resolutions, above, strict=True
+            (PackedConvNeXtBranch if i else PackedTransformerBranch)(
+                branch,
+                pack,
+                self.config.resolutions[i],
+                branches[i + 1] if i + 1 < count else None,
+                {part.partition(f"branches.{i}.")[2]: call for part, call in kept.items()},
+                f"branches.{i + 1}.upsample" not in kept,
             )
+            for i, branch in enumerate(branches)
         ]
         self._weight_bytes = pack.bytes
         self._graph_wanted = cuda_graph
         self._graphs: GraphCache | None = None
-        if cuda_graph and self.device.type == "cuda":
+        if cuda_graph and self.device.type == "cuda" and not self._kept:
             self._graphs = GraphCache(self._compute, CudaRecorder(self.device), max_graphs)
         self.eval()
 
@@ -163,11 +164,14 @@ class InferenceEngine(nn.Module):
         """Describe the engine in plain values, fit for JSON.
 
         ``packed``: how the weights are packed. ``operators``: the implementation of each operator. ``not_fused``: the
-        parts that do not run in their fastest form, each with the reason; empty if there are none. ``cuda_graph``:
-        "on", or the reason why not. ``memory``: see :meth:`memory`.
+        parts that do not run in their fastest form, each with the reason, among them the parts that are called as they
+        are; empty if there are none. ``merged``: layers whose adapters or parametrizations were merged.
+        ``cuda_graph``: "on", or the reason why not. ``memory``: see :meth:`memory`.
         """
         operators = {name: implementation_of(name, self.device) for name in self._operators()}
         not_fused = {name: f"{chosen}, because {reason}" for name, (chosen, reason) in operators.items() if reason}
+        for part, changes in self._kept.items():
+            not_fused[part] = f"called as it is, because {_listed(changes)}"
         if self.graph_status != "on":
             not_fused["CUDA graph"] = self.graph_status
         head_dim = self.config.dims[0] // self.config.num_heads
@@ -184,6 +188,7 @@ class InferenceEngine(nn.Module):
             },
             "operators": {name: chosen for name, (chosen, _) in operators.items()},
             "not_fused": not_fused,
+            "merged": dict(self._merged),
             "cuda_graph": self.graph_status,
             "memory": self.memory(),
         }
@@ -201,6 +206,8 @@ class InferenceEngine(nn.Module):
         """ "on", or the reason why there are no CUDA graphs."""
         if not self._graph_wanted:
             return "cuda_graph=False was asked for"
+        if self._kept:
+            return f"parts of the model are called as they are ({', '.join(list(self._kept)[:CHANGES_SHOWN])})"
         if self._graphs is None:
             return f"CUDA graphs need a GPU, the model is on {self.device}"
         return self._graphs.problem or "on"
@@ -210,6 +217,31 @@ class InferenceEngine(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.config}, dtype={self.dtype}, device={self.device}, CUDA graphs: {self.graph_status}"
+
+
+def _parts(config: DiMRConfig) -> Iterator[str]:
+    """Yield the paths of the parts that the engine packs or, where they are modified, calls as they are."""
+    for i, blocks in enumerate(config.blocks):
+        names = ["embed", "upsample" if i else "class_embedding"]
+        names += [f"blocks.{j}" for j in range(blocks)] + [f"skips.{j}" for j in range(blocks // 2)] + ["head"]
+        yield from (f"branches.{i}.{name}" for name in names)
+
+
+def _is_inside(path: str, parts: Iterable[str]) -> bool:
+    return any(f"{path}.".startswith(f"{part}.") for part in parts)
+
+
+def _refuse_modified_calls(view: PlainView, parts: Iterable[str]) -> None:
+    """Raise for a modified module that stands around the parts: the engine does its work without calling it."""
+    around = {path: what for path, what in view.modified.items() if not _is_inside(path, parts)}
+    if around:
+        raise ValueError(f"the engine cannot take over {_listed(around)}; undo that, or sample with the model itself")
+
+
+def _listed(changes: Mapping[str, str]) -> str:
+    described = [f"{path or 'the model'} {what}" for path, what in changes.items()]
+    rest = f", and {len(described) - CHANGES_SHOWN} more" if len(described) > CHANGES_SHOWN else ""
+    return "; ".join(described[:CHANGES_SHOWN]) + rest
 
 
 def _no_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -1,5 +1,7 @@
 """A model's branches with packed weights, which write every feature where it is read and copy nothing.
 
+Parts whose call does more than their weights say are not packed but called as they are (:class:`Kept`).
+
 A branch keeps its features in one buffer ``[B, N, slots * D]``, with one row per token and one slot of D channels for
 the output of the embedding and of every block. A block writes its output into its slot, and the cascade's norm reads
 whole rows, so nothing is concatenated. The slots may have any order, because the cascade's parameters are permuted to
@@ -9,6 +11,7 @@ skip is one matrix product.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -118,7 +121,7 @@ class PackedLinear:
         self.bias = pack.weight(linear.bias)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return dk.functional.linear(x, self.weight, self.bias)
 
 
 class PackedMLP:
@@ -134,14 +137,14 @@ class PackedMLP:
         self.up = pack.weight(mlp.geglu.proj.weight)
         self.up_bias = pack.weight(mlp.geglu.proj.bias)
         self.approximate, self.gate = mlp.geglu.approximate, mlp.geglu.gate
-        self.down = pack.weight(mlp.out.weight).t()
+        self.down = pack.weight(mlp.out.weight)
         self.bias = mlp.out.bias.detach().float()
         self.offset = pack.exact(-self.bias)
 
     def __call__(self, h: Tensor, out: Tensor) -> None:
         """Add the MLP of ``h [M, D]`` to ``out [M, D]``."""
         gated = dk.functional.geglu_linear(h, self.up, self.up_bias, self.approximate, self.gate)
-        out.addmm_(gated, self.down)
+        dk.inference.linear_add_(out, gated, self.down)
 
 
 # Blocks: seven and four launches, each of which writes where its result is read
@@ -168,10 +171,10 @@ class PackedTransformerBlock:
 
     def __call__(self, x: Tensor, t: Tensor, out: Tensor) -> None:
         B, N, D = x.shape
-        qkv = F.linear(as_rows(self.norm1(x, t)), self.qkv).view(B, N, 3, self.num_heads, -1)
+        qkv = dk.functional.linear(as_rows(self.norm1(x, t)), self.qkv).view(B, N, 3, self.num_heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # views [B, heads, N, head_dim]
         h = dk.functional.attention(q, k, v, scale=self.scale).transpose(1, 2)  # dense, so its rows are a view
-        h = F.linear(h.reshape(B * N, -1), self.out, self.bias).view(B, N, D)
+        h = dk.functional.linear(h.reshape(B * N, -1), self.out, self.bias).view(B, N, D)
         h = self.norm2(h, t, residual=x, total=out, offset=self.mlp.offset)
         self.mlp(as_rows(h), as_rows(out))
 
@@ -248,22 +251,49 @@ class PackedLift:
         return self.proj(as_rows(self.norm(features, t).flatten(1, 2))).view(B, h, w, -1)
 
 
+class Kept:
+    """A part of the model, called as it is and in the model's dtype: it is the model's own and no copy."""
+
+    def __init__(self, part: Any, model_dtype: torch.dtype, dtype: torch.dtype) -> None:
+        self.part = part
+        self.model_dtype = model_dtype
+        self.dtype = dtype
+
+    def __call__(self, *features: Tensor, given: tuple[Tensor, ...] = ()) -> Tensor:
+        """Call the part with ``features``, in its dtype and contiguous, and what is ``given`` as it is."""
+        return self.part(*(x.to(self.model_dtype).contiguous() for x in features), *given).to(self.dtype)
+
+
 class PackedBranch:
-    """Base class of the branches. ``above`` is the next branch, if any."""
+    """Base class of the branches.
+
+    Args:
+        branch: the branch as plain layers.
+        above: the next branch, if any.
+        kept: the parts that are not packed, by their names in ``branch``: "embed", "blocks.0", "skips.0", "head",
+            "upsample", "class_embedding".
+        lifts: False if the next branch's upsampling is kept, and takes the features themselves.
+    """
 
     leading = 0
     """Number of tokens before those of the image."""
     block: Any
 
-    def __init__(self, branch: Any, pack: Packer, resolution: int, above: Any) -> None:
+    def __init__(
+        self, branch: Any, pack: Packer, resolution: int, above: Any, kept: Mapping[str, Kept], lifts: bool
+    ) -> None:
         self.resolution = resolution
-        self.dim = branch.embed.proj.out_features
+        self.dim = branch.embed.position.shape[-1]
         self.half = len(branch.skips)
-        self.embed = PackedEmbedding(branch.embed, pack)
-        self.blocks = [self.block(block, pack, resolution) for block in branch.blocks]
-        self.skips = [PackedLinear(skip, pack) for skip in branch.skips]
-        self.head = PackedHead(branch.head, pack)
-        self.lift = None if above is None else PackedLift(above.upsample, pack, self.half, self.dim)
+        self.kept = kept
+        self.embed = kept.get("embed") or PackedEmbedding(branch.embed, pack)
+        self.blocks = [
+            kept.get(f"blocks.{i}") or self.block(block, pack, resolution) for i, block in enumerate(branch.blocks)
+        ]
+        self.skips = [kept.get(f"skips.{i}") or PackedLinear(skip, pack) for i, skip in enumerate(branch.skips)]
+        self.head = kept.get("head") or PackedHead(branch.head, pack)
+        self.has_next = above is not None
+        self.lift = PackedLift(above.upsample, pack, self.half, self.dim) if self.has_next and lifts else None
 
     @property
     def tokens(self) -> int:
@@ -280,13 +310,43 @@ class PackedBranch:
         for i, block in enumerate(self.blocks):
             h = buffer.tokens(i)
             if i > self.half:
-                h = self.skips[i - self.half - 1](buffer.with_skip(i)).view(h.shape)
-            block(h, t, buffer.tokens(i + 1))
-        prediction = self.head(self.image(buffer.tokens(len(self.blocks))), t)
-        return prediction, None if self.lift is None else self.lift(self.image(buffer.all), t)
+                h = self.with_skip(buffer, i)
+            out = buffer.tokens(i + 1)
+            if isinstance(block, Kept):
+                self.shaped(out).copy_(block(self.shaped(h), given=(t,)))
+            else:
+                block(h, t, out)
+        last = self.image(buffer.tokens(len(self.blocks)))
+        prediction = self.head(last, given=(t,)) if isinstance(self.head, Kept) else self.head(last, t)
+        return prediction, self.for_next(buffer, t) if self.has_next else None
+
+    def with_skip(self, buffer: FeatureBuffer, i: int) -> Tensor:
+        """Join block i's input with its long skip, ``[B, N, D]``."""
+        skip, both = self.skips[i - self.half - 1], buffer.with_skip(i)
+        if isinstance(skip, Kept):
+            tokens = both.unflatten(0, (-1, self.tokens))
+            return skip(self.shaped(tokens)).view(-1, self.tokens, self.dim)
+        return skip(both).view(-1, self.tokens, self.dim)
+
+    def for_next(self, buffer: FeatureBuffer, t: Tensor) -> Tensor:
+        """Compute the source of the branch above: the features in the model's order, if it lifts them itself."""
+        if self.lift is not None:
+            return self.lift(self.image(buffer.all), t)
+        return torch.cat([self.image(buffer.tokens(i)) for i in range(len(self.blocks) + 1)], dim=-1)
+
+    def embed_into(self, x: Tensor, out: Tensor) -> None:
+        """Embed ``x [B, C, S, S]`` into ``out [B, N, D]``."""
+        if isinstance(self.embed, Kept):
+            out.copy_(self.embed(x).flatten(1, 2))
+        else:
+            self.embed(x, out)
 
     def begin(self, x: Tensor, t: Tensor, source: Tensor, out: Tensor) -> None:
         """Write the first feature, ``out [B, tokens, D]``."""
+        raise NotImplementedError
+
+    def shaped(self, tokens: Tensor) -> Tensor:
+        """View ``[B, tokens, D]`` in the shape that the model's blocks take."""
         raise NotImplementedError
 
     def image(self, x: Tensor) -> Tensor:
@@ -298,24 +358,37 @@ class PackedTransformerBranch(PackedBranch):
     leading = 1  # the class
     block = PackedTransformerBlock
 
-    def __init__(self, branch: Any, pack: Packer, resolution: int, above: Any) -> None:
-        super().__init__(branch, pack, resolution, above)
-        self.classes = pack.weight(branch.class_embedding.weight)
+    def __init__(self, branch: Any, pack: Packer, *rest: Any) -> None:
+        super().__init__(branch, pack, *rest)
+        self.classes = self.kept.get("class_embedding") or pack.weight(branch.class_embedding.weight)
 
     def begin(self, x: Tensor, t: Tensor, source: Tensor, out: Tensor) -> None:
-        torch.index_select(self.classes, 0, source, out=out[:, 0])
-        self.embed(x, out[:, 1:])
+        if isinstance(self.classes, Kept):
+            out[:, 0].copy_(self.classes(given=(source,)))
+        else:
+            torch.index_select(self.classes, 0, source, out=out[:, 0])
+        self.embed_into(x, out[:, 1:])
+
+    def shaped(self, tokens: Tensor) -> Tensor:
+        return tokens
 
 
 class PackedConvNeXtBranch(PackedBranch):
     block = PackedConvNeXtBlock
 
-    def __init__(self, branch: Any, pack: Packer, resolution: int, above: Any) -> None:
-        super().__init__(branch, pack, resolution, above)
+    def __init__(self, branch: Any, pack: Packer, *rest: Any) -> None:
+        super().__init__(branch, pack, *rest)
         self.factor = branch.upsample.upscale_factor
-        self.norm = PackedNorm(branch.upsample.norm_out, pack)
+        self.upsample = self.kept.get("upsample")
+        self.norm = None if self.upsample else PackedNorm(branch.upsample.norm_out, pack)
 
     def begin(self, x: Tensor, t: Tensor, source: Tensor, out: Tensor) -> None:
-        self.embed(x, out)
-        norm = self.norm
-        dk.inference.pixel_shuffle_td_norm_add_(self.image(out), source, t, self.factor, norm.gates, norm.eps)
+        self.embed_into(x, out)
+        image, norm = self.image(out), self.norm
+        if norm is None:
+            image.copy_(self.upsample(source, image, given=(t,)))  # type: ignore[misc]
+        else:
+            dk.inference.pixel_shuffle_td_norm_add_(image, source, t, self.factor, norm.gates, norm.eps)
+
+    def shaped(self, tokens: Tensor) -> Tensor:
+        return self.image(tokens)

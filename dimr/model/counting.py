@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import dimr_kernels as dk
 
@@ -36,11 +35,12 @@ def count_macs(model: DiMR | DiMRConfig) -> int:
         >>> round(count_macs(dimr.model_config("dimr-tiny-3r")) / 1e6)
         19
     """
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton
+
     config = model if isinstance(model, DiMRConfig) else model.config
     meta = without_weights(config)
     x = torch.empty(1, config.in_channels, config.input_size, config.input_size, device="meta")
     labels = torch.zeros(1, dtype=torch.int64, device="meta")
-    # The counter knows torch's operators only, which the eager implementations consist of.
     with torch.no_grad(), dk.use_backend("eager"), FlopCounterMode(display=False) as counter:
         meta(x, 500.0, labels)
     return counter.get_total_flops() // 2

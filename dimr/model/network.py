@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dimr_kernels.checks import can_read_values
+from dimr_kernels.checks import FLOATING, can_read_values, is_call_modified
 
 from .config import DiMRConfig
 from .layers import (
@@ -59,11 +59,14 @@ class DiMR(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        """The device of the weights; for an offloaded model, whose weights hooks bring in, that of its calls."""
+        device = next(self.parameters()).device
+        return offloaded_device(self) or device if device.type == "meta" else device
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
+        """The dtype of the weights; quantised integers, of which other libraries make parameters, do not count."""
+        return next(p.dtype for p in self.parameters() if p.dtype in FLOATING)
 
     def forward(self, x: Tensor, timestep: Tensor | float, class_labels: Tensor) -> tuple[Tensor, ...]:
         """Noise predictions, lowest resolution first.
@@ -80,9 +83,10 @@ class DiMR(nn.Module):
             ValueError, TypeError: an argument's shape, dtype, device or value does not fit. Values are checked on the
                 CPU only, outside torch.compile.
         """
-        check_image(self.config, x, self.dtype, self.device)
-        check_class_labels(self.config, class_labels, x.shape[0], self.device)
-        return run_branches(self.branches, x, as_timestep(timestep, x.shape[0], self.device), class_labels)
+        device = device_of_call(self, x)
+        check_image(self.config, x, self.dtype, device)
+        check_class_labels(self.config, class_labels, x.shape[0], device)
+        return run_branches(self.branches, x, as_timestep(timestep, x.shape[0], device), class_labels)
 
 
 def without_weights(config: DiMRConfig) -> DiMR:
@@ -136,6 +140,29 @@ def initialize(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Modulation):
             module.init_zero()  # overrides the linear layers' weights set above
+
+
+# Offloading
+#
+# Hooks of accelerate or diffusers bring weights to the device of computation while a module is called. Between calls
+# the weights are on another device, or on the meta device.
+
+
+def offloaded_device(model: nn.Module) -> torch.device | None:
+    """Return the device that accelerate's hooks compute on; None if the model has none."""
+    for module in model.modules():
+        device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.empty(0, device=device).device  # accelerate names a GPU by its number
+    return None
+
+
+def device_of_call(model: DiMR, x: object) -> torch.device:
+    """Return the device that arguments must be on: x's own where hooks may bring the weights there."""
+    device = model.device
+    if isinstance(x, Tensor) and x.device != device and any(map(is_call_modified, model.branches.modules())):
+        return x.device
+    return device
 
 
 # Checks of arguments

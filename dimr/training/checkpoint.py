@@ -24,6 +24,7 @@ PARTS = {
     "step": int, "settings": dict, "config": dict, "device": str, "model": dict, "ema": dict, "optimizer": dict,
     "generator": Tensor, "losses": Tensor, "data": dict,
 }  # fmt: skip
+SET_ASIDE = "diverged-"
 NAME = re.compile(r"step-(\d{8,})\.pt")
 
 logger = logging.getLogger(__name__)
@@ -76,6 +77,12 @@ def load_training_state(path: str | os.PathLike[str]) -> dict[str, Any]:
         CheckpointError: the file is damaged or is no training state.
     """
     state: dict[str, Any] = read_state_dict(path)
+    check_training_state(state, path)
+    return state
+
+
+def check_training_state(state: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """Raise a CheckpointError if the content of the file ``path`` is not a training state."""
     if state.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a training state of the format {FORMAT}")
     for key, kind in PARTS.items():
@@ -86,11 +93,13 @@ def load_training_state(path: str | os.PathLike[str]) -> dict[str, Any]:
         TrainingSettings.from_dict(state["settings"])
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return state
 
 
 class CheckpointFolder:
-    """A run's newest ``keep`` states, in files named ``step-00001000.pt``. Only complete files get such a name."""
+    """A run's newest ``keep`` states, in files named ``step-00001000.pt``. Only complete files get such a name.
+
+    While the run lasts, at least two are kept: that the newest can be trained on shows at the step after it.
+    """
 
     def __init__(self, folder: str | os.PathLike[str], keep: int = 3) -> None:
         if keep < 1:
@@ -98,16 +107,32 @@ class CheckpointFolder:
         self.folder = Path(folder)
         self.keep = keep
 
+    def by_step(self) -> dict[int, Path]:
+        """List the files by their number of steps, oldest first."""
+        if not self.folder.is_dir():
+            return {}
+        steps = {int(match[1]): path for path in self.folder.iterdir() if (match := NAME.fullmatch(path.name))}
+        return dict(sorted(steps.items()))
+
     def paths(self) -> list[Path]:
         """List the files, oldest first."""
-        if not self.folder.is_dir():
-            return []
-        steps = {int(match[1]): path for path in self.folder.iterdir() if (match := NAME.fullmatch(path.name))}
-        return [steps[step] for step in sorted(steps)]
+        return list(self.by_step().values())
 
     @property
     def newest(self) -> Path | None:
         return next(reversed(self.paths()), None)
+
+    def at(self, step: int) -> Path:
+        """Return the file of a number of steps.
+
+        Raises:
+            CheckpointError: there is none; the message lists those that are there.
+        """
+        there = self.by_step()
+        if step not in there:
+            steps = ", ".join(map(str, there)) or "none"
+            raise CheckpointError(f"{self.folder} has no checkpoint of step {step}; there are: {steps}")
+        return there[step]
 
     def save(self, trainer: Trainer) -> dict[str, Any]:
         """Write the state, then delete the oldest ones. All ranks must call it.
@@ -120,16 +145,22 @@ class CheckpointFolder:
         """
         state = save_training_state(self.folder / f"step-{trainer.step:08d}.pt", trainer)
         if trainer.processes.is_main:
-            for path in self.paths()[: -self.keep]:
-                path.unlink(missing_ok=True)
+            self.prune(max(self.keep, 2))
         return state
 
-    def load(self) -> dict[str, Any] | None:
-        """Read the newest state that is not damaged; None if the folder has no states.
+    def prune(self, keep: int) -> None:
+        """Delete all but the newest states."""
+        for path in self.paths()[:-keep]:
+            path.unlink(missing_ok=True)
+
+    def load(self, step: int | None = None) -> dict[str, Any] | None:
+        """Read the state of a step or, if None, the newest that is not damaged; None if the folder has no states.
 
         Raises:
-            CheckpointError: all of them are damaged.
+            CheckpointError: there is none of that step, or it is damaged, or all of them are.
         """
+        if step is not None:
+            return load_training_state(self.at(step))
         damage: CheckpointError | None = None
         for path in reversed(self.paths()):
             try:
@@ -146,7 +177,23 @@ class CheckpointFolder:
         for path in self.folder.glob(".step-*.partial.pt"):
             path.unlink(missing_ok=True)
 
-    def clear(self) -> None:
-        """Delete all states."""
-        for path in self.paths():
+    def set_aside(self, step: int) -> None:
+        """Rename the state of ``step``, if there is one, so that it is not gone on from. One before it is deleted."""
+        path = self.by_step().get(step)
+        if path is None:
+            return
+        self._delete_set_aside()
+        renamed = path.rename(path.with_name(f"{SET_ASIDE}{step:08d}.pt"))
+        logger.warning("the gradients of the step after %s are not finite: it is now %s", path, renamed.name)
+
+    def _delete_set_aside(self) -> None:
+        for path in self.folder.glob(f"{SET_ASIDE}*.pt"):
             path.unlink()
+
+    def clear(self, after: int = -1) -> list[int]:
+        """Delete the states of more than ``after`` steps and one set aside, and return their numbers of steps."""
+        self._delete_set_aside()
+        later = {step: path for step, path in self.by_step().items() if step > after}
+        for path in later.values():
+            path.unlink()
+        return list(later)

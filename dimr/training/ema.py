@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 
 import torch
@@ -18,6 +19,9 @@ class ExponentialMovingAverage:
     parameters of the first steps are soon forgotten. Buffers are not averaged: the models here have none that change.
     With a sharded model each process averages its own shards.
 
+    Attributes:
+        initial_share: share of the averages that is still the parameters they began with.
+
     Raises:
         ValueError: ``decay`` is out of range.
         TypeError: a parameter is narrower than float32, in which ``(1 - d) * parameter`` would be lost.
@@ -29,6 +33,7 @@ class ExponentialMovingAverage:
         self.decay = decay
         self.ramp = ramp
         self.updates = 0
+        self.initial_share = 1.0
         self._model = model
         self._parameters = dict(model.named_parameters())
         for name, parameter in self._parameters.items():
@@ -40,10 +45,11 @@ class ExponentialMovingAverage:
     @torch.no_grad()
     def update(self) -> None:
         """Move the averages towards the parameters."""
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.ramp else self.decay
+        decay = decay_at(self.updates, self.decay, self.ramp)
         parameters = [local_tensor(parameter.detach()) for parameter in self._parameters.values()]
         torch._foreach_lerp_(self._local_averages, parameters, 1 - decay)
         self.updates += 1
+        self.initial_share *= decay
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -62,9 +68,9 @@ class ExponentialMovingAverage:
             self._averages[name].copy_(kept)
         reshard(self._model)
 
-    def state_dict(self) -> dict[str, Tensor | int | dict[str, Tensor]]:
-        """Return the averages, sharded if the model is, and the number of updates."""
-        return {"updates": self.updates, "averages": dict(self._averages)}
+    def state_dict(self) -> dict[str, Tensor | int | float | dict[str, Tensor]]:
+        """Return the averages, sharded if the model is, the number of updates and the share of the first parameters."""
+        return {"updates": self.updates, "initial_share": self.initial_share, "averages": dict(self._averages)}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict) -> None:
@@ -76,3 +82,16 @@ class ExponentialMovingAverage:
         for name, average in self._averages.items():
             average.copy_(shard_like(averages[name], average))
         self.updates = int(state["updates"])
+        self.initial_share = initial_share(state, self.decay, self.ramp)
+
+
+def decay_at(updates: int, decay: float, ramp: bool) -> float:
+    """Return the decay of the update after ``updates`` others."""
+    return min(decay, (1 + updates) / (10 + updates)) if ramp else decay
+
+
+def initial_share(state: dict, decay: float, ramp: bool) -> float:
+    """Return the share of a state's averages that is the first parameters, from the decay where the state lacks it."""
+    if "initial_share" in state:
+        return float(state["initial_share"])
+    return math.prod(decay_at(n, decay, ramp) for n in range(int(state["updates"])))

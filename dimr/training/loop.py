@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -25,10 +26,17 @@ from ..distributed import (
     replicate,
     shard,
 )
+from ..model.config import DiMRConfig
 from ..model.network import DiMR
 from ..utils import UserError, first_line, is_out_of_memory
 from .ema import ExponentialMovingAverage
-from .optimizer import build_optimizer, learning_rate_at, set_learning_rate
+from .optimizer import (
+    build_optimizer,
+    learning_rate_at,
+    parameter_groups,
+    set_learning_rate,
+    without_foreign_moments,
+)
 from .recipe import TrainingSettings
 
 # Returns the next batch of this process for one pass, on the model's device: images [B, C, S, S] in [-1, 1] and labels
@@ -39,7 +47,15 @@ STEPS_PER_CHECK = 20  # checking for divergence waits for the GPU
 
 
 class DivergedError(UserError, RuntimeError):
-    """The gradients are no longer finite."""
+    """The gradients are no longer finite.
+
+    Attributes:
+        step: the first step whose gradients were not.
+    """
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 class _StepNoise(NamedTuple):
@@ -96,11 +112,16 @@ class Trainer:
         self.losses = torch.full((settings.steps, branches), math.nan, device=device)
         self.gradient_norm = torch.zeros((), device=device)
         self.generator = torch.Generator(device).manual_seed(settings.seed)
-        self._finite = torch.ones((), dtype=torch.bool, device=device)
+        self._diverged_at = torch.zeros((), dtype=torch.int64, device=device)  # a step; 0 is none
         self._predictor = self._build_predictor(strategy)
         self.ema = ExponentialMovingAverage(model, settings.ema_decay, settings.ema_ramp)
         self.optimizer = build_optimizer(
-            model, settings.learning_rate, settings.weight_decay, settings.betas, settings.decaying
+            model,
+            settings.learning_rate,
+            settings.weight_decay,
+            settings.betas,
+            settings.decaying,
+            settings.optimizer,
         )
         self._parameters = list(model.parameters())
 
@@ -141,7 +162,8 @@ class Trainer:
             self.optimizer.zero_grad()
             raise
         self.gradient_norm = full_tensor(self._clip())
-        self._finite.logical_and_(self.gradient_norm.isfinite())
+        first_diverged = self.gradient_norm.isfinite().logical_not_().logical_and_(self._diverged_at == 0)
+        self._diverged_at.masked_fill_(first_diverged, self.step + 1)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.update()
@@ -151,8 +173,7 @@ class Trainer:
     @property
     def learning_rate(self) -> float:
         """The learning rate of the next step."""
-        s = self.settings
-        return learning_rate_at(self.step, s.steps, s.learning_rate, s.warmup_steps, s.learning_rate_schedule)
+        return scheduled_rate(self.settings, self.step)
 
     def backward(self) -> Tensor:
         """Compute the gradient of the whole batch's loss, in the parameters' ``grad``.
@@ -208,8 +229,9 @@ class Trainer:
         Raises:
             DivergedError: one was not, so the weights are lost.
         """
-        if not self._finite.item():
-            raise DivergedError(f"the gradients are no longer finite at step {self.step}: lower the learning rate")
+        step = int(self._diverged_at.item())
+        if step:
+            raise DivergedError(f"the gradients are no longer finite at step {step}: lower the learning rate", step)
 
     def recent_loss(self, window: int = 50) -> float:
         """Return the finest branch's mean loss over the last steps. Waits for the device."""
@@ -238,11 +260,14 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from :meth:`state_dict`'s result. Number of processes, strategy and passes may have changed.
+        """Continue from :meth:`state_dict`'s result, with this trainer's settings, processes, strategy and passes.
+
+        With another seed, or on another kind of device, whose generators differ, the noise is another from here on.
 
         Raises:
-            CheckpointError: its settings, configuration or kind of device are not this run's; or it is damaged, which
-                can leave this trainer with a part of it, not to be used.
+            CheckpointError: its configuration is not this run's, or it has done more steps than the settings have; or
+                it is damaged, which can leave this trainer with a part of it, not to be used.
+            DataError: its data is not this run's.
         """
         try:
             self._load(state)
@@ -252,28 +277,45 @@ class Trainer:
             raise CheckpointError(f"the saved state is damaged: {type(error).__name__}: {first_line(error)}") from error
 
     def _load(self, state: dict[str, Any]) -> None:
-        saved = TrainingSettings.from_dict(state["settings"]).resume_key() | state["config"]
-        for k, mine in sorted((self.settings.resume_key() | self.model.config.to_dict()).items()):
-            if saved.get(k) != mine:
-                raise CheckpointError(f"the saved run has {k} = {saved.get(k)!r}, this one {mine!r}")
-        if state["device"] != self.model.device.type:
-            raise CheckpointError(
-                f"the saved run was on {state['device']!r}, this one is on {self.model.device.type!r}"
-            )
+        self._check_resumable(state)
+        saved = TrainingSettings.from_dict(state["settings"])
         shapes = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
         for part, tensors in (("model", state["model"]), ("averages", state["ema"]["averages"])):
             check_keys({name: tuple(v.shape) for name, v in tensors.items()}, shapes, f"the saved state's {part}")
         load_model_state(self.model, state["model"])
         self.ema.load_state_dict(state["ema"])
-        load_optimizer_state(self.optimizer, state["optimizer"])
+        groups = parameter_groups(self.model, 0, saved.decaying, saved.optimizer)
+        order = [p for group in groups for p in group["params"]]
+        moments = without_foreign_moments(self.optimizer, state["optimizer"], order)
+        load_optimizer_state(self.optimizer, moments, order)
         if hasattr(self.batches, "load_state_dict"):
             self.batches.load_state_dict(state["data"])
-        self.generator.set_state(state["generator"].cpu())
         step, losses = state["step"], state["losses"]
-        if not 0 <= step <= self.settings.steps or losses.shape != self.losses[:step].shape:
-            raise ValueError(f"step {step} of {self.settings.steps} with losses {list(losses.shape)}")
+        if saved.seed == self.settings.seed and state["device"] == self.model.device.type:
+            self.generator.set_state(state["generator"].cpu())
+        else:
+            self.generator.manual_seed((self.settings.seed + step) % 2**63)
+        if step < 0 or losses.shape != self.losses[:step].shape:
+            raise ValueError(f"step {step} with losses {list(losses.shape)}")
         self.step = step
         self.losses[:step] = losses.to(self.losses.device)
+
+    def _check_resumable(self, state: dict[str, Any]) -> None:
+        """Raise a CheckpointError, with every difference, for a state that is of no use to this run."""
+        saved, config = (dataclasses.asdict(one) for one in (DiMRConfig.from_dict(state["config"]), self.model.config))
+        differing = [
+            f"model.{key} = {saved[key]!r}, this one {mine!r}" for key, mine in config.items() if saved[key] != mine
+        ]
+        if state["step"] > self.settings.steps:
+            differing.append(f"done {state['step']} steps, this one ends at training.steps = {self.settings.steps}")
+        if differing:
+            raise CheckpointError(f"the saved run has {'; '.join(differing)}")
+
+
+def scheduled_rate(settings: TrainingSettings, step: int) -> float:
+    """Compute the learning rate of step ``step``, counted from 0."""
+    s = settings
+    return learning_rate_at(step, s.steps, s.learning_rate, s.warmup_steps, s.learning_rate_schedule)
 
 
 def _check_fit(model: DiMR, settings: TrainingSettings) -> None:

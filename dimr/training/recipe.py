@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.weights import KINDS
 from ..data.errors import DataError
 from ..data.spec import DataSpec
 from ..distributed import check_strategy
@@ -24,7 +25,7 @@ SHIPPED = Path(__file__).parents[1] / "recipes"
 PRECISIONS = ("float32", "bfloat16")
 LEARNING_RATE_SCHEDULES = ("cosine", "constant")
 DECAYING = ("matrices", "all but gates")
-MAY_DIFFER_ON_RESUME = ("checkpointing", "compile")  # they change the results only by rounding
+OPTIMIZERS = ("adamw", "muon")
 
 
 class RecipeError(UserError):
@@ -41,6 +42,8 @@ class TrainingSettings:
         learning_rate: peak learning rate, reached after ``warmup_steps`` steps of linear warm-up.
         learning_rate_schedule: after warm-up, "cosine" decays to zero at the last step, "constant" stays at the peak.
         decaying: parameters that ``weight_decay`` applies to, see :func:`dimr.training.optimizer.parameter_groups`.
+        optimizer: "adamw", or "muon" for the matrices of the hidden layers and AdamW for the rest, with one learning
+            rate and weight decay.
         ema_ramp: start the average with a smaller decay, see :class:`~dimr.training.ema.ExponentialMovingAverage`.
         class_dropout: share of the images that train the unconditional class.
         loss_weights: weight of each branch's loss, lowest resolution first; None is the paper's
@@ -50,7 +53,9 @@ class TrainingSettings:
         checkpointing: "none", "blocks" or "selective", see :meth:`dimr.DiMR.set_checkpointing`.
         compile: run the model through torch.compile.
 
-    A resumed run must have the same settings, except those in :data:`MAY_DIFFER_ON_RESUME`.
+    A resumed run may change any of them. Learning rate and averages go by the number of steps done, and ``batch_size``
+    changes only how many samples a step takes next. Another ``seed`` changes noise and order from there on: the present
+    epoch then has some samples twice and some not at all.
 
     Raises:
         TypeError, ValueError: a value that has the wrong type or is out of range, by name.
@@ -73,15 +78,14 @@ class TrainingSettings:
     decaying: str = "matrices"
     ema_ramp: bool = True
     loss_weights: tuple[float, ...] | None = None
+    optimizer: str = "adamw"
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name, choices in (
-            ("precision", PRECISIONS), ("learning_rate_schedule", LEARNING_RATE_SCHEDULES), ("decaying", DECAYING),
-        ):  # fmt: skip
-            if getattr(self, name) not in choices:
-                wanted = ", ".join(map(repr, choices))
-                raise ValueError(f"{name} must be one of {wanted}; got {getattr(self, name)!r}")
+        _check_choice(self, "precision", PRECISIONS)
+        _check_choice(self, "learning_rate_schedule", LEARNING_RATE_SCHEDULES)
+        _check_choice(self, "decaying", DECAYING)
+        _check_choice(self, "optimizer", OPTIMIZERS)
         check_checkpointing(self.checkpointing)
         for name, least, most in (
             ("steps", 1, 2**31), ("batch_size", 1, 2**31), ("warmup_steps", 0, 2**31), ("seed", 0, 2**63 - 1),
@@ -104,24 +108,24 @@ class TrainingSettings:
         """Convert :meth:`to_dict`'s result back. Settings that did not exist yet have their defaults."""
         return from_table(cls, values)
 
-    def resume_key(self) -> dict[str, Any]:
-        """Return the settings that a resumed run must have in common with the saved one."""
-        return {k: v for k, v in self.to_dict().items() if k not in MAY_DIFFER_ON_RESUME}
-
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings:
-    """Settings that do not affect the results, and that a resumed run may change.
+    """Settings that do not affect the results, but for ``init``, and that a resumed run may change.
 
     Attributes:
+        init: the weights to start from, a path for :func:`~dimr.training.saved.read_weights`; "" is new ones.
+        init_key: the set of weights to take from a file that holds several.
         device_batch: images per forward on each process; passes accumulate up to the training's ``batch_size``.
         strategy: with several processes, "ddp" (each has the whole state) or "fsdp" (the state is sharded).
         workers: data loading processes per training process.
         save_every: steps between checkpoints.
-        keep: number of checkpoints to keep.
+        keep: number of checkpoints to keep; at least two until the run ends, because only the step after a checkpoint
+            shows that its weights have not diverged.
         log_every: steps between two rows of scalars.
         sample_every: steps between grids of samples; 0 draws none.
         sample_classes, sample_columns: number of classes in a grid, one per row, and of samples per class.
+        sample_weights: "ema" draws grids with the average, "raw" with the weights themselves.
         sample_steps, sample_guidance: sampling steps and guidance scale of a grid.
         decoder: folder of a diffusers autoencoder, for sample grids of a model of latents.
         deterministic: use deterministic algorithms on a GPU, which can be slower.
@@ -132,6 +136,8 @@ class RunSettings:
         TypeError, ValueError: a value that has the wrong type or is out of range, by name.
     """
 
+    init: str = ""
+    init_key: str = ""
     device_batch: int = 64
     strategy: str = "ddp"
     workers: int = 4
@@ -141,6 +147,7 @@ class RunSettings:
     sample_every: int = 0
     sample_classes: int = 5
     sample_columns: int = 10
+    sample_weights: str = "ema"
     sample_steps: int = 50
     sample_guidance: float = 0.0
     decoder: str = ""
@@ -151,12 +158,19 @@ class RunSettings:
     def __post_init__(self) -> None:
         check_types(self)
         check_strategy(self.strategy)
+        _check_choice(self, "sample_weights", KINDS)
         for name in (
             "device_batch", "save_every", "keep", "log_every", "sample_classes", "sample_columns", "sample_steps",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {shown(getattr(self, name))}")
         _check_finite(self, "workers", "sample_every", "sample_guidance")
+
+
+def _check_choice(settings: TrainingSettings | RunSettings, name: str, choices: tuple[str, ...]) -> None:
+    if getattr(settings, name) not in choices:
+        wanted = ", ".join(map(repr, choices))
+        raise ValueError(f"{name} must be one of {wanted}; got {getattr(settings, name)!r}")
 
 
 def _check_finite(settings: TrainingSettings | RunSettings, *names: str) -> None:

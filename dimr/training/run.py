@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..checkpoints.weights import CheckpointError, write_model
+from ..checkpoints.weights import MUCH, CheckpointError, write_about, write_model
+from ..data.errors import DataError
 from ..distributed import Processes
 from ..images import save_loss_curves
 from ..model.counting import count_parameters
@@ -23,9 +25,12 @@ from ..model.network import DiMR
 from ..sampling.class_names import ranges, save_classes
 from ..utils import MissingPackageError, OutOfMemoryError, first_line, is_out_of_memory, require, write_json
 from .checkpoint import CheckpointFolder
-from .loop import DivergedError, Trainer, deterministic_algorithms
+from .ema import initial_share
+from .history import Entry, continued, differences, read_history
+from .initial import load_initial_weights
+from .loop import DivergedError, Trainer, deterministic_algorithms, scheduled_rate
 from .monitoring import SampleGrids, ScalarLog
-from .recipe import Recipe, RecipeError
+from .recipe import Recipe, RecipeError, TrainingSettings
 
 if TYPE_CHECKING:
     from ..data.dataset import Dataset
@@ -57,6 +62,11 @@ class RunFolder:
         return self.root / "recipe.json"
 
     @property
+    def history(self) -> Path:
+        """The steps from which on recipes were used, see :mod:`dimr.training.history`."""
+        return self.root / "history.json"
+
+    @property
     def losses(self) -> Path:
         return self.root / "losses.png"
 
@@ -78,7 +88,9 @@ class TrainingRun:
         DataError: the data cannot be used.
     """
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, device: torch.device, processes: Processes) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: RunFolder, device: torch.device, processes: Processes, afresh: bool = False
+    ) -> None:
         from ..data.loader import TrainingLoader  # here, because dimr demo says itself that NumPy is missing
         from ..data.opening import open_dataset
 
@@ -86,6 +98,7 @@ class TrainingRun:
         self.folder = folder
         self.processes = processes
         self.checkpoints = folder.checkpoints(recipe.run.keep)
+        self.afresh = afresh
         try:
             dataset = open_dataset(recipe.data)
         except FileNotFoundError as error:
@@ -106,6 +119,7 @@ class TrainingRun:
         source = LoaderSource(loader, device, processes)
         model = new_model(recipe, device)
         parameters = count_parameters(model)
+        self._init = self._load_initial_weights(model)
         try:
             self.trainer = Trainer(
                 model, source, recipe.training, processes=processes, strategy=recipe.run.strategy, passes=passes
@@ -125,18 +139,37 @@ class TrainingRun:
                     len(self._trained), recipe.model.num_classes, ranges(untrained),
                 )  # fmt: skip
 
-    def train(self, afresh: bool = False) -> int:
+    def _load_initial_weights(self, model: DiMR) -> dict[str, Any] | None:
+        """Load the weights that the recipe names, if the run begins here, and return their record."""
+        path = self.recipe.run.init
+        if not path:
+            return None
+        newest = None if self.afresh else self.checkpoints.newest
+        record = None
+        if newest is None:
+            try:
+                record, described = load_initial_weights(model, path, self.recipe.run.init_key or None)
+            except FileNotFoundError as error:
+                raise RecipeError(f"run.init: {error}") from error
+        else:
+            described = f"run.init = {path} is not read: the run has begun and goes on from {newest}"
+        if self.processes.is_main:
+            logger.info("%s", described)
+        return record
+
+    def train(self, from_step: int | None = None) -> int:
         """Continue from the newest checkpoint, or start if there is none, to the end; see :func:`train`.
 
+        A run that starts ``afresh`` deletes the folder's checkpoints once everything that it needs is there.
+
         Args:
-            afresh: start in any case, and delete the folder's checkpoints once everything that the run needs is there.
+            from_step: continue from the checkpoint of this step, and delete the later ones likewise.
         """
         settings = self.recipe.run
-        if not afresh:
-            self._resume()
+        history = [] if self.afresh else self._resume(from_step)
         grids = SampleGrids(self.folder.samples, self.trainer, settings)
-        scalars = ScalarLog(self.folder.scalars, self.trainer, settings, self.recipe.to_dict())
-        self._prepare_folder(afresh)
+        scalars = ScalarLog(self.folder.scalars, self.trainer, settings, self._tables())
+        self._prepare_folder(history, go_back=self.afresh or from_step is not None)
 
         def after_step(step: int) -> None:
             scalars.after_step(step)
@@ -147,7 +180,9 @@ class TrainingRun:
             try:
                 signal = train(self.trainer, self.save, settings.save_every, after_step)
             except DivergedError as error:
-                raise DivergedError(f"{error}; {self._describe_newest()}") from error
+                before = error.step - 1
+                self.processes.run_on_main(lambda: self._set_aside(before), CheckpointError)
+                raise DivergedError(f"{error}; {self._describe_good()}", error.step) from error
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -155,6 +190,15 @@ class TrainingRun:
                     f"out of memory at step {self.trainer.step + 1}: lower run.device_batch or set "
                     f"training.checkpointing = 'selective'; {self._describe_newest()}"
                 ) from error
+        if self.processes.is_main:
+            self.checkpoints.prune(self.checkpoints.keep)
+            share = self.trainer.ema.initial_share
+            if share >= MUCH:
+                logger.warning(
+                    "%.1f%% of the average is still what training began with, for training.ema_decay = %s: "
+                    "sample with --weights raw",
+                    100 * share, self.recipe.training.ema_decay,
+                )  # fmt: skip
         self._draw_losses()
         return signal
 
@@ -162,32 +206,82 @@ class TrainingRun:
         newest = self.checkpoints.newest
         return "there is no checkpoint yet" if newest is None else f"the last good checkpoint is {newest}"
 
-    def _resume(self) -> None:
+    def _describe_good(self) -> str:
+        """Say from which checkpoints the diverged run can go on."""
+        if self.checkpoints.newest is None:
+            return f"{self._describe_newest()}: --resume starts again"
+        *earlier, _ = self.checkpoints.by_step()
+        steps = f", and --step goes back to an earlier one ({', '.join(map(str, earlier))})" if earlier else ""
+        return f"{self._describe_newest()}: --resume goes on from it with other settings{steps}"
+
+    def _set_aside(self, step: int) -> None:
+        """Set aside the state of ``step``, whose next gradients are not finite with any learning rate."""
+        newest = self.checkpoints.newest
+        self.checkpoints.set_aside(step)
+        if self.checkpoints.newest == newest:
+            return
         state = self.checkpoints.load()
         if state is None:
-            return
+            shutil.rmtree(self.folder.model, ignore_errors=True)
+        else:
+            self._write_model(state)
+
+    def _resume(self, from_step: int | None) -> list[Entry]:
+        """Load a state, and log what has changed since.
+
+        Returns:
+            The history of the run up to here.
+        """
+        state = self.checkpoints.load(from_step)
+        if state is None:
+            return []
+        step = state["step"]
         try:
             self.trainer.load_state_dict(state)
-        except CheckpointError as error:
-            raise CheckpointError(f"{self.checkpoints.folder}, step {state['step']}: {error}") from error
+        except (CheckpointError, DataError) as error:
+            raise CheckpointError(f"{self.checkpoints.folder}, step {step}: {error}") from error
+        entries = read_history(self.folder.history, step)
+        before = {**(entries[-1]["recipe"] if entries else self._tables())}
+        self._init = before.get("init")  # the first weights of the run stay what they were
+        recipe = self._tables()
+        recipe["run"] |= {key: before["run"][key] for key in ("init", "init_key") if key in before["run"]}
+        before["training"] = TrainingSettings.from_dict(state["settings"]).to_dict()
         if self.processes.is_main:
-            logger.info("going on from step %d", self.trainer.step)
+            logger.info("going on from step %d", step)
+            if state["device"] != self.trainer.model.device.type:
+                logger.warning("the run was on %s: the noise is another from here on", state["device"])
+            for key, (old, new) in differences(before, recipe).items():
+                logger.warning("%s = %s from here on (it was %s)", key, new, old)
+            rate, was = self.trainer.learning_rate, scheduled_rate(TrainingSettings.from_dict(state["settings"]), step)
+            if rate != was:
+                logger.warning("the learning rate goes on at %.3g, where %.3g was due", rate, was)
+        return continued(entries, step, before, recipe)
 
-    def _prepare_folder(self, afresh: bool) -> None:
+    def _prepare_folder(self, history: list[Entry], go_back: bool) -> None:
+        """Enter the recipe. To ``go_back``, delete the checkpoints of later steps than the present one."""
         if self.processes.is_main:
-            if afresh:
-                self.checkpoints.clear()
+            if go_back and (given_up := self.checkpoints.clear(after=self.trainer.step)):
+                logger.warning("deleted the checkpoints of steps %s", ", ".join(map(str, given_up)))
             self.checkpoints.remove_partial_files()
-            write_json(self.folder.recipe, self.recipe.to_dict())
+            history = history or [{"step": 0, "changed": {}, "recipe": self._tables()}]
+            write_json(self.folder.recipe, history[-1]["recipe"])
+            write_json(self.folder.history, history)
+
+    def _tables(self) -> dict[str, Any]:
+        """Return the recipe as tables, with what the run's first weights are if they are others'."""
+        return {**self.recipe.to_dict(), **({} if self._init is None else {"init": self._init})}
 
     def save(self) -> None:
         """Save a checkpoint and the averaged weights. All ranks must call it."""
         state = self.checkpoints.save(self.trainer)
-        self.processes.run_on_main(lambda: self._write_model(state["ema"]["averages"]), CheckpointError)
+        self.processes.run_on_main(lambda: self._write_model(state), CheckpointError)
 
-    def _write_model(self, averages: Mapping[str, Tensor]) -> None:
-        config = self.trainer.model.config
-        write_model(averages, config, self.folder.model)
+    def _write_model(self, state: Mapping[str, Any]) -> None:
+        config, ema = self.trainer.model.config, state["ema"]
+        write_model(ema["averages"], config, self.folder.model)
+        settings = TrainingSettings.from_dict(state["settings"])
+        share = initial_share(ema, settings.ema_decay, settings.ema_ramp)
+        write_about(self.folder.model, "ema", state["step"], share)
         save_classes(self._class_names, self._trained, config.num_classes, self.folder.model)
 
     def _draw_losses(self) -> None:

@@ -20,7 +20,7 @@ from .. import checks
 from ..dispatch import ScopedValue
 from ..nn import TDLayerNorm
 from .fit import Gated, fit_gated
-from .rules import check_module, class_problem, tensor_problem
+from .rules import check_module, check_not_offloaded, class_problem, tensor_problem
 from .swap import Adopted, AdoptionReport, Change, ClassChange, Replacement
 
 Conditioning = Callable[[Tensor, Tensor], Tensor]
@@ -109,9 +109,10 @@ def adopt_ada_norm(
 
     Raises:
         TypeError: ``model`` is not an ``nn.Module``.
-        ValueError: a bad argument; nothing to embed the timestep with.
+        ValueError: a bad argument, an offloaded model, or nothing to embed the timestep with.
     """
     check_module("adopt_ada_norm", model)
+    check_not_offloaded("adopt_ada_norm", model)
     checks.check_choice("adopt_ada_norm", "gate", gate, ("channel", "scalar"))
     low, high = map(float, time_range)
     if not low < high:

@@ -17,6 +17,7 @@ from ..checks import autocast_dtype, hook_names, is_call_modified, is_plain_line
 from ..dispatch import current_backend
 from ..functional import depthwise_conv2d, td_layer_norm
 from ..ops.geglu import project_and_gate
+from ..ops.linear import linear, onednn_is_faster
 from .swap import Adopted, AdoptionReport, ClassChange, Hook, library_problem
 
 DIFFUSERS_GEGLU = "diffusers.models.activations.GEGLU"
@@ -54,7 +55,13 @@ class Match:
     problem: str | None
 
 
-def adopt(model: nn.Module, *, channels_last: bool | None = None, layer_norm: bool = False) -> AdoptionReport:
+def adopt(
+    model: nn.Module,
+    *,
+    channels_last: bool | None = None,
+    layer_norm: bool = False,
+    linear_layers: bool | None = None,
+) -> AdoptionReport:
     """Let this package's operators compute those layers of a model that were tested equal, in place.
 
     A swapped layer keeps its module, parameters, names and hooks; only its class becomes a subclass of its own with
@@ -66,6 +73,8 @@ def adopt(model: nn.Module, *, channels_last: bool | None = None, layer_norm: bo
       :func:`dimr_kernels.functional.depthwise_conv2d`. The network gets one hook, which makes the images that come in
       channels last; from there on every layer keeps that layout and nothing is copied between them. A feature map in
       another layout goes to torch's convolution as before.
+    - ``nn.Linear`` of float32 on a CPU in timm's and torchvision's ConvNeXt becomes
+      :func:`dimr_kernels.functional.linear` where that has the faster products (AVX-512, not Intel's).
     - ``nn.LayerNorm`` stays: torch's own is one fused kernel.
 
     What changes a model's parameters is asked for by name: :func:`dimr_kernels.adoption.adopt_time_norms`,
@@ -77,6 +86,9 @@ def adopt(model: nn.Module, *, channels_last: bool | None = None, layer_norm: bo
             its forward must not ``view`` feature maps as if they were contiguous (torch raises an error where it
             does). False leaves all of them alone. None does what is known to be right, as above.
         layer_norm: swap ``nn.LayerNorm``, and timm's, over one dimension as well, for TD-LN that is constant in time.
+        linear_layers: True swaps ``nn.Linear`` in any network, and on any machine, for
+            :func:`dimr_kernels.functional.linear`. False leaves all of them alone. None does what is known to be
+            faster, as above.
 
     Returns:
         The layers that were swapped, and those that were left with the reason; ``print`` it. Its ``undo()`` restores
@@ -105,6 +117,7 @@ def adopt(model: nn.Module, *, channels_last: bool | None = None, layer_norm: bo
             or _match_timm_glu(site.module)
             or _match_depthwise(site, channels_last)
             or _match_layer_norm(site.module, layer_norm)
+            or _match_linear(site, linear_layers)
         )
         if match is None:
             continue
@@ -132,6 +145,17 @@ def _sites_of(model: nn.Module) -> Iterator[Site]:
 def check_module(function: str, model: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"{function}: model must be an nn.Module, got {type(model).__name__}")
+
+
+def check_not_offloaded(function: str, model: nn.Module) -> None:
+    """Check that no hooks of accelerate or diffusers bring in the model's weights: they would not know new ones."""
+    for path, module in model.named_modules():
+        groups = getattr(module, "_diffusers_hook", None)
+        if hasattr(module, "_hf_hook") or (groups is not None and groups.get_hook("group_offloading") is not None):
+            raise ValueError(
+                f"{function}: the model is offloaded (hooks bring in the weights of {path or 'the model itself'}), and "
+                f"new parameters would be left out: adopt first, then offload"
+            )
 
 
 def class_problem(module: nn.Module, cls: type[nn.Module]) -> str | None:
@@ -312,6 +336,39 @@ def _random_norm(cls: type[nn.Module]) -> nn.Module:
     for parameter in norm.parameters():
         nn.init.normal_(parameter)
     return norm
+
+
+# Linear layers.
+
+
+class Linear(Adopted):
+    """A linear layer on the faster of torch's two libraries of products."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
+
+
+def _match_linear(site: Site, wanted: bool | None) -> Match | None:
+    """Match a linear layer; None also where the operator around it computes it, and where none was asked for."""
+    layer = site.module
+    if not isinstance(layer, nn.Linear) or wanted is False or _is_gated_projection(site):
+        return None
+    if wanted is None:
+        in_convnext = any(_is_a(module, *CONVNEXT_BLOCKS) for module in site.above)
+        fast = onednn_is_faster() and layer.weight.device.type == "cpu" and layer.weight.dtype == torch.float32
+        if not (in_convnext and fast):
+            return None
+    return Match("nn.Linear", "linear", Linear, class_problem(layer, nn.Linear) or tensor_problem(layer))
+
+
+def _is_gated_projection(site: Site) -> bool:
+    parent: Any = site.above[-1] if site.above else None
+    if isinstance(parent, GatedProjection):
+        return site.module is parent.proj
+    return isinstance(parent, GatedMLP) and site.module is parent.fc1  # type: ignore[attr-defined]
 
 
 # Depthwise convolutions, with the layout handled once around the network.

@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from .. import checks
 from ..nn import TDLayerNorm, TDRMSNorm
-from .rules import check_module, hook_problem, tensor_problem
+from .rules import check_module, check_not_offloaded, hook_problem, tensor_problem
 from .swap import AdoptionReport, Replacement
 
 Norm = nn.LayerNorm | nn.RMSNorm
@@ -40,9 +40,10 @@ def adopt_time_norms(model: nn.Module, select: Select | None = None, gate: str =
 
     Raises:
         TypeError: ``model`` is not an ``nn.Module``, or ``select`` nothing that selects.
-        ValueError: a selection that names no norm.
+        ValueError: a selection that names no norm, or an offloaded model.
     """
     check_module("adopt_time_norms", model)
+    check_not_offloaded("adopt_time_norms", model)
     checks.check_choice("adopt_time_norms", "gate", gate, ("channel", "scalar"))
     chosen = _selector(select)
     found = [(path, m) for path, m in model.named_modules() if isinstance(m, (nn.LayerNorm, nn.RMSNorm))]

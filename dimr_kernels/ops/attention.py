@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .. import checks
 from ..dispatch import current_backend
 from . import attention_backends
+from .linear import apply_linear
 
 BACKENDS = ("auto", *attention_backends.RULES, "eager")
 
@@ -78,9 +79,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto", scale: flo
     checks.check_same_dtype("attention", q=q, k=k, v=v)
     if backend == "auto" and current_backend() == "eager":
         backend = "eager"
-    scale = q.shape[3] ** -0.5 if scale is None else scale
     if backend == "eager":
-        return attention_definition(q, k, v, scale)
+        return attention_definition(q, k, v, q.shape[3] ** -0.5 if scale is None else scale)
+    # None stays None: computed from a symbolic head dim it would be a constant of compiled code, which torch's cache of
+    # compiled graphs (2.13) returns for another head dim as well.
     return attention_backends.attention(q, k, v, backend, scale)
 
 
@@ -250,7 +252,7 @@ class SelfAttention(nn.Module):
             qkv_weight, qkv_bias, out_weight = self._padded()
             h = self._attended(F.linear(x, qkv_weight, qkv_bias))
             return F.linear(h, out_weight, self.out.bias)
-        return self.out(self._attended(self.qkv(x)))
+        return apply_linear(self.out, self._attended(apply_linear(self.qkv, x)))
 
     def _attended(self, qkv: Tensor) -> Tensor:
         """``[B, L, 3 * heads * head_dim]``, padded or not, -> ``[B, L, heads * head_dim]``."""

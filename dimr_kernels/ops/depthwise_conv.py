@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,6 +26,19 @@ def depthwise_conv2d_definition(x: Tensor, weight: Tensor, bias: Tensor | None, 
     out = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=kernel_size // 2, groups=channels)
     out = out.permute(0, 2, 3, 1)
     return out if residual is None else out + residual
+
+
+def _recomputed_definition(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    """Compute the definition so that compiled code saves x for the backward and not the permuted view of it.
+
+    Inductor cannot order the strides of a saved view that are symbols (torch 2.13: "cannot determine truth value of
+    Relational"), so a second image size failed. Only the view is computed again: the backward needs no more.
+    """
+    from torch.utils.checkpoint import checkpoint
+
+    return checkpoint(
+        depthwise_conv2d_definition, x, weight, bias, residual, use_reentrant=False, preserve_rng_state=False
+    )
 
 
 def depthwise_conv2d_into_definition(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
@@ -91,6 +106,8 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, resi
     checks.check_same_dtype(operator, x=x, residual=residual)
     form = choose(operator, x)
     if form == "eager":
+        if torch.compiler.is_dynamo_compiling() and torch.is_grad_enabled():
+            return _recomputed_definition(x, weight, bias, residual)
         return depthwise_conv2d_definition(x, weight, bias, residual)
     return depthwise_conv2d_ops[form](x, weight, bias, None if residual_is_x else residual, residual_is_x)
 
@@ -176,10 +193,25 @@ def _fake_backward(
     return found
 
 
+Shape = Sequence[int]
+
+
+def _flops(x: Shape, weight: Shape, *rest: Any, **results: Any) -> int:
+    return 2 * math.prod(x) * math.prod(weight[1:])
+
+
+def _backward_flops(
+    grad: Shape, x: Shape | None, weight: Shape | None, kernel_size: int, *rest: Any, **results: Any
+) -> int:
+    gradients = (x is not None) + (weight is not None)
+    return gradients * 2 * math.prod(grad) * kernel_size**2
+
+
 depthwise_conv2d_ops = define_forms(
     "depthwise_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor? residual, bool add_input) -> Tensor",
     kernels={"triton": _forward, "cpp": cpp_kernel("depthwise_conv2d_cpp")},
     fake=lambda x, weight, bias, residual, add_input: x.new_empty(x.shape),
+    flops=_flops,
 )
 # The gradient of x where the weight is given, and those of weight and bias where x is given.
 depthwise_conv2d_backward_ops = define_forms(
@@ -187,6 +219,7 @@ depthwise_conv2d_backward_ops = define_forms(
     "ScalarType weight_dtype, ScalarType bias_dtype) -> Tensor[]",
     kernels={"triton": _backward, "cpp": cpp_kernel("depthwise_conv2d_cpp_backward")},
     fake=_fake_backward,
+    flops=_backward_flops,
 )
 
 
@@ -236,4 +269,5 @@ depthwise_conv2d_into_ops = define_forms(
     "depthwise_conv2d_into(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) out) -> ()",
     kernels={"triton": _forward_into, "cpp": _cpp_forward_into},
     fake=lambda x, weight, bias, out: None,
+    flops=_flops,
 )

@@ -13,6 +13,7 @@ from .. import checks
 from ..dispatch import BackendError, choose, current_backend, unavailable_reason
 from ..launch import with_even_rows
 from ..registration import Operator, cpp_kernel, define_forms, define_gradient, define_gradients, define_op
+from .linear import apply_linear, linear
 
 FORMS = ("auto", "one_kernel", "two_kernels")
 ONE_KERNEL_DTYPES = (torch.float16, torch.bfloat16)
@@ -145,7 +146,7 @@ def geglu_linear(
     fused = choose(operator, x)
     if fused == "eager":
         return geglu_linear_definition(x, weight, bias, approximate, gate_first)
-    h = project(x, weight, bias)
+    h = linear(x, weight, None if bias is None else bias.to(weight.dtype))
     return _with_rows_of(x, geglu_packed_ops[fused](_as_rows(h), approximate, gate_first))
 
 
@@ -240,7 +241,7 @@ class GEGLUMLP(nn.Module):
         self.out = nn.Linear(hidden_dim, dim, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.geglu(x))
+        return apply_linear(self.out, self.geglu(x))
 
 
 def _forward_pair(gate: Tensor, value: Tensor, approximate: str) -> Tensor:
@@ -329,6 +330,7 @@ geglu_linear_op = define_op(
     "geglu_linear(Tensor x, Tensor weight, Tensor? bias, str approximate, bool gate_first) -> Tensor",
     kernel=_forward_linear,
     fake=lambda x, weight, bias, approximate, gate_first: x.new_empty((x.shape[0], weight.shape[0] // 2)),
+    flops=lambda x, weight, *rest, **results: 2 * x[0] * weight[0] * weight[1],
 )
 
 

@@ -17,12 +17,27 @@ from .time_gate import GateParameters
 
 @triton.jit
 def divide(total, count):
-    """Divide a float32 tensor by a number, correctly rounded.
+    """Divide a float32 tensor by a whole number, correctly rounded: the constant row 3.0 has the mean 3.0.
 
-    ``/`` compiles to a product with an approximate reciprocal, whose error in a mean grows with the mean: the constant
-    row 3.0 would come out up to 4e-4 from its shift.
+    ``/`` compiles to a product with an approximate reciprocal, whose error in a mean grows with the mean. ``tl.div_rn``
+    calls a subroutine, around which registers spill. Here reciprocal and quotient are each corrected by a remainder,
+    which ``fma`` has exactly (Markstein 1990, for counts up to 2**22); a loop computes the reciprocal once.
     """
-    return tl.div_rn(total, count * 1.0)
+    count = count * 1.0
+    reciprocal = 1.0 / count
+    reciprocal = tl.fma(tl.fma(-count, reciprocal, 1.0), reciprocal, reciprocal)
+    quotient = total * reciprocal
+    corrected = tl.fma(tl.fma(-quotient, count, total), reciprocal, quotient)
+    return tl.where(tl.abs(quotient) < float("inf"), corrected, quotient)
+
+
+@triton.jit
+def running_weight(i):
+    """Return the weight of value ``i`` in a running mean, ``1 / (i + 1)``.
+
+    Exact for the first value, which is then the mean of a constant row; later ones weigh differences from the mean.
+    """
+    return tl.where(i == 0, 1.0, 1.0 / (i + 1))
 
 
 @triton.jit

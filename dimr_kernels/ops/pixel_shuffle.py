@@ -49,34 +49,6 @@ def unshuffle_definition(x: Tensor, r: int, layout: str) -> Tensor:
     return x.reshape(B, H // r, r, W // r, r, C).permute(0, 1, 3, 2, 4, 5).reshape(B, H // r, W // r, r * r * C)
 
 
-def check_shuffle(operator: str, x: Tensor, name: str, factor: int, layout: str) -> int:
-    """Check x, the factor and the layout, which both directions share; return the factor."""
-    checks.check_floating(operator, x=x)
-    checks.check_choice(operator, "layout", layout, ("nhwc", "nchw"))
-    checks.check_rank(operator, "x", x, 4, "[B, H, W, C]" if layout == "nhwc" else "[B, C, H, W]")
-    if not isinstance(factor, int) or factor < 1:
-        raise ValueError(f"{operator}: {name} must be an integer of at least 1, got {factor!r}")
-    return factor
-
-
-def check_shuffled(operator: str, x: Tensor, y: Tensor | None, r: int, layout: str) -> int:
-    """Check x's channels, and y against x; return the channels of the result."""
-    nhwc = layout == "nhwc"
-    channels = x.shape[3 if nhwc else 1]
-    if channels % (r * r):
-        raise ValueError(
-            f"{operator}: x must have a multiple of {r * r} channels for upscale_factor {r}, got {channels} in shape "
-            f"{list(x.shape)}, layout {layout!r}"
-        )
-    C = channels // (r * r)
-    if y is not None:
-        B, H, W = (x.shape[0], *x.shape[1:3]) if nhwc else (x.shape[0], *x.shape[2:])
-        checks.check_floating(operator, y=y)
-        checks.check_shape(operator, "y", y, (B, r * H, r * W, C) if nhwc else (B, C, r * H, r * W))
-        checks.check_same_device(operator, x=x, y=y)
-    return C
-
-
 def pixel_shuffle_add(x: Tensor, y: Tensor | None, upscale_factor: int, layout: str = "nhwc") -> Tensor:
     """Pixel shuffle with a sum: ``y + shuffle(x)``, as in a cascade (DiMR eq. (2)).
 
@@ -103,8 +75,8 @@ def pixel_shuffle_add(x: Tensor, y: Tensor | None, upscale_factor: int, layout: 
                 [12., 13.]])
     """
     operator = "pixel_shuffle_add"
-    r = check_shuffle(operator, x, "upscale_factor", upscale_factor, layout)
-    check_shuffled(operator, x, y, r, layout)
+    r = checks.check_shuffle(operator, x, "upscale_factor", upscale_factor, layout)
+    checks.check_shuffled(operator, x, y, r, layout)
     if y is not None:
         dtype = torch.promote_types(x.dtype, y.dtype)
         x, y = x.to(dtype), y.to(dtype)
@@ -129,7 +101,7 @@ def pixel_unshuffle(x: Tensor, downscale_factor: int, layout: str = "nhwc") -> T
         tensor([0., 1., 2., 3.])
     """
     operator = "pixel_unshuffle"
-    r = check_shuffle(operator, x, "downscale_factor", downscale_factor, layout)
+    r = checks.check_shuffle(operator, x, "downscale_factor", downscale_factor, layout)
     H, W = x.shape[1:3] if layout == "nhwc" else x.shape[2:]
     if H % r or W % r:
         raise ValueError(

@@ -16,7 +16,15 @@ import triton.language as tl
 from torch import Tensor
 
 from ..launch import Launch, RowConfig, as_samples, cached_by_shape, ceil_div, launch_config, with_rows
-from .norm_triton import dense, divide, gate_gradients, gate_widths, mixed_at, reciprocal_deviation
+from .norm_triton import (
+    dense,
+    divide,
+    gate_gradients,
+    gate_widths,
+    mixed_at,
+    reciprocal_deviation,
+    running_weight,
+)
 from .time_gate import GateParameters
 
 MERGE_BLOCK = 512
@@ -42,7 +50,7 @@ def _td_group_norm_moments_kernel(
         mask = (n < N) & (col < C)
         x = tl.load(x_ptr + b * x_stride_b + n * x_stride_n + col, mask=mask, other=0.0).to(tl.float32)
         distance = tl.where(mask, x - lane_mean, 0.0)
-        lane_mean += distance * divide(tl.full([1, 1], 1.0, tl.float32), i + 1)
+        lane_mean += distance * running_weight(i)
         lane_squares += distance * (x - lane_mean)
     # Chan's merge of the lanes; the last chunk may not reach them all.
     seen = tl.maximum(tl.minimum((N - first - lane + ROWS - 1) // ROWS, ITERATIONS), 0).to(tl.float32)  # [ROWS, 1]

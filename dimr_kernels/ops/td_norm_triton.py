@@ -30,6 +30,7 @@ from .norm_triton import (
     reciprocal_deviation,
     row_statistics,
     row_warps,
+    running_weight,
 )
 from .time_gate import GateParameters
 
@@ -117,7 +118,7 @@ def _td_norm_fwd_wide_kernel(
             lane_squares += x * x
         else:  # Welford's update in every lane: a large mean does not cancel
             distance = tl.where(mask, x - lane_mean, 0.0)
-            lane_mean += distance * divide(tl.full([1, 1], 1.0, tl.float32), i + 1)
+            lane_mean += distance * running_weight(i)
             lane_squares += tl.where(mask, distance * (x - lane_mean), 0.0)
     if RMS:
         mean = tl.zeros([ROWS, 1], dtype=tl.float32)

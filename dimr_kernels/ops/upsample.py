@@ -11,7 +11,8 @@ from .. import checks
 from ..dispatch import choose
 from ..registration import Operator, cpp_kernel, define_forms, define_gradients
 from . import time_gate
-from .pixel_shuffle import check_shuffle, check_shuffled, shuffle_definition
+from .linear import apply_linear
+from .pixel_shuffle import shuffle_definition
 from .td_norm import TDLayerNorm, td_norm_definition, td_norm_ops
 from .time_gate import (
     GATES_SCHEMA,
@@ -86,9 +87,9 @@ def _shuffle_norm_add(
     x: Tensor, y: Tensor, t: Tensor | float, upscale_factor: int, gates: GateParameters, eps: float
 ) -> Tensor:
     operator = "pixel_shuffle_td_norm_add"
-    r = check_shuffle(operator, x, "upscale_factor", upscale_factor, "nhwc")
+    r = checks.check_shuffle(operator, x, "upscale_factor", upscale_factor, "nhwc")
     checks.check_floating(operator, y=y)
-    C = check_shuffled(operator, x, y, r, "nhwc")
+    C = checks.check_shuffled(operator, x, y, r, "nhwc")
     if C == 0:
         raise ValueError(f"{operator}: x must have at least one channel, got shape {list(x.shape)}")
     if (x.dtype == torch.float64) != (y.dtype == torch.float64):
@@ -116,7 +117,8 @@ class PixelShuffleUpsample(nn.Module):
     Shape: ``x [B, H, W, dim_in]``, ``y [B, r*H, r*W, dim_out]`` -> ``[B, r*H, r*W, dim_out]``; ``t`` as in
     :class:`TDLayerNorm`.
 
-    ``norm_out`` is part of one fused operator, which reads its parameters: hooks on it do not run.
+    ``norm_out`` is part of one fused operator, which reads its parameters. It is called by itself, at the cost of two
+    more passes, where a call of it does more: hooks, an offloader that moves its parameters in, a forward of its own.
 
     Example:
         >>> import torch
@@ -137,7 +139,10 @@ class PixelShuffleUpsample(nn.Module):
     def forward(self, x: Tensor, y: Tensor, t: Tensor | float | None = None) -> Tensor:
         if t is None:
             t = current_timestep("PixelShuffleUpsample")
-        h = self.proj(self.norm_in(x, t))
+        h = apply_linear(self.proj, self.norm_in(x, t))  # type: ignore[arg-type]
+        if type(self.norm_out).forward is not TDLayerNorm.forward or checks.is_call_modified(self.norm_out):
+            r = checks.check_shuffle("PixelShuffleUpsample", h, "upscale_factor", self.upscale_factor, "nhwc")
+            return y + self.norm_out(shuffle_definition(h, r, "nhwc"), t)
         return _shuffle_norm_add(h, y, t, self.upscale_factor, self.norm_out.gate_parameters(), self.norm_out.eps)
 
     def extra_repr(self) -> str:

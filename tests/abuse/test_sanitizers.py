@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ import torch
 
 import dimr_kernels as dk
 from benchmarks.machine_code.compile import CASES
+from benchmarks.on_gpu import all_steps
 from tests.support.parity import results_of
 
 from .every_kernel import CALLS
@@ -20,24 +21,58 @@ from .interpreter import OutsideMemory, guarded_memory
 
 ROOT = Path(__file__).parents[2]
 CHECKS = Path(__file__).parent / "native" / "pixel_shuffle_checks.cpp"
+KERNEL_CHECKS = CHECKS.with_name("cpu_kernel_checks.cpp")
+AVX2 = ("-mavx2", "-mfma", "-mf16c")  # as in CMakeLists.txt
+AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
 COMPILER = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))), None)
 NO_GPU = not torch.cuda.is_available()
 
 
-def compile_checks(folder: Path, sanitizers: str, sources: Path = ROOT / "csrc") -> Path:
+def compiler_with(folder: Path, sanitizers: str, *options: str) -> list[str]:
+    """Return the command of the compiler with these sanitizers, or skip the test where they do not work."""
     if COMPILER is None:
         pytest.skip("no C++ compiler was found")
-    program = folder / sanitizers.replace(",", "-")
-    headers = Path(torch.__file__).parent / "include"
     command = [COMPILER, "-std=c++17", "-O0", "-pthread", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
-    command += ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-isystem", str(headers), "-I", str(sources)]
-    trial = folder / "trial.cpp"
+    command += options
+    trial, program = folder / "trial.cpp", folder / "trial"
     trial.write_text("int main() { return 0; }\n")
     tried = subprocess.run([*command, str(trial), "-o", str(program)], capture_output=True, text=True)
     if tried.returncode or subprocess.run([program], capture_output=True).returncode:
         pytest.skip(f"{COMPILER} has no -fsanitize={sanitizers} here: {tried.stderr[-200:]}")
-    subprocess.run([*command, str(CHECKS), "-o", str(program)], check=True, capture_output=True, text=True)
+    return command
+
+
+def compile_program(command: list[str], folder: Path, sources: list[Path]) -> Path:
+    """Compile the sources, two at a time, and link them."""
+    folder.mkdir(exist_ok=True)
+
+    def compile_one(source: Path) -> str:
+        made = folder / f"{source.stem}.o"
+        done = subprocess.run([*command, "-c", str(source), "-o", str(made)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return str(made)
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compile_one, sources))
+    program = folder / "checks"
+    subprocess.run([*command, *objects, "-o", str(program)], check=True, capture_output=True, text=True)
     return program
+
+
+def compile_checks(folder: Path, sanitizers: str, sources: Path = ROOT / "csrc") -> Path:
+    """Compile the checks of the pixel shuffles."""
+    headers = Path(torch.__file__).parent / "include"
+    options = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-isystem", str(headers), "-I", str(sources)]
+    return compile_program(compiler_with(folder, sanitizers, *options), folder / "made", [CHECKS])
+
+
+def compile_kernel_checks(
+    folder: Path, sanitizers: str, flags: tuple[str, ...] = (), sources: Path = ROOT / "csrc"
+) -> Path:
+    """Compile the checks of the other CPU operators, with the loops that they run."""
+    command = compiler_with(folder, sanitizers, "-DDIMR_SET=baseline", "-I", str(sources), *flags)
+    loops = sorted(path for path in sources.glob("*_cpu.cpp") if path.name != "pixel_shuffle_cpu.cpp")
+    return compile_program(command, folder / "made", [KERNEL_CHECKS, *loops])
 
 
 def run_checks(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -73,6 +108,54 @@ def test_an_access_one_too_far_is_found(file, right, wrong, tmp_path):
     assert "AddressSanitizer" in done.stderr
 
 
+def flags_of(capability: str) -> tuple[str, ...]:
+    from dimr_kernels import _C
+
+    if capability not in _C.cpu_capabilities():
+        pytest.skip(f"this CPU or this build has no {capability}")
+    return {"baseline": (), "avx2": AVX2, "avx512": AVX512}[capability]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sanitizers", "capability"),
+    [("address,undefined", "baseline"), ("address,undefined", "avx512"), ("thread", "baseline")],
+)
+def test_the_cpu_kernels_are_clean(sanitizers, capability, tmp_path):
+    done = run_checks(compile_kernel_checks(tmp_path, sanitizers, flags_of(capability)))
+    assert (done.returncode, done.stdout) == (0, "clean\n"), done.stderr[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sanitizers", "file", "right", "wrong", "said"),
+    [
+        (
+            "address,undefined",
+            "vec.h",
+            "if (i < n) f(i, Part{static_cast<int>(n - i)});\n}",
+            "if (i < n) f(i, Whole{});\n}",
+            "AddressSanitizer",
+        ),
+        (
+            "thread",
+            "td_norm_cpu.cpp",
+            "task.stats[unit] = task.rms",
+            "task.stats[0] = task.stats[unit] = task.rms",
+            "ThreadSanitizer: data race",
+        ),
+    ],
+)
+def test_a_mistake_in_the_cpu_kernels_is_found(sanitizers, file, right, wrong, said, tmp_path):
+    sources = shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    text = (sources / file).read_text()
+    assert text.count(right) == 1
+    (sources / file).write_text(text.replace(right, wrong))
+    done = run_checks(compile_kernel_checks(tmp_path, sanitizers, (), sources))
+    assert done.returncode != 0
+    assert said in done.stderr
+
+
 def kernels_of_the_library() -> set[str]:
     return {case.kernel.__name__ for cases in CASES.values() for case in cases()}
 
@@ -103,10 +186,9 @@ def test_the_guard_sees_a_missing_mask(monkeypatch):
         launch(h[:, :5], h[:, 5:], torch.empty(9, 5))
 
 
-def test_the_gpu_script_checks_every_kernel_with_every_tool():
-    script = (ROOT / "benchmarks" / "on_gpu.sh").read_text()
-    stage = re.search(r"sanitizer\)(.*?);;", script, flags=re.DOTALL)
-    assert stage is not None
-    for wanted in ("memcheck", "racecheck", "synccheck", "initcheck", "PYTORCH_NO_CUDA_MEMORY_CACHING=1"):
-        assert wanted in stage[1]
-    assert "tests.abuse.every_kernel" in stage[1]
+def test_a_call_on_a_gpu_checks_every_kernel_with_every_tool():
+    steps = {step.name: step for step in all_steps(Path("out"))}
+    for tool in ("memcheck", "racecheck", "synccheck", "initcheck"):
+        assert steps[tool].command[:3] == ("compute-sanitizer", "--tool", tool)
+        assert steps[tool].command[-1] == "tests.abuse.every_kernel"
+        assert steps[tool].environment == {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from benchmarks import static
+from benchmarks.machine_code.architectures import ARCHITECTURES
 from benchmarks.machine_code.compile import merged_name
 from benchmarks.machine_code.extension import extension_rows
 from benchmarks.static import COLUMNS, as_json, completed, issue_over_memory, markdown, occupancy, widths
@@ -13,7 +14,7 @@ from dimr_kernels.dispatch import extension_status
 ROW = {
     "name": "kernel[D=8|16]", "architecture": 90, "num_warps": 4, "registers": 40, "spill_bytes": 0, "shared_bytes": 16,
     "loads": {"4": 2, "16": 8, "TMA": 1}, "stores": {"16": 4}, "per_output": {"all": 57.0, "float32": 20.0},
-    "bytes_per_output": 6, "compile_seconds": 1.5,
+    "bytes_per_output": 6, "compiler": "Triton 9, ptxas 99.9", "summed_types": ["f32"],
 }  # fmt: skip
 
 
@@ -25,6 +26,10 @@ ROW = {
         (230, 0, 2, 90, 0.125),  # 230 is given out as 232: 8.8 warps, in blocks of 2
         (32, 100 << 10, 4, 80, 4 / 64),  # one block of 101 KB in 164
         (32, 100 << 10, 4, 90, 8 / 64),  # two in 228
+        (32, 0, 8, 86, 1.0),  # the 48 warps of a smaller multiprocessor
+        (32, 0, 2, 86, 32 / 48),  # in at most 16 blocks
+        (32, 0, 2, 120, 1.0),  # 24
+        (32, 48 << 10, 4, 89, 8 / 48),  # two blocks of 49 KB in 100
     ],
 )
 def test_occupancy(registers, shared, warps, architecture, expected):
@@ -43,6 +48,7 @@ def test_occupancy(registers, shared, warps, architecture, expected):
         ({"all": 49, "float32": 49, "integer": 0, "special": 0}, 4, 80, 2.2),
         ({}, 4, 80, None),
         ({"all": 3, "float32": 0, "integer": 0, "special": 0}, 0, 80, None),
+        ({"all": 3, "float32": 0, "integer": 0, "special": 0}, 4, 86, None),
     ],
 )
 def test_issue_over_memory(per_output, bytes_per_output, architecture, expected):
@@ -51,13 +57,18 @@ def test_issue_over_memory(per_output, bytes_per_output, architecture, expected)
 
 
 def test_table():
-    row = completed(ROW | {"per_output": {unit: 57.4 for unit in ("all", "float32")} | {"integer": 0, "special": 0}})
-    lines = markdown([row], ["A note."]).splitlines()
+    units = {"all": 57.4, "float32": 57.4, "integer": 0, "special": 0}
+    alike = [{"architecture": number, "num_warps": 8, "compiler": "Triton 9, ptxas 98.7"} for number in (86, 89)]
+    rows = [completed(ROW | {"per_output": units} | changed) for changed in [*alike, {}]]
+    text = markdown(rows, ["A note."])
+    lines = text.splitlines()
     assert "A note." in lines
-    expected = (
-        r"| kernel[D=8\|16] | 90 | 4 | 40 | 0 | 16 | 75% | TMA x1, 16 B x8, 4 B x2 | 16 B x4 | 57.4 | 6 | 1.00 | 1.5 |"
-    )
-    assert lines[-1] == expected
+    assert "Compiled by: Triton 9, ptxas 98.7 on sm_86, sm_89; Triton 9, ptxas 99.9 on sm_90." in text
+    assert "163 KB on sm_80; 99 KB on sm_86, sm_89, sm_120; 227 KB on sm_90, sm_100." in text
+    assert lines[-2:] == [
+        r"| kernel[D=8\|16] | 8 | 86 89 | 40 | 0 | 16 | 100% | TMA x1, 16 B x8, 4 B x2 | 16 B x4 | 57.4 |  |  |",
+        r"| kernel[D=8\|16] | 4 | 90 | 40 | 0 | 16 | 75% | TMA x1, 16 B x8, 4 B x2 | 16 B x4 | 57.4 | 6 | 1.00 |",
+    ]
     assert lines[-1].replace(r"\|", "").count("|") == len(COLUMNS) + 1
 
 
@@ -103,7 +114,7 @@ def test_kernels_of_the_extension():
     pytest.importorskip("triton")
     rows, note = extension_rows()
     assert note is None
-    assert {row["architecture"] for row in rows} == {80, 90}
+    assert {row["architecture"] for row in rows} == set(ARCHITECTURES)
     assert all(row["spill_bytes"] == 0 for row in rows)
     for row in rows:
         width = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 
@@ -151,6 +152,50 @@ def test_shards_of_lightningdit(tmp_path, latents, flipped, capsys):
         torch.testing.assert_close(dataset.load(i), (latents[i] - mean[0]) / std[0])
         coin = flipped and SampleRandom(0, 0, i).coin()
         torch.testing.assert_close(drawn(dataset, i), ((mirrored if coin else latents)[i] - mean[0]) / std[0])
+
+
+class TestMeanAndDeviation:
+    """The files of REPA, whose second half is the standard deviation and not the log variance."""
+
+    @pytest.fixture
+    def root(self, tmp_path, moments):
+        pairs = []
+        for i, (one, label) in enumerate(zip(moments, LABELS, strict=True)):
+            name = f"{i // 3:05d}/img-mean-std-{i:08d}.npy"
+            (tmp_path / "vae-sd" / name).parent.mkdir(parents=True, exist_ok=True)
+            np.save(tmp_path / "vae-sd" / name, torch.cat([one[:C], torch.exp(0.5 * one[C:])]).numpy())
+            pairs.append([name, label])
+        (tmp_path / "vae-sd" / "dataset.json").write_text(json.dumps({"labels": pairs[::-1]}))
+        return tmp_path
+
+    @pytest.mark.parametrize("place", [".", "vae-sd"])
+    def test_becomes_moments(self, root, moments, place):
+        assert encode(root / place, root / "out") == 0
+        dataset = LatentDataset(root / "out", flip=False)
+        assert dataset.labels.tolist() == LABELS
+        for i in range(N):
+            torch.testing.assert_close(dataset.load(i), 0.18215 * moments[i, :C])
+            torch.testing.assert_close(drawn(dataset, i), 0.18215 * draw(moments[i], i))
+        refused(root / "vae-sd")
+
+    def test_a_deviation_of_zero(self, root):
+        np.save(root / "vae-sd" / "00000" / "img-mean-std-00000000.npy", np.zeros((2 * C, S, S), np.float16))
+        assert encode(root, root / "out") == 0
+        assert drawn(LatentDataset(root / "out", flip=False), 0).abs().max() < 1e-6
+
+    def test_mistakes(self, root, capsys):
+        file, labels = root / "vae-sd" / "00000" / "img-mean-std-00000001.npy", root / "vae-sd" / "dataset.json"
+        np.save(file, np.full((2 * C, S, S), -1.0))
+        message = "00000001.npy cannot be read: its second half has negative values; wanted standard deviations"
+        assert message in fails(capsys, root, root / "out")
+        np.save(file, np.ones((2 * C, S, S), np.int64))
+        assert "wanted floating-point latents [channels, height, width], found torch.int64" in fails(
+            capsys, root, root / "out"
+        )
+        labels.write_text('{"labels": null}')
+        assert "dataset.json has no labels" in fails(capsys, root, root / "out")
+        labels.unlink()
+        assert "vae-sd has no dataset.json with the labels of its latents" in fails(capsys, root, root / "out")
 
 
 def test_npz_with_moments(tmp_path, moments, latents, capsys):

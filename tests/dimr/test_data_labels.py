@@ -212,6 +212,37 @@ def test_tar_of_class_folders(tmp_path):
     assert (dataset.labels.tolist(), dataset.class_names) == ([1, 0, 0], ("ant", "bee"))
 
 
+@pytest.mark.parametrize("folder", ["", "set/", "./"])
+def test_a_label_file_in_a_tar_file(tmp_path, folder, caplog):
+    """As an EDM data set in a tar file, whose folders 00000 and 00001 are no classes."""
+    first, second, third = (encoded(picture) for picture in pixels(3))
+    pictures = {f"{folder}00000/0.png": first, f"{folder}00000/1.png": second, f"{folder}00001/2.png": third}
+    labels = [["00001/2.png", 5], ["00000/0.png", 2], ["00000/1.png", 0]]
+    path = write_tar(tmp_path / "a.tar", {**pictures, f"{folder}dataset.json": json.dumps({"labels": labels}).encode()})
+    dataset = opened(path)
+    assert (dataset.labels.tolist(), dataset.class_names) == ([2, 0, 5], None)
+    assert not caplog.records
+    rows = b"file_name,label\n00001/2.png,bee\n00000/0.png,ant\n00000/1.png,bee\n"
+    write_tar(path, {**pictures, f"{folder}metadata.csv": rows})
+    assert (opened(path).labels.tolist(), opened(path).class_names) == ([0, 1, 1], ("ant", "bee"))
+    write_tar(path, {**pictures, f"{folder}dataset.json": b'{"labels": null}'})
+    assert (opened(path).labels.tolist(), opened(path).class_names) == ([0, 0, 1], ("00000", "00001"))
+    write_tar(path, {**pictures, f"{folder}dataset.json": b"["})
+    fails(r"a\.tar: .*dataset\.json cannot be read: JSONDecodeError", path)
+
+
+def test_label_files_in_several_tar_files(tmp_path, caplog):
+    """Each may list the pictures of all."""
+    files = [encoded(picture) for picture in pixels(3)]
+    labels = json.dumps({"labels": [["a/0.png", 1], ["a/1.png", 2], ["b/2.png", 3]]}).encode()
+    write_tar(tmp_path / "0.tar", {"a/0.png": files[0], "a/1.png": files[1], "dataset.json": labels})
+    write_tar(tmp_path / "1.tar", {"b/2.png": files[2], "dataset.json": labels})
+    assert opened(tmp_path).labels.tolist() == [1, 2, 3]
+    assert "0.tar: dataset.json lists 1 pictures that are not in this file, first b/2.png" in caplog.text
+    write_tar(tmp_path / "1.tar", {"b/3.png": files[2], "dataset.json": labels})
+    fails(r"1\.tar: b/3\.png has no label", tmp_path)
+
+
 def test_labels_in_tar_files(tmp_path, caplog):
     picture = encoded(pixels(1)[0])
     path = write_tar(tmp_path / "a.tar", {"0.png": picture, "0.cls.txt": b"2\n", "1.png": picture, "1.cls.txt": b"0"})

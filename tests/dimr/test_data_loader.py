@@ -57,7 +57,7 @@ def sequence(places, seed=0, **more) -> torch.Tensor:
 
 
 def interleaved(loaders, batches) -> torch.Tensor:
-    """What all processes read, in the order of the sequence: ``[places, 3]``."""
+    """Samples that all processes read, in the order of the sequence: ``[places, 3]``."""
     return torch.stack([numbers(loader, batches) for loader in loaders], dim=1).flatten(0, 2)
 
 
@@ -141,16 +141,24 @@ def test_global_random_state_is_left_alone():
 
 def test_a_state_of_other_data_is_refused():
     state = TrainingLoader(Numbers(), 2).state_dict()
-    with pytest.raises(DataError, match="the saved run's data has samples = 9, this data has 7"):
+    with pytest.raises(DataError, match="the saved run's data has 9 samples, this data has 7"):
         TrainingLoader(Numbers(), 2).load_state_dict({**state, "samples": 9})
-    with pytest.raises(DataError, match="the saved run's data has seed = 0, this data has 3"):
-        TrainingLoader(Numbers(), 2, seed=3).load_state_dict(state)
+    with pytest.raises(DataError, match="the saved run's data is latents of A, this data is pictures"):
+        TrainingLoader(Numbers(), 2).load_state_dict({**state, "kind": "latents of A"})
     other = Numbers()
     other.labels = 1 - other.labels
     with pytest.raises(DataError, match="the saved run's data has other labels"):
         TrainingLoader(other, 2).load_state_dict(state)
-    del state["labels"]  # of an older version
+    del state["labels"], state["kind"]  # of an older version
     TrainingLoader(Numbers(), 2).load_state_dict(state)
+
+
+def test_another_seed_goes_on_in_its_own_order():
+    loader = TrainingLoader(Numbers(), 2)
+    take(loader, 2)
+    other = TrainingLoader(Numbers(), 2, seed=3)
+    other.load_state_dict(loader.state_dict())
+    assert torch.equal(numbers(other, 3), numbers(TrainingLoader(Numbers(), 2, seed=3), 5)[2:])
 
 
 @pytest.mark.parametrize(

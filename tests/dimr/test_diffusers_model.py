@@ -231,13 +231,6 @@ def test_layers_stored_in_eight_bits(model, compute):
     assert 0 < (found - wanted).float().norm() / wanted.float().norm() < 0.3
 
 
-def test_what_cannot_be_had_says_so(model):
-    if not hasattr(model, "enable_group_offload"):
-        pytest.skip("this diffusers has no group offloading")
-    with pytest.raises(ValueError, match="does not support group offloading"):
-        model.enable_group_offload(torch.device("cpu"))
-
-
 @pytest.mark.slow
 def test_diffusers_is_imported_on_demand_only():
     code = "import sys, dimr, dimr.cli; assert 'diffusers' not in sys.modules"

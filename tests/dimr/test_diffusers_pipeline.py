@@ -234,8 +234,6 @@ def test_offloading():
         hook.hook.pre_forward = watched
     assert torch.equal(drawn(pipeline, output_type="pt"), wanted)
     assert list(dict.fromkeys(order)) == ["DiMRTransformer2DModel", "AutoencoderKL"]
-    with pytest.raises(NotImplementedError, match="use enable_model_cpu_offload"):
-        pipeline.enable_sequential_cpu_offload()
 
 
 def test_parts_make_another_pipeline(pipeline):

@@ -49,6 +49,10 @@ def test_command(tmp_path, capsys, monkeypatch):
     assert report["features"]["dtype"] == "float32"
     assert report["settings"]["statistics_dtype"] == "float64"
     assert torch.__version__.startswith(report["environment"]["packages"]["torch"])
+    assert report["settings"]["exif_orientation"] is True
+    assert main([*command, *network, "--output", "report.json", "--no-exif-orientation"]) == 0
+    assert json.loads(Path("report.json").read_text())["settings"]["exif_orientation"] is False
+    capsys.readouterr()
     assert main([*command[:3], "known.npz", "--device", "cpu", *network]) == 0
     assert "statistics of 25 images" in capsys.readouterr().out
 

@@ -29,6 +29,18 @@ def test_folder_npz_and_tensor_are_the_same_images(tmp_path):
     assert stored.reference["image_size"] == "6x6"
 
 
+def test_pictures_are_turned_upright_or_not(tmp_path):
+    """The file is two pixels wide and one high; the orientation in its EXIF data turns it."""
+    from dimr.evaluation.images import open_images
+
+    picture = Image.fromarray(numpy.array([[[255, 0, 0], [0, 0, 255]]], numpy.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "a.png", exif=exif)
+    for turned, shape in ((True, [1, 3, 2, 1]), (False, [1, 3, 1, 2])):
+        assert list(next(open_images(tmp_path, exif_orientation=turned).batches(1)).shape) == shape
+
+
 def test_labels_and_classes_do_not_matter(tmp_path, caplog):
     """Nor does what else is in the folder of dimr sample."""
     samples, reference = images(20), images(25, seed=1)

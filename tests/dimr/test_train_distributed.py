@@ -177,3 +177,10 @@ def test_under_torchrun(tmp_path):
     assert torch.equal(first["generator"], second["generator"])
     assert first["data"] == second["data"]
     assert (two / "samples" / "step-00000010.png").is_file()
+    # One process extends the run of two, and the run of one likewise.
+    more = ["--device", "cpu", "--resume", "--set", "training.steps=14", "--set", "training.decaying=all but gates"]
+    for output in (one, two):
+        assert main(["train", str(recipe), "--output", str(output), *more]) == 0
+    first, second = newest_state(one), newest_state(two)
+    torch.testing.assert_close(first["losses"], second["losses"], rtol=1e-4, atol=1e-4)
+    assert first["data"] == second["data"]

@@ -464,32 +464,47 @@ def test_every_16_bit_number_is_read_and_rounded_as_torch_does(instruction_set):
             assert same.all(), (total[~same][:5], wanted[~same][:5])
 
 
-def all_results(seed: int = 0) -> list[Tensor]:
-    """Every operator once, on sizes that several threads share."""
-    torch.manual_seed(seed)
+def all_results(dtype: torch.dtype) -> dict[str, Tensor]:
+    """Every operator once, forward and backward, on sizes that several threads share."""
+    torch.manual_seed(0)
     B, H, C = 3, 20, 48
-    x, grad, t = torch.randn(B, H, H, C), torch.randn(B, H, H, C), torch.rand(B)
-    gates, weight = draw_gates(C, True, False, F32), torch.randn(C, 1, 7, 7)
-    found = [ops.depthwise_conv2d_cpp(x, weight, t.new_ones(C), grad, False)]
-    found += ops.depthwise_conv2d_cpp_backward(grad, x, weight, 7, True, F32, F32)
-    y, total, stats = ops.td_norm_cpp(x, grad, t, *gates, 1e-5, False, True)
-    found += [y, total, *ops.td_norm_cpp_backward(grad, None, total, stats, t, *gates, 1e-5, False, [True] * 10)]
+    x, grad, t = torch.randn(B, H, H, C).to(dtype), torch.randn(B, H, H, C).to(dtype), torch.rand(B)
+    every = [True] * 10
+    found: dict[str, Any] = {}
+    for K in (3, 5, 7):
+        weight = torch.randn(C, 1, K, K)
+        found[f"depthwise {K}"] = ops.depthwise_conv2d_cpp(x, weight, t.new_ones(C), grad, False)
+        found[f"depthwise {K} backward"] = ops.depthwise_conv2d_cpp_backward(grad, x, weight, K, True, F32, F32)
+    for rms, scalar in ((False, False), (True, True)):
+        gates = draw_gates(C, True, scalar, F32)
+        y, total, stats = ops.td_norm_cpp(x, grad, t, *gates, 1e-5, rms, True)
+        found[f"norm {rms}"] = [y, total, stats]
+        found[f"norm {rms} backward"] = ops.td_norm_cpp_backward(grad, x, total, stats, t, *gates, 1e-5, rms, every)
     y, stats = ops.td_group_norm_cpp(x, t, 4, *gates, 1e-5)
-    found += [y, *ops.td_group_norm_cpp_backward(grad, x, stats, t, 4, *gates, [True] * 10)]
+    found["group norm"] = [y, stats]
+    found["group norm backward"] = ops.td_group_norm_cpp_backward(grad, x, stats, t, 4, *gates, every)
     low = x.reshape(B, H // 2, H // 2, 4 * C)
     y, stats = ops.shuffle_norm_add_cpp(low, grad, t, 2, *gates, 1e-5, True)
-    found += [y, *ops.shuffle_norm_add_cpp_backward(grad, low, stats, t, 2, *gates, [True] * 10)]
+    found["shuffle"] = [y, stats]
+    found["shuffle backward"] = ops.shuffle_norm_add_cpp_backward(grad, low, stats, t, 2, *gates, every)
     h = torch.cat([x, grad], 3)
-    return [*found, ops.geglu_packed_cpp(h, "none", True), ops.geglu_packed_cpp_backward(grad, h, "tanh", True)]
+    for approximate in ("none", "tanh"):
+        found[f"geglu {approximate}"] = ops.geglu_packed_cpp(h, approximate, True)
+        found[f"geglu {approximate} backward"] = ops.geglu_packed_cpp_backward(grad, h, approximate, True)
+        found[f"geglu pair {approximate}"] = ops.geglu_pair_cpp(x, grad, approximate)
+        found[f"geglu pair {approximate} backward"] = ops.geglu_pair_cpp_backward(grad, x, grad, approximate)
+    single = {name: [value] if isinstance(value, Tensor) else value for name, value in found.items()}
+    return {f"{name}, result {i}": value for name, values in single.items() for i, value in enumerate(values)}
 
 
-def test_the_same_bits_with_any_number_of_threads(instruction_set, every_thread):
+@pytest.mark.parametrize("dtype", [F32, BF16, F16])
+def test_the_same_bits_with_any_number_of_threads(instruction_set, every_thread, dtype):
     torch.set_num_threads(1)
-    first = all_results()
+    first = all_results(dtype)
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        for a, b in zip(first, all_results(), strict=True):
-            assert torch.equal(a, b), f"{threads} threads"
+        for name, value in all_results(dtype).items():
+            assert torch.equal(value, first[name]), f"{name}, {threads} threads"
 
 
 def test_nan_stays_nan(instruction_set):

@@ -122,9 +122,12 @@ def nvidia_tool(*arguments: str) -> str:
 
 
 @needs_cuda_code
-def test_machine_code_for_both_architectures_and_later_ones():
+def test_machine_code_for_every_architecture_and_later_ones():
     listed = nvidia_tool("-lelf", "-lptx")
-    assert set(re.findall(r"sm_(\d+)\.cubin", listed)) >= {"80", "90"}
+    wanted = {"80", "86", "89", "90"}
+    if tuple(map(int, extension_status().build["nvcc"].split(".")[:2])) >= (12, 8):
+        wanted |= {"100", "120"}
+    assert set(re.findall(r"sm_(\d+)\.cubin", listed)) >= wanted
     assert re.search(r"sm_90\.ptx", listed)
 
 

@@ -52,6 +52,17 @@ def test_any_rank(norm, shape, residual, device):
     assert_parity(NORMS[norm], inputs, ulps=COLLECTED_ULPS)
 
 
+@pytest.mark.parametrize("backend", ["triton", "cpp"])
+@pytest.mark.parametrize("D", [24, time_gate.WIDEST_IN_REGISTERS + 8])
+def test_squares_that_overflow(D, backend, device):
+    """An RMS norm divides by infinity where its sum of squares overflows: the result is zero, never NaN."""
+    skip_unless_it_runs(backend, device)
+    inputs = arguments("rms", (1, 2, D), device)
+    inputs["x"] = torch.full_like(inputs["x"], 1e20)
+    with torch.no_grad(), dk.use_backend(backend):
+        assert not td_rms_norm(**inputs).any()
+
+
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("shape", [(0, 3, 24), (2, 0, 24)])
 def test_empty_batch(shape, residual, device):

@@ -272,3 +272,23 @@ def test_module_fused(device):
     eager = results_of(lambda x, y: upsample(x, y, t), arguments, "eager")
     for name, value in results_of(lambda x, y: upsample(x, y, t), arguments, "triton").items():
         torch.testing.assert_close(value, eager[name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["eager", "auto"])
+def test_module_calls_a_modified_norm(backend):
+    """Hooks and a forward of its own run, as do those of offloaders, which bring parameters in at a call."""
+    upsample, x, y, t = dk.PixelShuffleUpsample(6, 4), torch.randn(2, 2, 2, 6), torch.randn(2, 4, 4, 4), 0.5
+    with dk.use_backend(backend), torch.no_grad():
+        plain = upsample(x, y, t)
+        hook = upsample.norm_out.register_forward_hook(lambda module, args, out: 3 * out)
+        torch.testing.assert_close(upsample(x, y, t), y + 3 * (plain - y))
+        hook.remove()
+        upsample.norm_out.register_forward_pre_hook(lambda *_: None)
+        torch.testing.assert_close(upsample(x, y, t), plain)
+
+        class Tripled(dk.TDLayerNorm):
+            def forward(self, *arguments):
+                return 3 * super().forward(*arguments)
+
+        upsample.norm_out = Tripled(4)
+        torch.testing.assert_close(upsample(x, y, t), y + 3 * (plain - y))

@@ -163,13 +163,9 @@ def from_label_file(text: bytes, file: str, names: Sequence[str], label_key: str
     Raises:
         DataError: it cannot be read, or has no label for one of ``names``.
     """
-    try:
-        pairs = _pairs(text.decode("utf-8-sig" if file.endswith(".csv") else "utf-8"), file, label_key)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, csv.Error) as error:
-        raise DataError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
-    if pairs is None:
+    by_name = labels_by_name(text, file, label_key)
+    if by_name is None:
         return None
-    by_name = {name.replace("\\", "/").removeprefix("./"): label for name, label in pairs}
     unlabelled = [name for name in names if name not in by_name]
     if unlabelled:
         raise DataError(f"{file} has no label for {len(unlabelled)} of {len(names)} pictures, first {unlabelled[0]}")
@@ -179,6 +175,19 @@ def from_label_file(text: bytes, file: str, names: Sequence[str], label_key: str
         first = next(name for name in by_name if name not in there)
         raise DataError(f"{file} lists {extra} pictures that are not there, first {first}")
     return as_labels([by_name[name] for name in names], lambda i: f"{file}: the label of {names[i]}")
+
+
+def labels_by_name(text: bytes, file: str, label_key: str | None = None) -> dict[str, Any] | None:
+    """Read one of :data:`LABEL_FILES` as it is: the label of each file's name; None if it holds no labels.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        pairs = _pairs(text.decode("utf-8-sig" if file.endswith(".csv") else "utf-8"), file, label_key)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, csv.Error) as error:
+        raise DataError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
+    return None if pairs is None else {name.replace("\\", "/").removeprefix("./"): label for name, label in pairs}
 
 
 def _pairs(text: str, file: str, label_key: str | None) -> list[tuple[str, Any]] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import json
+import logging
 import os
 import re
 import tarfile
@@ -19,7 +20,9 @@ import numpy as np
 from ..dataset import ImageSource, file_stamp
 from ..errors import DataError, SampleError, Skipped
 from ..pictures import PICTURES, Decoding, decode_picture
-from .labels import Labels, as_labels, choose_key, from_folders, warn_of_other_files
+from .labels import LABEL_FILES, Labels, as_labels, choose_key, from_folders, labels_by_name, warn_of_other_files
+
+logger = logging.getLogger(__name__)
 
 RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
 MAX_FILES = 1_000_000
@@ -36,8 +39,9 @@ class TarSource(ImageSource):
     """A tar file, a folder of them, or a pattern such as ``train-{0000..0146}.tar`` or ``train-*.tar``.
 
     Members whose paths are equal up to the first dot of the file name belong to one sample: a picture, and its label
-    in ``.cls`` or ``.cls.txt`` (an id or a name in text) or in ``.json`` (``{"label": 3}``). Without any of these, the
-    folders that the members are in are classes. A missing or damaged file is an error; if not ``strict``, it is listed
+    in ``.cls`` or ``.cls.txt`` (an id or a name in text) or in ``.json`` (``{"label": 3}``), or in a file for all of
+    them (``dataset.json``, ``metadata.jsonl`` or ``.csv``, see :mod:`.labels`). Without any of these, the folders that
+    the members are in are classes. A missing or damaged file is an error; if not ``strict``, it is listed
     in ``missing``.
     """
 
@@ -136,6 +140,7 @@ def _read_members(shard: Path, archive: tarfile.TarFile) -> tuple[list[_Entry], 
     pictures: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, Any] = {}
     json_files: dict[str, tuple[str, bytes]] = {}  # name and text
+    label_files: dict[str, bytes] = {}  # text by name
     for member in archive:
         folder, _, file = member.name.rpartition("/")
         if not member.isfile() or file.startswith("."):  # macOS adds a ._name to every name
@@ -146,6 +151,8 @@ def _read_members(shard: Path, archive: tarfile.TarFile) -> tuple[list[_Entry], 
             if key in pictures:
                 problems.append(Skipped(f"{shard}: {member.name}", f"a second picture of {pictures[key].name}"))
             pictures.setdefault(key, member)
+        elif file in LABEL_FILES:
+            label_files[member.name] = _read(archive, member)
         elif extension in ("cls", "cls.txt"):
             label = _read(archive, member).decode(errors="replace").strip()
             labels[key] = int(label) if label.isdecimal() and len(label) < 19 else label
@@ -156,9 +163,28 @@ def _read_members(shard: Path, archive: tarfile.TarFile) -> tuple[list[_Entry], 
     for key, (name, text) in json_files.items():
         if key not in labels and (value := _json_label(f"{shard}: {name}", text)) is not None:
             labels[key] = value
+    for name, text in label_files.items():
+        _add_labels(labels, pictures, f"{shard}: {name}", name, text)
     entries = [_Entry(one.name, one.offset_data, one.size, labels.get(key)) for key, one in pictures.items()]
     problems += [Skipped(f"{shard}: {key}", "a label without a picture") for key in labels if key not in pictures]
     return entries, problems, others
+
+
+def _add_labels(
+    labels: dict[str, Any], pictures: dict[str, tarfile.TarInfo], place: str, name: str, text: bytes
+) -> None:
+    """Add the labels of pictures that have none yet from a file for all pictures in its folder."""
+    by_name = labels_by_name(text, place)
+    if by_name is None:
+        return
+    folder = name.removeprefix("./").rpartition("/")[0]
+    prefix = f"{folder}/" if folder else ""
+    for key, picture in pictures.items():
+        path = picture.name.removeprefix("./")
+        if path.startswith(prefix) and (label := by_name.pop(path.removeprefix(prefix), None)) is not None:
+            labels.setdefault(key, label)
+    if by_name:
+        logger.warning("%s lists %d pictures that are not in this file, first %s", place, len(by_name), min(by_name))
 
 
 def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:

@@ -15,12 +15,12 @@ from unittest import mock
 
 import torch
 
+from benchmarks.machine_code.architectures import ARCHITECTURES
+
 from .global_memory import Span
 from .launch import Argument, Outcome, Pointer, load, run
 from .values import Approximation
 
-SHARED_MEMORY = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
-"""Bytes a block can have, by compute capability times ten."""
 SCRATCH_POINTERS = 2
 """Parameters that Triton adds to every kernel: scratch memory, which the kernels here do without."""
 
@@ -35,7 +35,7 @@ class Launched:
 
 @dataclass
 class Executor:
-    """What the launches of a block did, and how they run."""
+    """Record of the launches of a block, and how they run."""
 
     architecture: int = 80
     approximation: Approximation = field(default_factory=Approximation)
@@ -69,7 +69,7 @@ def _keep_ptx(backend: Any, text: str, *rest: Any) -> bytes:
 
 
 class _Driver:
-    """What Triton's runtime asks of a driver."""
+    """The part of a driver that Triton's runtime asks for."""
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
@@ -143,7 +143,7 @@ class _Utilities:
         return None, binary.decode(), 0, 0, 1024
 
     def get_device_properties(self, device: int) -> dict[str, int]:
-        return {"max_shared_mem": SHARED_MEMORY[device], "multiprocessor_count": 108}
+        return {"max_shared_mem": ARCHITECTURES[device].shared_per_block, "multiprocessor_count": 108}
 
     def unload_module(self, module: Any) -> None:
         pass
