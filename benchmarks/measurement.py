@@ -18,7 +18,16 @@ from tests.support.parity import assert_parity
 from . import timing
 from .rivals import Unavailable, resolve
 from .shapes import Shapes
-from .workload import Direction, Rival, Workload, as_tuple, bind, first_samples
+from .workload import (
+    FORWARD_BACKWARD,
+    Direction,
+    Rival,
+    Workload,
+    as_tuple,
+    bind,
+    first_samples,
+    with_both_directions,
+)
 
 # A parity check and an error against float64 look at so many samples that inputs and outputs have
 # this many elements.
@@ -47,10 +56,12 @@ def cases(
     dtype: torch.dtype,
     device: torch.device,
 ) -> list[Case]:
-    """Every scope, shape, implementation and direction that was asked for."""
+    """Every scope, shape, implementation and direction that was asked for; on a CPU with both directions at once."""
     found = []
     for scope, shape in shapes.select(choice, device.type):
         workload = make(shape, dtype, device)
+        if device.type == "cpu":
+            workload = with_both_directions(workload)
         for implementation in workload.implementations:
             if implementation == "max-autotune" and scope != AUTOTUNED_SCOPE:
                 continue
@@ -74,6 +85,11 @@ class Machine:
     @functools.cached_property
     def matmul_flops(self) -> float:
         return timing.matmul_flops(self.device, self.dtype)
+
+    @functools.cached_property
+    def multiply_add_flops(self) -> float | None:
+        """Operations per second of multiply-adds in registers; None on a GPU and without the extension."""
+        return timing.multiply_add_flops() if self.device.type == "cpu" else None
 
     @functools.cached_property
     def facts(self) -> dict[str, str | None]:
@@ -151,8 +167,13 @@ def measure(benchmark: Any, case: Case, machine: Machine) -> None:
     """
     workload, direction, device = case.workload, case.workload.directions[case.direction], machine.device
     rival = resolve(workload, case.implementation, device, machine.dtype)
-    ceilings = machine.copy_bandwidth, machine.matmul_flops if workload.matmul else None  # while memory is free
-    gradients = rival.gradients.get(case.direction, direction.gradients)
+    ceilings = (  # while memory is free
+        machine.copy_bandwidth,
+        machine.matmul_flops if workload.matmul else None,
+        machine.multiply_add_flops if direction.flops else None,
+    )
+    own_name = "backward" if case.direction == FORWARD_BACKWARD else case.direction
+    gradients = rival.gradients.get(own_name, direction.gradients)
     with (
         timing.stream(device),
         rival.around(),
@@ -198,7 +219,8 @@ def prepare(
         free = timing.free_bytes(device)
         if needed > free:
             raise Unavailable(f"{copies} copies need {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free")
-    return [bind(rival.function, make_inputs(), gradients) for _ in range(copies)], record
+    with_forward = workload.directions[case.direction].with_forward
+    return [bind(rival.function, make_inputs(), gradients, with_forward) for _ in range(copies)], record
 
 
 def time_call(benchmark: Any, calls: list[timing.Call], device: torch.device) -> float:
@@ -230,10 +252,13 @@ def description(case: Case, rival: Rival, machine: Machine) -> dict[str, Any]:
     }
 
 
-def rates(seconds: float, direction: Direction, copy: float, matmul: float | None) -> dict[str, float]:
+def rates(
+    seconds: float, direction: Direction, copy: float, matmul: float | None, multiply_adds: float | None
+) -> dict[str, float]:
     """Against the ceilings, in bytes and operations per second.
 
-    ``seconds`` are the kernels' on a GPU, the call's on a CPU; ``matmul`` is None for other operations than products.
+    ``seconds`` are the kernels' on a GPU, the call's on a CPU; ``matmul`` is None for other operations than products,
+    ``multiply_adds`` where it was not measured.
     """
     record = {
         "bytes": direction.bytes,
@@ -247,4 +272,7 @@ def rates(seconds: float, direction: Direction, copy: float, matmul: float | Non
     if matmul is not None:
         record["matmul_teraflops_ceiling"] = matmul / 1e12
         record["fraction_of_matmul"] = direction.flops / seconds / matmul
+    if multiply_adds is not None:
+        record["multiply_add_teraflops_ceiling"] = multiply_adds / 1e12
+        record["fraction_of_multiply_adds"] = direction.flops / seconds / multiply_adds
     return record

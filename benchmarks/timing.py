@@ -10,10 +10,13 @@ import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+
+from dimr_kernels.dispatch import extension_status
 
 Call = Callable[[], Any]
 
@@ -23,6 +26,7 @@ clock = time.perf_counter
 ROUNDS = 20
 HOST_ROUNDS = 50
 CEILING_ROUNDS = 10
+MULTIPLY_ADD_STEPS = 5_000_000  # about 20 ms
 GRAPH_REPLAYS = 10
 # Bytes between two uses of the same memory, in sizes of the L2 cache.
 COLD = 4
@@ -151,6 +155,28 @@ def copy_bandwidth(device: torch.device) -> float:
         target = torch.empty_like(source)
         copies: tuple[Call, ...] = (lambda: target.copy_(source), lambda: torch.neg(source, out=target))
         return 2 * source.nbytes / min(_seconds([copy], device) for copy in copies)
+
+
+def multiply_add_flops() -> float | None:
+    """Measure operations per second of multiply-adds that touch no memory, on torch's number of threads.
+
+    None without the compiled extension, whose best instruction set they use.
+    """
+    if not extension_status().loaded:
+        return None
+    from dimr_kernels import _C
+
+    threads = torch.get_num_threads()
+    operations = threads * _C.multiply_adds(1)
+
+    def call() -> None:
+        if threads == 1:
+            _C.multiply_adds(MULTIPLY_ADD_STEPS)
+            return
+        with ThreadPoolExecutor(threads) as pool:  # the calls do not hold the interpreter's lock
+            list(pool.map(_C.multiply_adds, [MULTIPLY_ADD_STEPS] * threads))
+
+    return MULTIPLY_ADD_STEPS * operations / host_seconds([call], torch.device("cpu"), CEILING_ROUNDS)
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 Inputs = dict[str, Any]
 # Every operator runs as these; further rivals belong to the workload.
 IMPLEMENTATIONS = ("fused", "eager", "compiled", "max-autotune")
+FORWARD_BACKWARD = "forward_backward"
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Direction:
     """The inputs that are differentiated; () is the forward."""
     flops: int = 0
     """Floating-point operations, where they may decide; 0 where they do not."""
+    with_forward: bool = False
+    """Each call runs the forward too."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,18 @@ class Workload:
         return {name for direction in self.directions.values() for name in direction.gradients}
 
 
+def with_both_directions(workload: Workload) -> Workload:
+    """Add a direction that is the forward and all gradients after it, as in training."""
+    parts = workload.directions.values()
+    both = Direction(
+        bytes=sum(part.bytes for part in parts),
+        gradients=tuple(dict.fromkeys(name for part in parts for name in part.gradients)),
+        flops=sum(part.flops for part in parts),
+        with_forward=True,
+    )
+    return replace(workload, directions={**workload.directions, FORWARD_BACKWARD: both})
+
+
 def random(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.randn(shape, dtype=torch.float32, device=device).to(dtype)
 
@@ -85,14 +100,24 @@ def as_tuple(outputs: Any) -> tuple[Tensor, ...]:
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-def bind(function: Callable[..., Any], inputs: Inputs, gradients: tuple[str, ...]) -> Callable[[], tuple[Tensor, ...]]:
-    """Return a call on these inputs. For gradients the forward runs here, and all calls share its graph."""
+def bind(
+    function: Callable[..., Any], inputs: Inputs, gradients: tuple[str, ...], with_forward: bool = False
+) -> Callable[[], tuple[Tensor, ...]]:
+    """Return a call on these inputs. For gradients alone the forward runs here, and all calls share its graph."""
     inputs = {name: x.detach() if isinstance(x, Tensor) else x for name, x in inputs.items()}
     if not gradients:
         return lambda: as_tuple(function(**inputs))
     leaves = [inputs[name].requires_grad_() for name in gradients]
     outputs = [out for out in as_tuple(function(**inputs)) if out.requires_grad]
     cotangents = [torch.randn_like(out) for out in outputs]
+    if with_forward:
+        del outputs  # with the graph of the forward
+
+        def call() -> tuple[Tensor, ...]:
+            results = [out for out in as_tuple(function(**inputs)) if out.requires_grad]
+            return torch.autograd.grad(results, leaves, cotangents)
+
+        return call
     return lambda: torch.autograd.grad(outputs, leaves, cotangents, retain_graph=True)
 
 

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <string>
 
+#include "cpu_features.h"
 #include "cpu_kernels.h"
 
 namespace dimr {
@@ -39,8 +40,7 @@ Capability& current() {
 
 bool has_capability([[maybe_unused]] Capability wanted) {
 #if defined(DIMR_X86_SETS)
-  const bool avx2 =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx2 = cpu_has_avx2();
   if (wanted == Capability::avx2) return avx2;
   if (wanted == Capability::avx512) {
     return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

@@ -38,6 +38,18 @@ bool has_capability(Capability wanted);
   inline auto NAME##_kernel() { return &baseline::NAME; }
 #endif
 
+// ---- The ceiling of the arithmetic, for benchmarks ----
+
+// Unit: `steps` multiply-adds of each of some independent vectors.
+struct MultiplyAdds {
+  int64_t steps;
+  double* operations;  // floating-point operations of a unit, or null
+
+  DIMR_INLINED int64_t units() const { return 1; }
+  DIMR_INLINED int64_t scratch() const { return 1; }
+};
+DIMR_KERNEL(multiply_adds, MultiplyAdds)
+
 // ---- Depthwise convolution ----
 
 constexpr int64_t kChannelBlock = 16;  // channels that are convolved together: a cache line of float32

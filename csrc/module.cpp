@@ -80,6 +80,13 @@ void set_cpu_capability(const std::string& name) {
   throw std::invalid_argument("this machine does not have " + name);
 }
 
+double multiply_adds(int64_t steps) {
+  double operations = 0;
+  float sum;
+  dimr::multiply_adds_kernel()({steps, &operations}, 0, 1, &sum);
+  return operations;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -97,6 +104,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("cpu_capabilities", &cpu_capabilities, "Instruction sets that the CPU operators can run with here.");
   m.def("cpu_capability", [] { return kCapabilities[static_cast<int>(dimr::cpu_capability())]; });
   m.def("set_cpu_capability", &set_cpu_capability, py::arg("name"), "For tests.");
+  m.def("multiply_adds", &multiply_adds, py::arg("steps"), py::call_guard<py::gil_scoped_release>(),
+        "Multiply and add in registers for a while, and return the number of floating-point operations; for benchmarks.");
   py::class_<Shape>(m, "PixelShuffleShape", "Low-resolution image of channels * factor**2 channels.")
       .def(py::init(&make_shape), py::arg("batch"), py::arg("channels"), py::arg("height"), py::arg("width"),
            py::arg("factor"), py::arg("layout"));

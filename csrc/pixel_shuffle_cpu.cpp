@@ -6,6 +6,7 @@
 
 #include <fstream>
 
+#include "cpu_features.h"
 #include "cpu_loops.h"
 #include "elements.h"
 
@@ -23,7 +24,7 @@ constexpr int64_t kShortestStream = 256;  // bytes; a shorter run is mostly line
 
 bool has_avx2() {
 #ifdef DIMR_X86
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+  return cpu_has_avx2();
 #else
   return false;
 #endif

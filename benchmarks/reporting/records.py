@@ -12,7 +12,7 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-DIRECTIONS = ("forward", "backward", "input_gradient", "weight_gradient")
+DIRECTIONS = ("forward", "backward", "input_gradient", "weight_gradient", "forward_backward")
 SCOPES = ("target", "large", "sweep")
 OURS = "fused"
 
@@ -21,7 +21,7 @@ TEXT_OR_ABSENT = ("triton", "cuda", "kernel_timing", "note")
 CHOICES = {"direction": DIRECTIONS, "scope": SCOPES}
 COUNTS = ("batch", "width", "bytes")
 POSITIVE = ("wall_us", "host_us", "gigabytes_per_second", "fraction_of_copy", "copy_gigabytes_per_second")
-POSITIVE_OR_ABSENT = ("kernel_us", "matmul_teraflops_ceiling")
+POSITIVE_OR_ABSENT = ("kernel_us", "matmul_teraflops_ceiling", "multiply_add_teraflops_ceiling")
 NOT_NEGATIVE = ("flops",)
 NOT_NEGATIVE_OR_ABSENT = ("peak_memory_bytes", "relative_error_float64")
 # Only the benchmarks of the whole model record this; their figures are of no operator.
@@ -62,6 +62,8 @@ class Record:
     """Source of ``kernel_us``: "cuda graph", or the reason that it is another."""
     matmul_teraflops_ceiling: float | None = None
     """TFLOP/s of a large product in the same run, where products are what takes the time."""
+    multiply_add_teraflops_ceiling: float | None = None
+    """TFLOP/s of multiply-adds in registers in the same run, on a CPU, where operations were counted."""
     peak_memory_bytes: int | None = None
     relative_error_float64: float | None = None
     note: str | None = None
@@ -78,10 +80,16 @@ class Record:
 
     @property
     def fraction_of_roofline(self) -> float:
-        """Return the fraction of the copy bandwidth, or of a large product's speed if that is the nearer ceiling."""
-        if not (self.matmul_teraflops_ceiling and self.microseconds):
-            return self.fraction_of_copy
-        return max(self.fraction_of_copy, self.flops / self.microseconds / 1e6 / self.matmul_teraflops_ceiling)
+        """Return the fraction of the copy bandwidth, or of the arithmetic's ceiling if that is nearer."""
+        return max(self.fraction_of_copy, self.fraction_of_arithmetic or 0.0)
+
+    @property
+    def fraction_of_arithmetic(self) -> float | None:
+        """Return the fraction of multiply-adds' speed on a CPU, of a large product's on a GPU, if it was measured."""
+        ceiling = self.multiply_add_teraflops_ceiling or self.matmul_teraflops_ceiling
+        if not (ceiling and self.flops and self.microseconds):
+            return None
+        return self.flops / self.microseconds / 1e6 / ceiling
 
     @property
     def measurement(self) -> tuple[str, ...]:

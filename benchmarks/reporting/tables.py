@@ -53,9 +53,15 @@ def _heading(rows: Sequence[Row]) -> str:
     copies = _range([record.copy_gigabytes_per_second for record in records], ".0f")
     lines += [
         f"Written by `python -m benchmarks.report` from `records.json`. {versions}; "
-        f"{_listed(r.dtype for r in records)}. Copy bandwidth {copies} GB/s, measured in the same run."
+        f"{_listed(r.dtype for r in records)}. Copy bandwidth {copies} GB/s{_multiply_adds(records)}, measured in the "
+        f"same run."
     ]
     return "\n".join(lines)
+
+
+def _multiply_adds(records: Sequence[Record]) -> str:
+    found = [r.multiply_add_teraflops_ceiling for r in records if r.multiply_add_teraflops_ceiling is not None]
+    return f", multiply-adds in registers {_range([1e3 * value for value in found], '.0f')} GFLOP/s" if found else ""
 
 
 def _listed(values: Iterable[str | None]) -> str:
@@ -128,9 +134,10 @@ def host_times(rows: Sequence[Row]) -> tuple[Sequence[str], Iterator[Sequence[st
 
 def _legend(rows: Sequence[Row]) -> str:
     clock = "`wall us`: the whole call" if _on_cpu(rows) else "`us`: the kernels alone"
+    ceiling = "multiply-adds in registers" if _on_cpu(rows) else "a large product's"
     return (
         f"{clock}; `of copy`: bytes moved per second over the copy bandwidth, above 100% where a cache holds them; "
-        "`TFLOP/s`: in brackets, of a large product's; `x rival`: its time over ours; a star: see the notes; `error`: "
+        f"`TFLOP/s`: in brackets, of {ceiling}; `x rival`: its time over ours; a star: see the notes; `error`: "
         "largest difference from float64 over the largest value. An empty cell was not measured."
     )
 
@@ -194,9 +201,8 @@ def _own_cells(ours: Record | None) -> Sequence[str]:
 def _teraflops(record: Record) -> str:
     if not (record.flops and record.microseconds):
         return ""
-    teraflops = record.flops / record.microseconds / 1e6
-    ceiling = record.matmul_teraflops_ceiling
-    return f"{teraflops:.3g}" + (f" ({teraflops / ceiling:.0%})" if ceiling else "")
+    teraflops, fraction = record.flops / record.microseconds / 1e6, record.fraction_of_arithmetic
+    return f"{teraflops:.3g}" + (f" ({fraction:.0%})" if fraction is not None else "")
 
 
 def _fastest(row: Row) -> str:

@@ -57,10 +57,15 @@ def save_model(model: DiMR, folder: str | os.PathLike[str]) -> Path:
         ...     dimr.load_model(folder).config.dims
         (96, 48, 24)
     """
-    return write_model(_loadable_weights(model), model.config, folder)
+    return write_model(loadable_weights(model), model.config, folder)
 
 
-def _loadable_weights(model: DiMR) -> dict[str, Tensor]:
+def loadable_weights(model: DiMR) -> dict[str, Tensor]:
+    """Return the weights as :func:`save_model` writes them, adapters and parametrizations merged.
+
+    Raises:
+        CheckpointError: see :func:`save_model`.
+    """
     view = plain_view(model)
     weights = view.model.state_dict()
     wanted = {name: tuple(p.shape) for name, p in without_weights(model.config).named_parameters()}

@@ -33,7 +33,7 @@ class Benchmark:
 
 def machine() -> Machine:
     found = Machine(CPU, torch.float32)
-    found.copy_bandwidth, found.matmul_flops = 1e10, 1e12
+    found.copy_bandwidth, found.matmul_flops, found.multiply_add_flops = 1e10, 1e12, 2e12
     found.facts = {"device": "a CPU", "architecture": "cpu", "torch": "2", "triton": None, "cuda": None, "python": "3"}
     return found
 

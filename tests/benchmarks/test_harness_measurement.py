@@ -9,14 +9,23 @@ import torch
 
 import dimr_kernels as dk
 from benchmarks import measurement, timing
-from benchmarks.measurement import Case, Machine, error_against_float64, measure, samples_to_check
+from benchmarks.measurement import Case, Machine, cases, error_against_float64, measure, samples_to_check
 from benchmarks.reporting.records import parse
 from benchmarks.rivals import Unavailable
+from benchmarks.shapes import Shapes
 from benchmarks.test_pixel_shuffle import Shuffle
 from benchmarks.test_pixel_shuffle import workload as pixel_shuffle
 from benchmarks.test_td_norm import Norm
 from benchmarks.test_td_norm import workload as td_norm
-from benchmarks.workload import Direction, Rival, first_samples, random
+from benchmarks.workload import (
+    FORWARD_BACKWARD,
+    Direction,
+    Rival,
+    bind,
+    first_samples,
+    random,
+    with_both_directions,
+)
 
 from .harness import CPU, Benchmark, machine, scaled, scaling
 
@@ -175,9 +184,50 @@ def test_every_call_has_memory_of_its_own():
     assert turns == [i % 5 for i in range(5 + timing.ROUNDS)]
 
 
-def test_gradients_of_some_inputs_alone():
-    from benchmarks.workload import bind
+def test_forward_and_backward_in_one_call():
+    workload = with_both_directions(scaling(directions={
+        "forward": Direction(100, flops=1), "dx": Direction(10, ("x",), 3), "dw": Direction(7, ("w", "x"), 5),
+    }))  # fmt: skip
+    both = workload.directions[FORWARD_BACKWARD]
+    assert both == Direction(117, ("x", "w"), 9, with_forward=True)
+    calls = []
 
+    def function(x, w):
+        calls.append(True)
+        return x * w
+
+    call = bind(function, {"x": torch.ones(3), "w": torch.full((3,), 5.0)}, both.gradients, both.with_forward)
+    assert len(calls) == 1
+    dx, dw = call()
+    assert len(calls) == 2
+    assert torch.equal(dx, 5 * dw)
+    call()
+
+
+def test_forward_and_backward_have_a_record():
+    here = machine()
+    (case,) = [
+        case
+        for case in cases(Shapes((), (), (), (0,)), lambda *_: scaling(), None, torch.float32, CPU)
+        if (case.implementation, case.direction) == ("fused", FORWARD_BACKWARD)
+    ]
+    benchmark = Benchmark()
+    measure(benchmark, case, here)
+    record = parse(benchmark.extra_info, "here")
+    assert (record.direction, record.bytes) == (FORWARD_BACKWARD, 384)
+    assert record.multiply_add_teraflops_ceiling is None  # no operation is counted
+
+
+def test_counted_operations_are_held_against_multiply_adds():
+    workload = scaling(directions={"forward": Direction(192, flops=10**9)})
+    benchmark = Benchmark()
+    measure(benchmark, Case("target", workload, "eager", "forward"), machine())
+    record = parse(benchmark.extra_info, "here")
+    assert record.multiply_add_teraflops_ceiling == 2
+    assert record.fraction_of_arithmetic == pytest.approx(0.5)  # 10**9 in a millisecond
+
+
+def test_gradients_of_some_inputs_alone():
     call = bind(lambda x, weight: x * weight, {"x": torch.ones(3), "weight": torch.full((3,), 5.0)}, ("x",))
     (dx,), (again,) = call(), call()
     assert torch.equal(dx, again)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import contextmanager
 from typing import ClassVar
 
@@ -129,3 +130,39 @@ def test_ceilings_here(monkeypatch):
     monkeypatch.setattr(torch, "randn", lambda *shape, device: torch.zeros(*shape, device=device))
     assert timing.copy_bandwidth(CPU) == 2 * 4 * 2**25 / 0.5
     assert timing.matmul_flops(CPU, torch.float32) == 2 * 1024**3 / 0.5
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_multiply_adds_are_counted_on_every_thread(monkeypatch, threads):
+    if not timing.extension_status().loaded:
+        pytest.skip("the extension is missing")
+    from dimr_kernels import _C
+
+    calls = []
+
+    def counted(steps):
+        calls.append(steps)
+        return 100.0 * steps
+
+    monkeypatch.setattr(_C, "multiply_adds", counted)
+    monkeypatch.setattr(timing, "host_seconds", lambda calls, device, rounds: calls[0]() or 0.5)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert timing.multiply_add_flops() == threads * 100 * timing.MULTIPLY_ADD_STEPS / 0.5
+    assert calls == [1, *[timing.MULTIPLY_ADD_STEPS] * threads]
+
+
+def test_multiply_adds_take_time_in_proportion():
+    if not timing.extension_status().loaded:
+        pytest.skip("the extension is missing")
+    from dimr_kernels import _C
+
+    def seconds(steps):
+        found = []
+        for _ in range(5):
+            start = time.thread_time()
+            _C.multiply_adds(steps)
+            found.append(time.thread_time() - start)
+        return min(found)
+
+    assert _C.multiply_adds(30) == 10 * _C.multiply_adds(3) > 0
+    assert seconds(4_000_000) > 2 * seconds(1_000_000)  # the compiler kept the loop

@@ -196,6 +196,15 @@ def test_the_nearer_ceiling_is_drawn():
     assert plots.fractions(row)["fused"] == pytest.approx(0.75)
 
 
+def test_arithmetic_on_a_cpu_is_held_against_multiply_adds():
+    record = values(us=1000.0, on=CPU, wall_us=1000.0, flops=100_000_000, multiply_add_teraflops_ceiling=0.25)
+    (line,) = measurements(text := text_of(record))
+    assert line["TFLOP/s"] == "0.1 (40%)"
+    assert "multiply-adds in registers 250 GFLOP/s" in text
+    (row,) = as_rows([parse(record, "test")])
+    assert plots.fractions(row)["fused"] == pytest.approx(0.4)
+
+
 def test_ours_is_drawn_and_what_it_lacks_is_not(tmp_path):
     pytest.importorskip("matplotlib")
     rows = as_rows(
@@ -262,6 +271,7 @@ def test_what_the_benchmarks_write_is_read(tmp_path):
     assert [(line["operator"], line["direction"]) for line in lines] == [
         ("td_rms_norm", "forward"),
         ("td_rms_norm", "backward"),
+        ("td_rms_norm", "forward backward"),
     ]
     assert all(line["fastest rival"] for line in lines)
 
