@@ -45,7 +45,8 @@ def fresh_compiler() -> None:
 
 
 def test_every_function_has_an_example():
-    assert sorted(EXAMPLES) == sorted(dk.functional.__all__)
+    of_torch = {"linear", "apply_linear"}  # which register no operator: test_linear.py
+    assert sorted(EXAMPLES) == sorted(set(dk.functional.__all__) - of_torch)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
