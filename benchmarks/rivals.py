@@ -20,6 +20,8 @@ from .workload import Inputs, Rival, Workload, random
 # replay instead of launches; the time of the kernels comes from a graph of ours for every implementation alike.
 COMPILE_MODES = {"compiled": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 
+LAYER_NORMS = ("td_layer_norm", "td_layer_norm_residual", "shuffle_norm_add")
+
 
 class Unavailable(Exception):
     """This implementation cannot run here; the message says why."""
@@ -32,7 +34,8 @@ def resolve(workload: Workload, implementation: str, device: torch.device, dtype
     if implementation == "eager":
         return Rival(workload.function)
     if implementation in COMPILE_MODES:
-        return Rival(compiled(workload.function, COMPILE_MODES[implementation]))
+        note = variance_note(workload.width) if device.type == "cpu" and workload.operator in LAYER_NORMS else ""
+        return Rival(compiled(workload.function, COMPILE_MODES[implementation]), note=note)
     return workload.rivals[implementation]
 
 
@@ -60,6 +63,15 @@ def compiled(function: Callable[..., Any], mode: str) -> Callable[..., Any]:
     # A compiled backward may write over what its forward kept, and then cannot run again on the same graph.
     torch._functorch.config.donated_buffer = False
     return torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
+
+
+def variance_note(width: int) -> str:
+    """Name the algorithm that Inductor's C++ takes for the variance of so many elements."""
+    from torch._inductor import config
+
+    widest = getattr(config.cpp, "use_two_step_variance_threshold", 1024)
+    algorithm = "in two passes" if width <= widest else "by Welford's algorithm"
+    return f"Inductor computes the variance {algorithm}: two passes up to {widest:,} elements, Welford above"
 
 
 def missing_reason(module: str, package: str, device: torch.device) -> str | None:

@@ -202,8 +202,7 @@ def define_op(
     overload = packet.default
     if flops is not None:
         register_flops(packet, flops)
-    if schema.endswith("-> Tensor[]"):  # for other results torch has such a rule itself
-        torch.library.register_vmap(overload, _one_by_one(overload), lib=_library)
+    torch.library.register_vmap(overload, _one_by_one(overload), lib=_library)
     kernel = kernel or _below_autograd(overload)
     return Operator(overload, kernel, inference or kernel)
 
@@ -273,15 +272,24 @@ def cpp_kernel(name: str) -> Callable[..., Any]:
 
 
 def _one_by_one(overload: Any) -> Callable[..., Any]:
-    """Make a rule for vmap that calls the operator once for each entry."""
+    """Make a rule for vmap that calls the operator once for each entry.
 
-    def rule(info: Any, dimensions: tuple[Any, ...], *arguments: Any) -> tuple[list[Tensor], list[int]]:
-        def entry(i: int) -> list[Tensor]:
+    torch would do the same where an operator has no rule, but for lists of results, and complain on standard error.
+    """
+
+    def rule(info: Any, dimensions: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+        def entry(i: int) -> Any:
             pairs = zip(arguments, dimensions, strict=True)
             return overload(*(x.select(dimension, i) if isinstance(dimension, int) else x for x, dimension in pairs))
 
-        results = [torch.stack(parts) for parts in zip(*map(entry, range(info.batch_size)), strict=True)]
-        return results, [0] * len(results)
+        entries = [entry(i) for i in range(info.batch_size)]
+        if isinstance(entries[0], Tensor):
+            return torch.stack(entries), 0
+        if entries[0] is None:  # it writes into an argument
+            return None, None
+        kind = type(entries[0])  # tuple or list
+        stacked = kind(torch.stack(parts) for parts in zip(*entries, strict=True))
+        return stacked, kind([0] * len(stacked))
 
     return rule
 

@@ -99,7 +99,6 @@ def _rows(architecture: int, usage: str, code: str, compiler: str) -> Iterator[d
             "stores": listing.accesses(STORES, BULK_STORES),
             "per_output": {unit: round(count / outputs, 2) for unit, count in listing.per_program(1).items()},
             "bytes_per_output": TENSORS[mode] * size,
-            "compile_seconds": None,
             "compiler": compiler,
             "summed_types": (),
         }

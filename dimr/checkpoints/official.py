@@ -23,6 +23,7 @@ from .weights import (
     check_keys,
     check_weights,
     load_model,
+    loadable_weights,
     read_state_dict,
     require_safetensors,
     save_model,
@@ -121,7 +122,7 @@ def from_official_state_dict(
 
 def to_official_state_dict(model: DiMR) -> dict[str, Tensor]:
     """Return the model's weights under the published names, float32, on the CPU."""
-    state = model.state_dict()
+    state = loadable_weights(model)
     published: dict[str, Tensor] = {}
     for entry in entries(model.config):
         value = state[entry.ours].detach().to("cpu", torch.float32)

@@ -57,10 +57,15 @@ def save_model(model: DiMR, folder: str | os.PathLike[str]) -> Path:
         ...     dimr.load_model(folder).config.dims
         (96, 48, 24)
     """
-    return write_model(_loadable_weights(model), model.config, folder)
+    return write_model(loadable_weights(model), model.config, folder)
 
 
-def _loadable_weights(model: DiMR) -> dict[str, Tensor]:
+def loadable_weights(model: DiMR) -> dict[str, Tensor]:
+    """Return the weights as :func:`save_model` writes them, adapters and parametrizations merged.
+
+    Raises:
+        CheckpointError: see :func:`save_model`.
+    """
     view = plain_view(model)
     weights = view.model.state_dict()
     wanted = {name: tuple(p.shape) for name, p in without_weights(model.config).named_parameters()}
@@ -149,6 +154,8 @@ def _hint(folder: Path) -> str:
     """Suggest what to do with a run's output folder, or with a checkpoint folder of the published code."""
     if (folder / PUBLISHED["ema"]).is_file():
         return f"; it is a checkpoint of the published code, which dimr convert {folder} OUT --model NAME converts"
+    if (folder / "model_index.json").is_file():
+        return f"; it is a pipeline of diffusers, which dimr convert {folder} OUT converts"
     found = [folder / name for name in ("model", "checkpoint") if (folder / name / CONFIG).is_file()]
     return f"; did you mean {found[0]}?" if found else ""
 

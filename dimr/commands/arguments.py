@@ -152,9 +152,13 @@ class Checkpoint:
 
 
 def load_checkpoint(
-    path: Path, device: torch.device | str = "cpu", weights: str | None = None, step: int | None = None
+    path: Path,
+    device: torch.device | str = "cpu",
+    weights: str | None = None,
+    step: int | None = None,
+    report: bool = True,
 ) -> Checkpoint:
-    """Load the model in a checkpoint folder or, as ``weights`` and ``step`` say, of a run. Log which of a run's it is.
+    """Load the model in a checkpoint folder or, as ``weights`` and ``step`` say, of a run; ``report`` logs which.
 
     For a published file, the error says how to make a folder of it.
     """
@@ -168,7 +172,8 @@ def load_checkpoint(
         saved = read_weights(path, weights, step)
     if saved.config is None:
         raise CommandError(f"{path} is a file; a checkpoint here is a folder (dimr convert makes one)")
-    report_weights(saved)
+    if report:
+        report_weights(saved)
     model = model_of(saved.tensors, saved.config, str(saved.file)).to(device).eval()
     if saved.file.parent == path:
         return Checkpoint(model, path, fingerprint(path))
@@ -177,7 +182,8 @@ def load_checkpoint(
 
 def class_folder(saved: SavedWeights) -> Path:
     """Return the folder with the class names: of a run's checkpoint that of its model."""
-    return saved.file.parent if saved.step is None else saved.file.parents[1] / "model"
+    folder = saved.file.parent
+    return folder.with_name("model") if folder.name == "checkpoints" else folder
 
 
 def report_weights(saved: SavedWeights) -> None:

@@ -109,7 +109,7 @@ def _is_file_suffix(suffix: str) -> bool:
 
 
 def _run(arguments: argparse.Namespace, device: torch.device, processes: Processes) -> None:
-    checkpoint = load_checkpoint(arguments.checkpoint, device, arguments.weights, arguments.step)
+    checkpoint = load_checkpoint(arguments.checkpoint, device, arguments.weights, arguments.step, processes.is_main)
     model, folder, identity = checkpoint.model, checkpoint.folder, checkpoint.identity
     del checkpoint
     decoder = _decoder(arguments, model)

@@ -118,7 +118,7 @@ def resumed_trainer(folder: DemoFolder, device: torch.device) -> Trainer:
 
     Raises:
         FileNotFoundError: there is none.
-        CheckpointError: its state is damaged, or the run was on another kind of device.
+        CheckpointError: its state is damaged.
     """
     state = load_training_state(folder.state)
     config, settings = DiMRConfig.from_dict(state["config"]), TrainingSettings.from_dict(state["settings"])

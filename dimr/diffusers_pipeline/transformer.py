@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from ..checkpoints.weights import CheckpointError, loadable_weights
 from ..model.config import DiMRConfig
 from ..model.network import (
     DiMR,
@@ -31,7 +34,7 @@ class DiMRTransformer2DModelOutput(BaseOutput):
     """``sample [B, C, S, S]`` is the noise prediction; ``predictions`` has all resolutions, lowest first."""
 
     sample: Tensor
-    predictions: tuple[Tensor, ...]
+    predictions: tuple[Tensor, ...] = None  # type: ignore[assignment]  # so that a dictionary makes one, as in copies
 
 
 class DiMRTransformer2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # both declare config_name
@@ -44,8 +47,10 @@ class DiMRTransformer2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # 
 
     _supports_gradient_checkpointing = True
     _skip_layerwise_casting_patterns: Any = ("embed", "norm", "time_")
-    # A long skip joins features of two blocks, so that a branch stays on one device.
-    _no_split_modules: Any = ("TransformerBranch", "ConvNeXtBranch", "ConvNeXtFirstBranch")
+    _no_split_modules: Any = (
+        "TransformerBlock", "ConvNeXtBlock", "AdaLNZeroTransformerBlock", "AdaLNZeroConvNeXtBlock",
+        "PatchEmbedding", "NoiseHead", "PatchHead", "PixelShuffleUpsample", "PlainUpsample", "ConcatUpsample",
+    )  # fmt: skip
 
     @register_to_config
     def __init__(
@@ -86,6 +91,23 @@ class DiMRTransformer2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # 
         model = without_weights(self.architecture)
         model.branches = self.branches
         return model.train(self.training)
+
+    @functools.wraps(ModelMixin.save_pretrained, assigned=())  # pipelines look for its parameters
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | os.PathLike[str], *arguments: Any, **options: Any
+    ) -> None:
+        """Save as diffusers does.
+
+        Raises:
+            CheckpointError: the weights would not load again (see :func:`dimr.save_model`), or have adapters or
+                parametrizations, which :func:`dimr.save_model` merges and diffusers would write as they are.
+        """
+        if loadable_weights(self.to_dimr()).keys() != self.state_dict().keys():
+            raise CheckpointError(
+                "this model has adapters or parametrizations, which from_pretrained would not find: merge them, or "
+                "save to_dimr() by dimr.save_model, which merges them"
+            )
+        super().save_pretrained(save_directory, *arguments, **options)
 
     def set_checkpointing(self, mode: str) -> DiMRTransformer2DModel:
         """See :meth:`dimr.DiMR.set_checkpointing`; :meth:`enable_gradient_checkpointing` sets "blocks"."""

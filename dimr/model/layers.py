@@ -316,7 +316,10 @@ class ConcatUpsample(nn.Module):
 
 
 class Branch(nn.Module):
-    """Base class of the branches: patch embedding, blocks with long skips, prediction (paper, section 3.2)."""
+    """Base class of the branches: patch embedding, blocks with long skips, prediction (paper, section 3.2).
+
+    Its layers may be on several devices, if hooks bring each one's input there; what comes together is moved here.
+    """
 
     def __init__(self, config: DiMRConfig, index: int) -> None:
         super().__init__()
@@ -356,7 +359,9 @@ class Branch(nn.Module):
 
     def _block(self, i: int, h: Tensor, skip: Tensor | None, t: Tensor) -> Tensor:
         if skip is not None:
-            h = dk.functional.apply_linear(self.skips[i - len(self.skips) - 1], torch.cat((h, skip), dim=-1))
+            h = dk.functional.apply_linear(
+                self.skips[i - len(self.skips) - 1], torch.cat((h, skip.to(h.device)), dim=-1)
+            )
         return self.blocks[i](h, t)
 
 
@@ -372,9 +377,9 @@ class TransformerBranch(Branch):
     def forward(self, x: Tensor, t: Tensor, class_labels: Tensor) -> tuple[Tensor, list[Tensor]]:
         """``x [B, C, S, S]``, ``t [B] or [1]``, ``class_labels [B]`` -> prediction and features ``[B, h, w, D]``."""
         patches = self.embed(x).flatten(1, 2)
-        tokens = torch.cat((self.class_embedding(class_labels)[:, None].to(patches.dtype), patches), dim=1)
+        tokens = torch.cat((self.class_embedding(class_labels)[:, None].to(patches), patches), dim=1)
         if self.time_token is not None:
-            time = self.time_token(t).to(tokens.dtype).expand(len(tokens), -1, -1)
+            time = self.time_token(t).to(tokens).expand(len(tokens), -1, -1)
             tokens = torch.cat((time, tokens), dim=1)
         h, features = self.run_blocks(tokens, t)
         return self.head(self._to_image(h), t), [self._to_image(f) for f in features]
@@ -399,7 +404,7 @@ class ConvNeXtBranch(Branch):
         return self.head(h, t), features
 
     def _add_lower(self, patches: Tensor, t: Tensor, *lower: Tensor) -> Tensor:
-        return self.upsample(torch.cat(lower, dim=-1), patches, t)
+        return self.upsample(torch.cat([f.to(patches.device) for f in lower], dim=-1), patches, t)
 
 
 def make_first_branch(config: DiMRConfig) -> Branch:
@@ -416,7 +421,7 @@ class ConvNeXtFirstBranch(Branch):
 
     def forward(self, x: Tensor, t: Tensor, class_labels: Tensor) -> tuple[Tensor, list[Tensor]]:
         patches = self.embed(x)
-        classes = self.class_embedding(class_labels)[:, None, None].to(patches.dtype)
+        classes = self.class_embedding(class_labels)[:, None, None].to(patches)
         h, features = self.run_blocks(patches + classes, t)
         return self.head(h, t), features
 

@@ -24,6 +24,7 @@ PARTS = {
     "step": int, "settings": dict, "config": dict, "device": str, "model": dict, "ema": dict, "optimizer": dict,
     "generator": Tensor, "losses": Tensor, "data": dict,
 }  # fmt: skip
+SET_ASIDE = "diverged-"
 NAME = re.compile(r"step-(\d{8,})\.pt")
 
 logger = logging.getLogger(__name__)
@@ -176,8 +177,22 @@ class CheckpointFolder:
         for path in self.folder.glob(".step-*.partial.pt"):
             path.unlink(missing_ok=True)
 
+    def set_aside(self, step: int) -> None:
+        """Rename the state of ``step``, if there is one, so that it is not gone on from. One before it is deleted."""
+        path = self.by_step().get(step)
+        if path is None:
+            return
+        self._delete_set_aside()
+        renamed = path.rename(path.with_name(f"{SET_ASIDE}{step:08d}.pt"))
+        logger.warning("the gradients of the step after %s are not finite: it is now %s", path, renamed.name)
+
+    def _delete_set_aside(self) -> None:
+        for path in self.folder.glob(f"{SET_ASIDE}*.pt"):
+            path.unlink()
+
     def clear(self, after: int = -1) -> list[int]:
-        """Delete the states of more than ``after`` steps, and return their numbers of steps."""
+        """Delete the states of more than ``after`` steps and one set aside, and return their numbers of steps."""
+        self._delete_set_aside()
         later = {step: path for step, path in self.by_step().items() if step > after}
         for path in later.values():
             path.unlink()

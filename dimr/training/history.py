@@ -24,8 +24,10 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str
     return found
 
 
-def read_history(path: Path) -> list[Entry]:
-    """Read the entries, oldest first; none if there is no file.
+def read_history(path: Path, step: int) -> list[Entry]:
+    """Read the entries that begin before ``step``, oldest first; none if there is no file.
+
+    Later ones are those of steps that are lost or given up.
 
     Raises:
         CheckpointError: it is damaged.
@@ -41,15 +43,11 @@ def read_history(path: Path) -> list[Entry]:
         raise CheckpointError(
             f"{path} is not the history of a run: {error}; without this file the run goes on too"
         ) from error
-    return list(entries)
+    return [entry for entry in entries if entry["step"] < step]
 
 
 def continued(entries: list[Entry], step: int, before: Mapping[str, Any], recipe: Mapping[str, Any]) -> list[Entry]:
-    """Extend the entries by a run that goes on after ``step`` steps, where the settings were ``before``.
-
-    Entries that begin there or later are those of steps that are lost or given up, and are left out.
-    """
-    kept = [entry for entry in entries if entry["step"] < step]
-    kept = kept or [{"step": 0, "changed": {}, "recipe": before}]
+    """Extend the entries by a run that goes on after ``step`` steps, where the settings were ``before``."""
+    kept = entries or [{"step": 0, "changed": {}, "recipe": before}]
     changed = differences(before, recipe)
     return [*kept, {"step": step, "changed": changed, "recipe": recipe}] if changed else kept

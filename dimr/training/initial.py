@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -21,10 +20,10 @@ from .saved import read_weights
 CLASS_EMBEDDINGS = ("branches.0.class_embedding.weight", "stages.0.class_embeds.weight")  # own and published name
 IMAGENET = 1000  # classes of the published models, some of which have an unconditional class besides
 
-logger = logging.getLogger(__name__)
 
-
-def load_initial_weights(model: DiMR, path: str | os.PathLike[str], key: str | None = None) -> dict[str, Any]:
+def load_initial_weights(
+    model: DiMR, path: str | os.PathLike[str], key: str | None = None
+) -> tuple[dict[str, Any], str]:
     """Load the weights at ``path`` into the model, which keeps its own class embedding for other classes.
 
     With another number of classes the embedding stays as the model was initialised, except for the unconditional
@@ -34,7 +33,7 @@ def load_initial_weights(model: DiMR, path: str | os.PathLike[str], key: str | N
         path: anything that :func:`~dimr.training.saved.read_weights` reads.
 
     Returns:
-        What was loaded, for the run's record: path, SHA-256 of the file and the step of a run's checkpoint.
+        What was loaded, for the run's record (path, SHA-256 of the file, the step of a run's checkpoint) and in words.
 
     Raises:
         FileNotFoundError, CheckpointError: there are no weights, or they do not fit; the message lists all of them.
@@ -55,8 +54,8 @@ def load_initial_weights(model: DiMR, path: str | os.PathLike[str], key: str | N
     kept = _merge(model.get_parameter(name), weights[name], config, own)
     model.load_state_dict({**weights, name: model.get_parameter(name).detach()})
     sha256 = file_sha256(saved.file)
-    logger.info("starting from %s (sha256 %s): %s", saved.describe(), sha256[:12], kept)
-    return {"path": os.fspath(path), "file": str(saved.file), "sha256": sha256, "step": saved.step}
+    record = {"path": os.fspath(path), "file": str(saved.file), "sha256": sha256, "step": saved.step}
+    return record, f"starting from {saved.describe()} (sha256 {sha256[:12]}): {kept}"
 
 
 def _embedding(tensors: Mapping[str, Tensor]) -> Tensor | None:

@@ -262,9 +262,11 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`state_dict`'s result, with this trainer's settings, processes, strategy and passes.
 
+        With another seed, or on another kind of device, whose generators differ, the noise is another from here on.
+
         Raises:
-            CheckpointError: its configuration or kind of device is not this run's, or it has done more steps than the
-                settings have; or it is damaged, which can leave this trainer with a part of it, not to be used.
+            CheckpointError: its configuration is not this run's, or it has done more steps than the settings have; or
+                it is damaged, which can leave this trainer with a part of it, not to be used.
             DataError: its data is not this run's.
         """
         try:
@@ -288,11 +290,11 @@ class Trainer:
         load_optimizer_state(self.optimizer, moments, order)
         if hasattr(self.batches, "load_state_dict"):
             self.batches.load_state_dict(state["data"])
-        if saved.seed == self.settings.seed:
+        step, losses = state["step"], state["losses"]
+        if saved.seed == self.settings.seed and state["device"] == self.model.device.type:
             self.generator.set_state(state["generator"].cpu())
         else:
-            self.generator.manual_seed(self.settings.seed)
-        step, losses = state["step"], state["losses"]
+            self.generator.manual_seed((self.settings.seed + step) % 2**63)
         if step < 0 or losses.shape != self.losses[:step].shape:
             raise ValueError(f"step {step} with losses {list(losses.shape)}")
         self.step = step
@@ -300,10 +302,10 @@ class Trainer:
 
     def _check_resumable(self, state: dict[str, Any]) -> None:
         """Raise a CheckpointError, with every difference, for a state that is of no use to this run."""
-        found = [("device", state["device"], self.model.device.type)]
         saved, config = (dataclasses.asdict(one) for one in (DiMRConfig.from_dict(state["config"]), self.model.config))
-        found += [(f"model.{key}", saved[key], config[key]) for key in config]
-        differing = [f"{key} = {theirs!r}, this one {mine!r}" for key, theirs, mine in found if theirs != mine]
+        differing = [
+            f"model.{key} = {saved[key]!r}, this one {mine!r}" for key, mine in config.items() if saved[key] != mine
+        ]
         if state["step"] > self.settings.steps:
             differing.append(f"done {state['step']} steps, this one ends at training.steps = {self.settings.steps}")
         if differing:

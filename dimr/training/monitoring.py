@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from pathlib import Path
@@ -84,7 +85,7 @@ def _tensorboard_writer(folder: Path, step: int) -> Any:
 
 
 class SampleGrids:
-    """Grids of samples from the averaged model, ``FOLDER/step-00001000.png``, one row per class.
+    """Grids of samples from the averaged model or the model itself, ``FOLDER/step-00001000.png``, one row per class.
 
     Every grid starts from the same noise.
 
@@ -120,7 +121,7 @@ class SampleGrids:
         noise = torch.randn(shape, generator=generator)
         scale = settings.sample_guidance
         guidance = Guidance("constant", scale) if scale > 0 else None
-        with self.trainer.ema.applied():
+        with self.trainer.ema.applied() if settings.sample_weights == "ema" else contextlib.nullcontext():
             images = sample(model, labels, noise, settings.sample_steps, guidance=guidance)
         if not self.trainer.processes.is_main:
             return

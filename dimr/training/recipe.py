@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..checkpoints.weights import KINDS
 from ..data.errors import DataError
 from ..data.spec import DataSpec
 from ..distributed import check_strategy
@@ -81,13 +82,10 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         check_types(self)
-        for name, choices in (
-            ("precision", PRECISIONS), ("learning_rate_schedule", LEARNING_RATE_SCHEDULES), ("decaying", DECAYING),
-            ("optimizer", OPTIMIZERS),
-        ):  # fmt: skip
-            if getattr(self, name) not in choices:
-                wanted = ", ".join(map(repr, choices))
-                raise ValueError(f"{name} must be one of {wanted}; got {getattr(self, name)!r}")
+        _check_choice(self, "precision", PRECISIONS)
+        _check_choice(self, "learning_rate_schedule", LEARNING_RATE_SCHEDULES)
+        _check_choice(self, "decaying", DECAYING)
+        _check_choice(self, "optimizer", OPTIMIZERS)
         check_checkpointing(self.checkpointing)
         for name, least, most in (
             ("steps", 1, 2**31), ("batch_size", 1, 2**31), ("warmup_steps", 0, 2**31), ("seed", 0, 2**63 - 1),
@@ -127,6 +125,7 @@ class RunSettings:
         log_every: steps between two rows of scalars.
         sample_every: steps between grids of samples; 0 draws none.
         sample_classes, sample_columns: number of classes in a grid, one per row, and of samples per class.
+        sample_weights: "ema" draws grids with the average, "raw" with the weights themselves.
         sample_steps, sample_guidance: sampling steps and guidance scale of a grid.
         decoder: folder of a diffusers autoencoder, for sample grids of a model of latents.
         deterministic: use deterministic algorithms on a GPU, which can be slower.
@@ -148,6 +147,7 @@ class RunSettings:
     sample_every: int = 0
     sample_classes: int = 5
     sample_columns: int = 10
+    sample_weights: str = "ema"
     sample_steps: int = 50
     sample_guidance: float = 0.0
     decoder: str = ""
@@ -158,12 +158,19 @@ class RunSettings:
     def __post_init__(self) -> None:
         check_types(self)
         check_strategy(self.strategy)
+        _check_choice(self, "sample_weights", KINDS)
         for name in (
             "device_batch", "save_every", "keep", "log_every", "sample_classes", "sample_columns", "sample_steps",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {shown(getattr(self, name))}")
         _check_finite(self, "workers", "sample_every", "sample_guidance")
+
+
+def _check_choice(settings: TrainingSettings | RunSettings, name: str, choices: tuple[str, ...]) -> None:
+    if getattr(settings, name) not in choices:
+        wanted = ", ".join(map(repr, choices))
+        raise ValueError(f"{name} must be one of {wanted}; got {getattr(settings, name)!r}")
 
 
 def _check_finite(settings: TrainingSettings | RunSettings, *names: str) -> None:

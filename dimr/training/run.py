@@ -145,13 +145,17 @@ class TrainingRun:
         if not path:
             return None
         newest = None if self.afresh else self.checkpoints.newest
+        record = None
         if newest is None:
             try:
-                return load_initial_weights(model, path, self.recipe.run.init_key or None)
+                record, described = load_initial_weights(model, path, self.recipe.run.init_key or None)
             except FileNotFoundError as error:
                 raise RecipeError(f"run.init: {error}") from error
-        logger.info("run.init = %s is not read: the run has begun and goes on from %s", path, newest)
-        return None
+        else:
+            described = f"run.init = {path} is not read: the run has begun and goes on from {newest}"
+        if self.processes.is_main:
+            logger.info("%s", described)
+        return record
 
     def train(self, from_step: int | None = None) -> int:
         """Continue from the newest checkpoint, or start if there is none, to the end; see :func:`train`.
@@ -177,7 +181,7 @@ class TrainingRun:
                 signal = train(self.trainer, self.save, settings.save_every, after_step)
             except DivergedError as error:
                 before = error.step - 1
-                self.processes.run_on_main(lambda: self._drop_diverged(before), CheckpointError)
+                self.processes.run_on_main(lambda: self._set_aside(before), CheckpointError)
                 raise DivergedError(f"{error}; {self._describe_good()}", error.step) from error
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -210,13 +214,12 @@ class TrainingRun:
         steps = f", and --step goes back to an earlier one ({', '.join(map(str, earlier))})" if earlier else ""
         return f"{self._describe_newest()}: --resume goes on from it with other settings{steps}"
 
-    def _drop_diverged(self, step: int) -> None:
-        """Delete the state of ``step``, whose weights give gradients that are not finite with any learning rate."""
-        path = self.checkpoints.by_step().get(step)
-        if path is None:
+    def _set_aside(self, step: int) -> None:
+        """Set aside the state of ``step``, whose next gradients are not finite with any learning rate."""
+        newest = self.checkpoints.newest
+        self.checkpoints.set_aside(step)
+        if self.checkpoints.newest == newest:
             return
-        path.unlink()
-        logger.warning("%s is deleted: the gradients of the step after it are not finite", path)
         state = self.checkpoints.load()
         if state is None:
             shutil.rmtree(self.folder.model, ignore_errors=True)
@@ -237,7 +240,7 @@ class TrainingRun:
             self.trainer.load_state_dict(state)
         except (CheckpointError, DataError) as error:
             raise CheckpointError(f"{self.checkpoints.folder}, step {step}: {error}") from error
-        entries = [entry for entry in read_history(self.folder.history) if entry["step"] < step]
+        entries = read_history(self.folder.history, step)
         before = {**(entries[-1]["recipe"] if entries else self._tables())}
         self._init = before.get("init")  # the first weights of the run stay what they were
         recipe = self._tables()
@@ -245,6 +248,8 @@ class TrainingRun:
         before["training"] = TrainingSettings.from_dict(state["settings"]).to_dict()
         if self.processes.is_main:
             logger.info("going on from step %d", step)
+            if state["device"] != self.trainer.model.device.type:
+                logger.warning("the run was on %s: the noise is another from here on", state["device"])
             for key, (old, new) in differences(before, recipe).items():
                 logger.warning("%s = %s from here on (it was %s)", key, new, old)
             rate, was = self.trainer.learning_rate, scheduled_rate(TrainingSettings.from_dict(state["settings"]), step)

@@ -79,9 +79,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto", scale: flo
     checks.check_same_dtype("attention", q=q, k=k, v=v)
     if backend == "auto" and current_backend() == "eager":
         backend = "eager"
-    scale = q.shape[3] ** -0.5 if scale is None else scale
     if backend == "eager":
-        return attention_definition(q, k, v, scale)
+        return attention_definition(q, k, v, q.shape[3] ** -0.5 if scale is None else scale)
+    # None stays None: computed from a symbolic head dim it would be a constant of compiled code, which torch's cache of
+    # compiled graphs (2.13) returns for another head dim as well.
     return attention_backends.attention(q, k, v, backend, scale)
 
 

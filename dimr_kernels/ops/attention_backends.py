@@ -186,7 +186,7 @@ def automatic(call: Call) -> list[str]:
     ]
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, backend: str, scale: float) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, backend: str, scale: float | None) -> Tensor:
     """Compute attention by a backend of ``RULES``, or for "auto" by the best one that can compute the call.
 
     ``q [B, heads, L, E]``, ``k [B, heads, S, E]``, ``v [B, heads, S, Ev]`` -> ``[B, heads, L, Ev]``.
@@ -204,7 +204,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, backend: str, scale: float) -> Te
     return _sdpa(q, k, v, scale, backends)
 
 
-def _chosen(q: Tensor, k: Tensor, v: Tensor, backend: str, scale: float) -> Tensor:
+def _chosen(q: Tensor, k: Tensor, v: Tensor, backend: str, scale: float | None) -> Tensor:
     problem = RULES[backend](describe(q, k, v))
     if problem is not None:
         raise BackendError(f"attention: backend {backend!r} was asked for and cannot run: {problem}")
@@ -220,7 +220,7 @@ def _chosen(q: Tensor, k: Tensor, v: Tensor, backend: str, scale: float) -> Tens
         raise BackendError(f"attention: backend {backend!r} was asked for and torch refuses it: {error}") from error
 
 
-def _flash_attn(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+def _flash_attn(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
     """Call flash-attn without copies; the result is a view of its ``[B, L, heads, E]``."""
     from flash_attn import flash_attn_func
 
@@ -234,7 +234,7 @@ def _flash_attn(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return out.transpose(1, 2)
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float, backends: list[str]) -> Tensor:
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float | None, backends: list[str]) -> Tensor:
     """Call torch's scaled_dot_product_attention restricted to these backends, tried in this order."""
     with sdpa_kernel([SDPA_BACKENDS[name] for name in backends], set_priority=True):
         return F.scaled_dot_product_attention(q, k, v, scale=scale)

@@ -28,6 +28,25 @@ def depthwise_conv2d_definition(x: Tensor, weight: Tensor, bias: Tensor | None, 
     return out if residual is None else out + residual
 
 
+def _is_compiled_with_gradients() -> bool:
+    """Return True under torch.compile, but not in torch.export, whose programs keep the definition as it is."""
+    compiler = torch.compiler
+    return compiler.is_dynamo_compiling() and not compiler.is_exporting() and torch.is_grad_enabled()
+
+
+def _recomputed_definition(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    """Compute the definition so that compiled code saves x for the backward and not the permuted view of it.
+
+    Inductor cannot order the strides of a saved view that are symbols (torch 2.13: "cannot determine truth value of
+    Relational"), so a second image size failed. Only the view is computed again: the backward needs no more.
+    """
+    from torch.utils.checkpoint import checkpoint
+
+    return checkpoint(
+        depthwise_conv2d_definition, x, weight, bias, residual, use_reentrant=False, preserve_rng_state=False
+    )
+
+
 def depthwise_conv2d_into_definition(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
     """Write ``conv(x) + bias + x`` into ``out``; all ``[B, H, W, C]``."""
     torch.add(depthwise_conv2d_definition(x, weight, bias, None), x, out=out)
@@ -93,6 +112,8 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, resi
     checks.check_same_dtype(operator, x=x, residual=residual)
     form = choose(operator, x)
     if form == "eager":
+        if _is_compiled_with_gradients():
+            return _recomputed_definition(x, weight, bias, residual)
         return depthwise_conv2d_definition(x, weight, bias, residual)
     return depthwise_conv2d_ops[form](x, weight, bias, None if residual_is_x else residual, residual_is_x)
 

@@ -33,7 +33,7 @@ SIZES = ("B", "H", "W", "chunk", "units_per_split", "partials")
 def _repeated(value, N: tl.constexpr):
     out = ()
     for _ in tl.static_range(N):
-        out = out + (value,)
+        out = out + (value,)  # type: ignore[assignment]
     return out
 
 
@@ -71,7 +71,7 @@ def _load_row(
     row = ()
     for j in tl.static_range(N):
         inside = _inside(col, FIRST + j, W, COLS, EVEN) & mask
-        row = row + (tl.load(ptrs + (FIRST + j) * COL_STRIDE, mask=inside, other=0.0).to(tl.float32),)
+        row = row + (tl.load(ptrs + (FIRST + j) * COL_STRIDE, mask=inside, other=0.0).to(tl.float32),)  # type: ignore[assignment]
     return row
 
 
@@ -92,7 +92,7 @@ def _first_sums(bias, residual_ptrs, col, mask, W, COL_STRIDE: tl.constexpr, COL
         sums = ()
         for j in tl.static_range(COLS):
             residual = tl.load(residual_ptrs + j * COL_STRIDE, mask=_inside(col, j, W, COLS, EVEN) & mask)
-            sums = sums + (residual.to(tl.float32) + bias,)
+            sums = sums + (residual.to(tl.float32) + bias,)  # type: ignore[assignment]
         return sums
     else:
         return _repeated(bias, COLS)
@@ -126,7 +126,7 @@ def _depthwise_conv_fwd_kernel(
     taps = ()
     for k in tl.static_range(TAPS):
         tap = tl.load(taps_ptr + (TAPS - 1 - k if FLIP else k) * C + whole, mask=whole < C, other=0.0).to(tl.float32)
-        taps = taps + (tap + 1.0 if ADD_INPUT and k == TAPS // 2 else tap,)
+        taps = taps + (tap + 1.0 if ADD_INPUT and k == TAPS // 2 else tap,)  # type: ignore[assignment]
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + whole, mask=whole < C, other=0.0).to(tl.float32)
     else:
@@ -154,10 +154,10 @@ def _depthwise_conv_fwd_kernel(
         done = ()
         for s in tl.static_range(K):  # output row h - R + s sees input row h through tap row K - 1 - s
             for j in tl.static_range(COLS):
-                total = sums[s * COLS + j]
+                total = sums[s * COLS + j]  # type: ignore[var-annotated]
                 for kw in tl.static_range(K):
                     total = tl.fma(row[j + kw], taps[(K - 1 - s) * K + kw], total)
-                done = done + (total,)
+                done = done + (total,)  # type: ignore[assignment]
         _store_row(out_ptrs, done, col, _if_row(in_c, h - R, top, bottom), W, OUT_COL, COLS, EVEN)
         sums = done[COLS:] + _first_sums(
             bias, residual_ptrs, col, _if_row(in_c, h + R + 1, top, bottom), W, RESIDUAL_COL, COLS, EVEN
@@ -220,7 +220,7 @@ def _depthwise_conv_weight_kernel(
                     total = dtaps[kh * K + kw]
                     for j in tl.static_range(COLS):
                         total = tl.fma(row[j + kw], ring[(K - 1 - kh) * COLS + j], total)
-                    sums = sums + (total,)
+                    sums = sums + (total,)  # type: ignore[assignment]
             dtaps = sums
             for j in tl.static_range(COLS):
                 dbias += ring[R * COLS + j]

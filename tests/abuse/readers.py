@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 import dimr
 from dimr.analysis.distortion import read_samples
 from dimr.checkpoints import CheckpointError, to_official_state_dict
+from dimr.checkpoints.weights import model_of
 from dimr.data.encoding import EncodingSettings
 from dimr.data.errors import DataError, SampleError
 from dimr.data.importing import Importer, open_latent_files
@@ -35,8 +36,10 @@ from dimr.sampling.autoencoder import load_autoencoder
 from dimr.sampling.class_names import ClassNameError, find_class_names
 from dimr.sampling.files import OneFile, PictureFolder, SampleFilesError, claim
 from dimr.training.checkpoint import load_training_state, save_training_state
+from dimr.training.history import read_history
 from dimr.training.loop import Trainer, TrainingSettings
 from dimr.training.recipe import RecipeError, load_recipe
+from dimr.training.saved import read_weights, write_about
 from tests.support.pictures import encoded, pixels, shards
 from tests.support.small_models import perturbed_model
 from tests.support.training_runs import RECIPE
@@ -78,6 +81,42 @@ def _training_state(folder: Path) -> Path:
     run.train_step()
     save_training_state(folder / "step-00000001.pt", run)
     return folder / "step-00000001.pt"
+
+
+def _weights(path: Path) -> None:
+    saved = read_weights(path)
+    assert saved.config is not None
+    model_of(saved.tensors, saved.config, str(path))
+
+
+def _shards(folder: Path) -> Path:
+    tensors = perturbed_model(CONFIG).state_dict()
+    dimr.save_model(perturbed_model(CONFIG), folder)
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    index = {"weight_map": {name: "model-00001-of-00001.safetensors" for name in tensors}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder / "model.safetensors.index.json"
+
+
+def _about(folder: Path) -> Path:
+    dimr.save_model(perturbed_model(CONFIG), folder)
+    write_about(folder, "ema", 300, 0.5)
+    return folder / "weights.json"
+
+
+def _history(folder: Path) -> Path:
+    recipe = {"training": SETTINGS.to_dict(), "model": CONFIG.to_dict()}
+    (folder / "history.json").write_text(json.dumps([{"step": 0, "changed": {}, "recipe": recipe}]))
+    return folder / "history.json"
+
+
+def _mean_and_deviation(folder: Path, name: str) -> Path:
+    (folder / "00000").mkdir()
+    names = [f"00000/img-mean-std-0000000{i}.npy" for i in range(2)]
+    for file in names:
+        np.save(folder / file, np.ones((4, 2, 2), np.float32))
+    (folder / "dataset.json").write_text(json.dumps({"labels": [[file, 1] for file in names]}))
+    return folder / name
 
 
 def _recipe(folder: Path) -> Path:
@@ -256,6 +295,16 @@ READERS: dict[str, Reader] = {
         lambda folder: _saved(folder, "config.json"), lambda p: dimr.load_model(p.parent), CHECKPOINT
     ),
     "training state": Reader(_training_state, lambda p: trainer().load_state_dict(load_training_state(p)), CHECKPOINT),
+    "weights in a training state": Reader(_training_state, _weights, CHECKPOINT),
+    "index of shards": Reader(_shards, lambda p: dimr.load_model(p.parent), CHECKPOINT),
+    "record of a run's weights": Reader(_about, lambda p: _weights(p.parent), CHECKPOINT),
+    "history of a run": Reader(_history, lambda p: read_history(p, 5), (CheckpointError,)),
+    "latents .npy of REPA": Reader(
+        lambda folder: _mean_and_deviation(folder, "00000/img-mean-std-00000000.npy"),
+        lambda p: _imported(p.parents[1] / "dataset.json"),
+        DATA,
+    ),
+    "labels of REPA's latents": Reader(lambda folder: _mean_and_deviation(folder, "dataset.json"), _imported, DATA),
     "recipe": Reader(_recipe, load_recipe, (RecipeError, *MISSING)),
     "autoencoder's configuration": Reader(
         lambda folder: autoencoder(folder) / "config.json",

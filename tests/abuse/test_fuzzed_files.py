@@ -28,6 +28,7 @@ from tests.abuse.readers import READERS, Reader
 EMPTY_IS_WHOLE = ("recipe", "data metadata.jsonl", "data metadata.csv")
 MISSING_IS_WHOLE = (
     "class names, JSON", "settings of samples", "data dataset.json", "data metadata.jsonl", "data metadata.csv",
+    "record of a run's weights", "history of a run",
 )  # fmt: skip
 TORCH_FILES = ("published .pth", "training state")
 ARRAYS = [name for name in READERS if ".npz" in name or name.startswith("evaluation")]

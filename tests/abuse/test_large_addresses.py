@@ -109,14 +109,14 @@ class Huge:
 
     function: Callable[..., Any]
     shapes: dict[str, tuple[int, ...]]
-    """Of the huge inputs."""
+    """Shapes of the huge inputs."""
     end: dict[str, tuple[Any, ...]]
     """Index of each one's end."""
     result: tuple[int, ...]
     result_end: tuple[Any, ...]
     small: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
     known: tuple[Any, ...] = (...,)
-    """Which part of the small result does not depend on what lies before the end."""
+    """Part of the small result that does not depend on what lies before the end."""
     gradients_of: tuple[str, ...] | None = None
     """None: of every input."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ import torch
 
 import dimr_kernels as dk
 from benchmarks.machine_code.compile import CASES
+from benchmarks.on_gpu import all_steps
 from tests.support.parity import results_of
 
 from .every_kernel import CALLS
@@ -186,10 +186,9 @@ def test_the_guard_sees_a_missing_mask(monkeypatch):
         launch(h[:, :5], h[:, 5:], torch.empty(9, 5))
 
 
-def test_the_gpu_script_checks_every_kernel_with_every_tool():
-    script = (ROOT / "benchmarks" / "on_gpu.sh").read_text()
-    stage = re.search(r"sanitizer\)(.*?);;", script, flags=re.DOTALL)
-    assert stage is not None
-    for wanted in ("memcheck", "racecheck", "synccheck", "initcheck", "PYTORCH_NO_CUDA_MEMORY_CACHING=1"):
-        assert wanted in stage[1]
-    assert "tests.abuse.every_kernel" in stage[1]
+def test_a_call_on_a_gpu_checks_every_kernel_with_every_tool():
+    steps = {step.name: step for step in all_steps(Path("out"))}
+    for tool in ("memcheck", "racecheck", "synccheck", "initcheck"):
+        assert steps[tool].command[:3] == ("compute-sanitizer", "--tool", tool)
+        assert steps[tool].command[-1] == "tests.abuse.every_kernel"
+        assert steps[tool].environment == {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}

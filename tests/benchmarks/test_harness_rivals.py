@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,6 +18,7 @@ from benchmarks.test_depthwise_conv import workload as depthwise_conv
 from benchmarks.workload import bind
 from dimr_kernels.dispatch import extension_status
 
+from ..support.requirements import needs_inductor
 from .harness import CPU, scaling
 
 SHAPE = Convolution(kernel_size=7, batch=2, side=6, width=8)
@@ -129,6 +132,27 @@ def test_fused_form_that_cannot_run():
 def test_the_fused_form_on_a_cpu_is_that_in_cpp():
     for form in ("triton", "cuda"):
         assert resolve(scaling(fused=form), "fused", CPU, torch.float32).backend == "cpp"
+
+
+@needs_inductor
+@pytest.mark.parametrize(("width", "algorithm"), [(1024, "two passes"), (1032, "Welford")])
+def test_the_variance_that_inductor_computes_is_named(width, algorithm):
+    from torch._inductor.utils import run_and_get_code
+
+    torch._dynamo.reset()
+    norm = torch.compile(lambda x: torch.nn.functional.layer_norm(x, (width,)), dynamic=False)
+    _, (code,) = run_and_get_code(norm, torch.randn(8, width))
+    assert ("welford" in code.lower()) == (algorithm == "Welford")
+    note = rivals.variance_note(width).partition(":")[0]
+    assert note.endswith({"Welford": "by Welford's algorithm", "two passes": "in two passes"}[algorithm])
+
+
+@pytest.mark.parametrize(("operator", "named"), [("td_layer_norm", True), ("td_rms_norm", False)])
+def test_a_compiled_layer_norm_on_a_cpu_has_the_note(operator, named):
+    work = dataclasses.replace(scaling(), operator=operator)
+    assert bool(resolve(work, "compiled", CPU, torch.float32).note) == named
+    assert not resolve(work, "eager", CPU, torch.float32).note
+    assert not resolve(work, "compiled", torch.device("cuda"), torch.float32).note
 
 
 @pytest.mark.parametrize("direction", ["forward", "input_gradient"])

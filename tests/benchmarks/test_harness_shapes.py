@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
 
-import benchmarks
 import dimr
 import dimr_kernels as dk
 from benchmarks import test_attention, test_depthwise_conv, test_geglu, test_pixel_shuffle, test_shuffle_norm_add
@@ -104,9 +101,3 @@ def test_cases(module):
     assert {c.scope for c in found if c.implementation == "max-autotune"} == {"target"}
     assert {c.implementation for c in found} >= {"fused", "eager", "compiled", "max-autotune"}
     assert all("compiled" in name for name, c in zip(names, found, strict=True) if c.implementation == "max-autotune")
-
-
-def test_the_script_for_a_gpu_times_every_operator():
-    folder = Path(benchmarks.__file__).parent
-    (listed,) = re.findall(r"for file in (.*); do", (folder / "on_gpu.sh").read_text())
-    assert {"model", *listed.split()} == {path.stem.removeprefix("test_") for path in folder.glob("test_*.py")}

@@ -1,4 +1,4 @@
-"""Where these tests reach into the project: its operators on CPU tensors, launched as on a GPU."""
+"""The door of these tests into the project: its operators on CPU tensors, launched as on a GPU."""
 
 from __future__ import annotations
 

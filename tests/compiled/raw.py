@@ -56,7 +56,7 @@ def span_of(name: str, tensor: Array) -> Span:
 
 
 def apply(instruction: str, *operands: Array, kind: str = "u32", exact: bool = True) -> Array:
-    """What an instruction makes of operands: ``$0`` stands for the target, ``$1`` and so on for the operands.
+    """Apply an instruction to operands: ``$0`` stands for the target, ``$1`` and so on for the operands.
 
     ``kind`` is the target's type. Operands of 16, 32 and 64 bits come from registers of that width.
     """

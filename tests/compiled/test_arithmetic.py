@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -71,3 +73,10 @@ def test_a_sum_of_16_bits_accumulates_in_16_bits(dtype: torch.dtype, name: str, 
         compiled = sum_kernel[(1,)](x.float(), out, 128)
     assert summed_types(compiled.asm["ttir"]) == ("f32",)
     assert out.item() == total + 1
+
+
+def test_compiled_kernels_stay_in_tritons_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    with compiled_kernels(80):
+        sum_kernel[(1,)](torch.zeros(32), torch.empty(1), 32)  # a size of its own: no kernel of this process
+    assert [path.name for path in (tmp_path / "ptx").rglob("*.ptx")] == ["sum_kernel.ptx"]

@@ -74,7 +74,7 @@ def run_changed(text: str, changed: str, call: Callable[[], object], architectur
 
 
 def fault_of(kernel: str, call: Callable[[], object], edit: Edit, architecture: int = 80) -> Fault:
-    """What is found when this kernel's PTX is changed."""
+    """Return what is found when this kernel's PTX is changed."""
     text = texts_of(call, architecture)[kernel]
     with pytest.raises(Fault) as caught:
         run_changed(text, edit(text), call, architecture)

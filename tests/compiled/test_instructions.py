@@ -18,7 +18,7 @@ SPECIALS = np.array([0.0, -0.0, 1.0, -1.5, np.inf, -np.inf, np.nan, 1e-40, 3e38,
 
 
 def floats(n: int = 512, seed: int = 0) -> Array:
-    """Of all magnitudes."""
+    """Draw floats of all magnitudes."""
     rng = np.random.default_rng(seed)
     return np.concatenate([SPECIALS, (rng.standard_normal(n) * 2.0 ** rng.integers(-40, 40, n)).astype(f32)])
 

@@ -1,4 +1,4 @@
-"""What the tests with other libraries share: the package or the reason to skip, and a comparison of predictions."""
+"""Shared by the tests with other libraries: the package or the reason to skip, and a comparison of predictions."""
 
 from __future__ import annotations
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch.func import functional_call, grad, jacrev, jvp, vmap
 
 import dimr_kernels as dk
+from dimr_kernels.dispatch import unavailable_reason
 
 from .cells import DEVICE, assert_same, each_cell, leaves_of, loss_of, outputs_of, plain_results
+
+ROOT = Path(__file__).parents[2]
 
 
 def _split(cell):
@@ -108,3 +116,70 @@ def test_compiled_derivatives():
         torch.testing.assert_close(found, call(x))
         with pytest.raises(RuntimeError, match="forward-mode"):
             torch.compile(lambda x: jvp(call, (x,), (x,)), backend="aot_eager")(x)
+
+
+VMAP_OF_EVERY_OPERATOR = """
+import sys
+import warnings
+
+import torch
+from torch.func import grad, vmap
+
+import dimr_kernels as dk
+from dimr_kernels.dispatch import unavailable_reason
+from tests.support.operators import EXAMPLES
+
+device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+called = 0
+for name, example in EXAMPLES.items():
+    for form in ("triton", "cpp") if example.fused == "triton" else ("auto",):
+        if form != "auto" and unavailable_reason(form, device) is not None:
+            continue
+        if name == "attention" and device.type == "cpu":
+            continue  # torch's own operator, for which torch has no rule on a CPU
+        inputs = example.make_inputs(device, torch.float32)
+        fixed = {key: x for key, x in inputs.items() if not isinstance(x, torch.Tensor)}
+        batch = {key: torch.stack([x.detach(), x.detach() + 0.1]) for key, x in inputs.items() if key not in fixed}
+
+        def call(tensors):
+            return example.function(**tensors, **fixed)
+
+        def loss(tensors):
+            out = call(tensors)
+            return sum(part.square().sum() for part in (out if isinstance(out, tuple) else (out,)))
+
+        with warnings.catch_warnings(record=True) as seen, dk.use_backend(form):
+            warnings.simplefilter("always")
+            vmap(call)(batch)
+            vmap(grad(loss))(batch)
+        for warning in seen:
+            print(warning.message, file=sys.stderr)
+        called += 1
+print(called)
+"""
+
+
+def test_vmap_has_rules():
+    """torch loops over an operator without a rule, with a line on standard error or, where it can, a warning."""
+    result = subprocess.run(
+        [sys.executable, "-c", VMAP_OF_EVERY_OPERATOR], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert "batching rule" not in result.stderr
+    assert int(result.stdout) >= 2
+
+
+def test_vmap_of_operators_that_write_into_an_argument():
+    conv = dk.DepthwiseConv2d(8, 3).to(DEVICE)
+    x = torch.randn(3, 2, 4, 4, 8, device=DEVICE)
+
+    def write(x, out):
+        dk.inference.depthwise_conv2d(x, conv.weight, conv.bias, out)
+        return x
+
+    for form in ("triton", "cpp"):
+        if unavailable_reason(form, DEVICE) is None:
+            out = torch.full_like(x, math.nan)
+            with torch.no_grad(), dk.use_backend(form):
+                vmap(write)(x, out)
+                wanted = torch.stack([conv(part, residual=part) for part in x])
+            torch.testing.assert_close(out, wanted)

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from random import Random
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map
 
 import dimr
 import dimr_kernels as dk
+from dimr.model.network import without_weights
 from dimr_kernels.adoption import adopt_ada_norm, adopt_time_norms
 from tests.support.pipelines import latent_pipeline, seeded
 from tests.support.small_models import TINY, inputs, perturbed_model
@@ -90,21 +94,56 @@ def test_sampling(offload, tmp_path):
     assert_close([dimr.sample(model, [0, 3], steps=2, generator=seeded())], [wanted], 1e-5)
 
 
-def test_a_device_map_keeps_branches_whole():
-    """A long skip joins features of two blocks, which must be on one device."""
-    accelerate = require("accelerate")
-    transformer = require("dimr.diffusers_pipeline").DiMRTransformer2DModel.from_dimr(
-        perturbed_model(dataclasses.replace(TINY, dims=(8, 16, 16), layers=(1, 3, 3)))
+@torch.no_grad()
+@pytest.mark.parametrize("share", [0.4, 0.7])
+def test_loading_to_several_places(share, tmp_path):
+    """Load a model of diffusers with a device map that diffusers makes from the memory there is."""
+    require("diffusers", "accelerate", "safetensors")
+    transformer = require("dimr.diffusers_pipeline").DiMRTransformer2DModel
+    model = transformer.from_dimr(perturbed_model())
+    given = {"hidden_states": inputs()["x"], "timestep": torch.tensor([3, 900]), "class_labels": torch.tensor([0, 3])}
+    wanted = model(**given).predictions
+    model.save_pretrained(tmp_path / "model")
+    most = int(share * sum(4 * p.numel() for p in model.parameters()))
+    loaded = transformer.from_pretrained(
+        tmp_path / "model", device_map="auto", max_memory={"cpu": most}, offload_folder=tmp_path / "offloaded"
     )
-    size = 4 * sum(p.numel() for p in transformer.parameters())
-    places = [
-        accelerate.infer_auto_device_map(
-            transformer, {"cpu": share * size // 10, "disk": 2 * size}, list(transformer._no_split_modules)
-        )
-        for share in range(2, 20)
-    ]
-    assert any(len(set(place.values())) > 1 for place in places)
-    assert {path for place in places for path in place} <= {"", "branches", *BRANCHES}
+    assert set(map(str, loaded.hf_device_map.values())) == {"cpu", "disk"}
+    assert_close(loaded(**given).predictions, wanted, 1e-5)
+
+
+CONFIGS = {
+    "paper": {},
+    "U-ViT's time": {"norm": "layer", "mlp": "gelu"},
+    "adaLN-Zero": {"norm": "adaln_zero"},
+    "no transformer": {"first_branch": "convnext"},
+    "concatenation": {"cascade": "concat"},
+}
+
+
+@pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="a torch without CUDA knows one device")
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("changes", CONFIGS.values(), ids=CONFIGS)
+def test_layers_on_different_devices(changes, seed):
+    """Put each layer on one of two devices, which exist in name alone; mixing them is an error."""
+    model = without_weights(dataclasses.replace(TINY, **changes))
+    unsplit = require("dimr.diffusers_pipeline").DiMRTransformer2DModel._no_split_modules
+    units = []
+    for path, module in model.named_modules():
+        inside = any(path.startswith(f"{unit}.") for unit in units)
+        if not inside and (type(module).__name__ in unsplit or not list(module.children())):
+            units.append(path)
+    assert any(name.endswith("skips.0") for name in units)
+    with FakeTensorMode(), torch.no_grad(), dk.use_backend("eager"):
+        weights, random = {}, Random(seed)
+        for path in units:
+            device, unit = torch.device("cuda", random.randrange(2)), model.get_submodule(path)
+            weights |= {f"{path}.{name}": torch.empty(p.shape, device=device) for name, p in unit.named_parameters()}
+            unit.register_forward_pre_hook(lambda module, args, device=device: tree_map(lambda x: x.to(device), args))
+        assert weights.keys() == dict(model.named_parameters()).keys()
+        given = {name: torch.empty(value.shape, dtype=value.dtype, device="cuda:0") for name, value in inputs().items()}
+        outputs = torch.func.functional_call(model, weights, tuple(given.values()))
+    assert {out.device.index for out in outputs} <= {0, 1}
 
 
 def test_an_offloaded_model_is_neither_packed_nor_saved(tmp_path):
@@ -211,7 +250,7 @@ def test_adopted_layers(make, adopt, offload, tmp_path):
 
 @pytest.mark.parametrize("offload", [by_cpu_offload, by_leaf_groups, by_leaf_groups_in_memory])
 def test_adopting_after_offloading(offload, tmp_path):
-    """What keeps the parameters works; what adds some is refused, for they would stay where they are."""
+    """Changes that keep the parameters work; those that add some are refused: they would stay where they are."""
     model, wanted = feed_forwards(), call(feed_forwards().to(DEVICE))
     offload(model, str(tmp_path / "1"))
     report = dk.adopt(model, layer_norm=True)

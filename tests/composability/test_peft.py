@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import dimr
+from dimr.checkpoints import to_official_state_dict
 from tests.support.small_models import inputs, perturbed_model
 
 from .neighbours import assert_close, largest_change, require
@@ -119,3 +120,16 @@ def test_modules_saved_whole_are_kept_and_not_saved(tmp_path):
     assert "branches.0.class_embedding" in engine.report()["not_fused"]
     with pytest.raises(dimr.CheckpointError, match=r"class_embedding\.modules_to_save"):
         dimr.save_model(model, tmp_path / "folder")
+
+
+def test_other_formats(tmp_path):
+    """A published file has the adapters merged; a model of diffusers, whose weights it writes, refuses."""
+    model = adapted("qkv")
+    with torch.no_grad():
+        wanted = model(**inputs())
+        torch.save(to_official_state_dict(model), tmp_path / "file.pth")
+        assert_close(dimr.load_official_checkpoint(tmp_path / "file.pth", model.config)(**inputs()), wanted)
+    transformer = require("dimr.diffusers_pipeline").DiMRTransformer2DModel.from_dimr(model)
+    with pytest.raises(dimr.CheckpointError, match=r"has adapters.*dimr\.save_model"):
+        transformer.save_pretrained(tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()

@@ -57,7 +57,7 @@ def sequence(places, seed=0, **more) -> torch.Tensor:
 
 
 def interleaved(loaders, batches) -> torch.Tensor:
-    """What all processes read, in the order of the sequence: ``[places, 3]``."""
+    """Samples that all processes read, in the order of the sequence: ``[places, 3]``."""
     return torch.stack([numbers(loader, batches) for loader in loaders], dim=1).flatten(0, 2)
 
 

@@ -103,7 +103,7 @@ def test_equal_distributions_are_at_distance_zero_however_singular():
 
 
 def test_known_distance():
-    """Of commuting covariances: the sum of squared differences of means and of deviations."""
+    """Distance with commuting covariances: the sum of squared differences of means and of deviations."""
     first = Moments(torch.tensor([1.0, 0, 0]).double(), torch.diag(torch.tensor([4.0, 9, 0]).double()))
     second = Moments(torch.tensor([0.0, 0, 2]).double(), torch.diag(torch.tensor([1.0, 0, 0]).double()))
     assert frechet_distance(first, second) == pytest.approx(1 + 4 + 1 + 9, abs=1e-12)

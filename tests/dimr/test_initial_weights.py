@@ -38,13 +38,12 @@ def assert_same_but_for_classes(model, source):
 
 class TestClassEmbedding:
     @pytest.mark.parametrize("classes", [3, 12])
-    def test_another_number_of_classes(self, classes, caplog):
+    def test_another_number_of_classes(self, classes):
         """From a published file, which does not say that its last row is the unconditional class's."""
-        caplog.set_level("INFO", "dimr")
         source = official_model(WITH_NULL)
         config = dataclasses.replace(CONFIGS[WITH_NULL], num_classes=classes)
         model, before = fresh(config), fresh(config)
-        record = load_initial_weights(model, state_dict_path(WITH_NULL))
+        record, described = load_initial_weights(model, state_dict_path(WITH_NULL))
         assert_same_but_for_classes(model, source)
         rows, theirs = model.get_parameter(EMBEDDING), source.get_parameter(EMBEDDING)
         assert torch.equal(rows[:classes], before.get_parameter(EMBEDDING)[:classes])
@@ -54,29 +53,28 @@ class TestClassEmbedding:
             "path": str(state_dict_path(WITH_NULL)), "file": str(state_dict_path(WITH_NULL)), "sha256": sha256,
             "step": None,
         }  # fmt: skip
-        assert caplog.messages == [
+        assert described == (
             f"starting from the weights in {state_dict_path(WITH_NULL)} (sha256 {sha256[:12]}): the class embedding is "
             f"new for {classes} classes (it had 10), the row of its unconditional class is kept"
-        ]
+        )
 
     def test_the_same_classes_are_kept(self):
         model = fresh(CONFIGS[WITH_NULL])
         load_initial_weights(model, state_dict_path(WITH_NULL))
         assert torch.equal(model.get_parameter(EMBEDDING), official_model(WITH_NULL).get_parameter(EMBEDDING))
 
-    def test_without_an_unconditional_class(self, tmp_path, caplog):
-        caplog.set_level("INFO", "dimr")
+    def test_without_an_unconditional_class(self, tmp_path):
         source = fresh(CONFIGS[WITHOUT], seed=1)
         dimr.save_model(source, tmp_path / "source")
         for classes, kept in ((10, "of 10 classes is kept"), (4, "is new for 4 classes (it had 10)")):
             config = dataclasses.replace(CONFIGS[WITHOUT], num_classes=classes, unconditional_class=True)
             model, before = fresh(config), fresh(config)
-            load_initial_weights(model, tmp_path / "source")
+            _, described = load_initial_weights(model, tmp_path / "source")
             assert_same_but_for_classes(model, source)
             rows = model.get_parameter(EMBEDDING)
             assert torch.equal(rows[-1], before.get_parameter(EMBEDDING)[-1])
             assert torch.equal(rows[:10], source.get_parameter(EMBEDDING)) == (classes == 10)
-            assert caplog.messages[-1].endswith(f"{kept}, the row of its unconditional class is new")
+            assert described.endswith(f"{kept}, the row of its unconditional class is new")
 
     def test_the_unconditional_row_is_left_out_where_there_is_no_place(self, tmp_path):
         source = fresh(dataclasses.replace(CONFIGS[WITHOUT], unconditional_class=True), seed=1)
@@ -94,6 +92,9 @@ class TestClassEmbedding:
             model = fresh(dataclasses.replace(CONFIGS[WITHOUT], num_classes=5, unconditional_class=True))
             load_initial_weights(model, tmp_path / "a.safetensors")
             assert torch.equal(model.get_parameter(EMBEDDING)[5], rows[1000]) == (count == 1001)
+        model = fresh(dataclasses.replace(CONFIGS[WITHOUT], num_classes=1000))  # without an unconditional class
+        load_initial_weights(model, tmp_path / "a.safetensors")
+        assert torch.equal(model.get_parameter(EMBEDDING), rows[:1000])
 
 
 class TestMisfits:
@@ -117,6 +118,9 @@ class TestMisfits:
         with pytest.raises(FileNotFoundError, match="no checkpoint at"):
             load_initial_weights(fresh(CONFIGS[WITH_NULL]), tmp_path / "none.pth")
         with pytest.raises(FileNotFoundError, match="no configuration at"):
+            load_initial_weights(fresh(CONFIGS[WITH_NULL]), tmp_path)
+        (tmp_path / "model_index.json").write_text("{}")
+        with pytest.raises(FileNotFoundError, match=r"a pipeline of diffusers, which dimr convert .* OUT conv"):
             load_initial_weights(fresh(CONFIGS[WITH_NULL]), tmp_path)
 
 

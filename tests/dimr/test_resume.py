@@ -12,8 +12,9 @@ import torch
 from dimr import CheckpointError, DiMR, DiMRConfig
 from dimr.cli import main
 from dimr.data.latents import LatentIndex
-from dimr.training.history import continued, differences
+from dimr.training.history import continued, differences, read_history
 from dimr.training.loop import Trainer, TrainingSettings
+from dimr.utils import write_json
 from tests.support.training_runs import STEPS, newest_state, write_pictures, write_recipe
 
 CONFIG = DiMRConfig(in_channels=1, input_size=8, dims=(16, 8), layers=(1, 1), num_heads=2, num_classes=3, kernel_size=3)
@@ -35,6 +36,7 @@ CHANGES = {
     "precision": "bfloat16",
     "checkpointing": "blocks",
     "seed": 3,
+    "optimizer": "muon",
 }
 
 
@@ -117,20 +119,31 @@ def test_the_optimizer_takes_the_new_decay_and_betas(state):
 def test_another_seed_draws_other_noise_from_its_own_start(state):
     trainer = new_trainer(seed=3)
     trainer.load_state_dict(state)
-    assert torch.equal(trainer.generator.get_state(), torch.Generator().manual_seed(3).get_state())
+    assert torch.equal(trainer.generator.get_state(), torch.Generator().manual_seed(3 + 3).get_state())
+
+
+def test_goes_on_from_another_kind_of_device(state):
+    """Whose generator's state means nothing here, so that the noise is another."""
+    trainer, same = new_trainer(), new_trainer()
+    trainer.load_state_dict({**copy.deepcopy(state), "device": "cuda", "generator": torch.zeros(16, dtype=torch.uint8)})
+    same.load_state_dict(state)
+    assert torch.equal(trainer.generator.get_state(), torch.Generator().manual_seed(0 + 3).get_state())
+    assert torch.equal(*map(flattened, (trainer.model.state_dict(), same.model.state_dict())))
+    trainer.train_step()
+    assert trainer.losses[3].isfinite().all()
 
 
 def test_what_makes_the_state_useless_is_refused_whole(state):
     wider = dataclasses.replace(CONFIG, dims=(32, 8), num_classes=4)
     with pytest.raises(CheckpointError) as caught:
-        new_trainer(wider, steps=2).load_state_dict({**state, "device": "cuda"})
+        new_trainer(wider, steps=2).load_state_dict(state)
     assert str(caught.value) == (
-        "the saved run has device = 'cuda', this one 'cpu'; model.dims = (16, 8), this one (32, 8); "
+        "the saved run has model.dims = (16, 8), this one (32, 8); "
         "model.num_classes = 3, this one 4; done 3 steps, this one ends at training.steps = 2"
     )
 
 
-def test_history():
+def test_history(tmp_path):
     first, second = {"training": {"steps": 5, "seed": 0}}, {"training": {"steps": 9, "seed": 0}, "data": {"split": "a"}}
     changed = {"training.steps": [5, 9], "data.split": [None, "a"]}
     assert differences(first, second) == changed
@@ -138,9 +151,10 @@ def test_history():
     assert continued(start, 3, first, first) == start
     after = [*start, {"step": 3, "changed": changed, "recipe": second}]
     assert continued(start, 3, first, second) == after
-    # Steps 2 and 3 are given up, and their entry with them.
-    back = {"training.steps": [9, 5], "data.split": ["a", None]}
-    assert continued(after, 2, second, first) == [*start, {"step": 2, "changed": back, "recipe": first}]
+    assert continued([], 3, first, second) == after  # a run from before there were histories
+    write_json(tmp_path / "history.json", after)
+    # A run that goes on from step 3 replaces the entry that begins there: none of its steps are left.
+    assert [len(read_history(tmp_path / "history.json", step)) for step in (1, 3, 4)] == [1, 1, 2]
 
 
 def test_latents_of_another_autoencoder_are_told_apart():
@@ -258,7 +272,13 @@ class TestDivergence:
     def test_a_state_whose_next_step_diverges_is_not_kept(self, train, tmp_path, capsys, caplog):
         hot = {"steps": 100, "warmup_steps": 100, "learning_rate": "3e3"}
         assert train("--set", "run.save_every=2", **hot) == 2
-        assert "step-00000002.pt is deleted: the gradients of the step after it are not finite" in caplog.text
+        folder = tmp_path / "run" / "checkpoints"
+        message = (
+            f"the gradients of the step after {folder}/step-00000002.pt are not finite: it is now diverged-00000002.pt"
+        )
+        assert message in caplog.text
+        assert [path.name for path in folder.iterdir()] == ["diverged-00000002.pt"]
+        assert torch.load(folder / "diverged-00000002.pt", weights_only=True)["step"] == 2
         error = capsys.readouterr().err
         assert (
             "no longer finite at step 3: lower the learning rate; there is no checkpoint yet: --resume starts" in error
@@ -266,6 +286,10 @@ class TestDivergence:
         assert not (tmp_path / "run" / "model").exists()
         assert train("--resume", "--set", "run.save_every=2", **{**hot, "learning_rate": "1e-3", "steps": 5}) == 0
         assert newest_state(tmp_path / "run")["step"] == 5
+        assert train("--overwrite", "--set", "run.save_every=2", **hot) == 2
+        assert [path.name for path in folder.iterdir()] == ["diverged-00000002.pt"]
+        assert train("--overwrite", **{**hot, "learning_rate": "1e-3", "steps": 1}) == 0
+        assert [path.name for path in folder.iterdir()] == ["step-00000001.pt"]
 
     def test_the_one_before_is_kept_even_where_only_one_is_wanted(self, train, tmp_path, capsys, caplog):
         hot = {"steps": 100, "warmup_steps": 100, "learning_rate": "3e3"}

@@ -191,6 +191,9 @@ class TestCommands:
             about = {"weights": kind, "step": step, "initial_share": wanted.initial_share}
             assert json.loads((folder / "weights.json").read_text()) == about
             assert json.loads((folder / "class_names.json").read_text()) == ["class0", "class1", "class2"]
+            again = tmp_path / f"{kind} again"
+            assert command("convert", folder, again, "--weights", kind) == 0  # a folder that says what it has
+            assert {path.name for path in again.iterdir()} == {path.name for path in folder.iterdir()}
             model = dimr.load_official_checkpoint(file, wanted.config)
             torch.testing.assert_close(model.state_dict(), wanted.tensors, rtol=0, atol=2**-23)
         state = run / "checkpoints" / "step-00000009.pt"
@@ -222,6 +225,18 @@ class TestCommands:
             assert command("convert", folder, tmp_path / "out", "--model", "dimr-tiny-3r", *options) == 0
             assert dimr.load_model(tmp_path / "out").branches[0].class_embedding.weight.unique().item() == value
         assert f"reading the raw weights, {folder / 'nnet.pth'}" in capsys.readouterr().out
+
+    def test_grids_on_the_way(self, tmp_path):
+        recipe, grids = write_recipe(tmp_path), []
+        options = ["run.sample_every=2", "run.sample_steps=1", "run.sample_columns=2", "training.steps=2"]
+        for kind in ("ema", "raw"):
+            every = [*options, f"run.sample_weights={kind}", "training.ema_ramp=false", "training.learning_rate=0.1"]
+            words = [word for option in every for word in ("--set", option)]
+            assert command("train", recipe, "--output", tmp_path / kind, "--device", "cpu", *words) == 0
+            grids.append((tmp_path / kind / "samples" / "step-00000002.png").read_bytes())
+        assert grids[0] != grids[1]
+        words[words.index("run.sample_weights=raw")] = "run.sample_weights=mean"
+        assert command("train", recipe, "--output", tmp_path / "mean", "--device", "cpu", *words) == 2
 
     def test_training_warns_at_its_end(self, tmp_path, caplog):
         recipe = write_recipe(tmp_path)

@@ -77,7 +77,7 @@ def test_memory_held_for_the_backward(autocast, selective, blocks):
 
 
 def counted_bytes(config, mode, batch, monkeypatch):
-    """What the fused operators under bfloat16 autocast hold for the backward, from shapes alone."""
+    """Count what the fused operators under bfloat16 autocast hold for the backward, from shapes alone."""
     monkeypatch.setattr("dimr.model.network.initialize", lambda model: None)  # looks at values
     with FakeTensorMode():
         model = dimr.DiMR(config).set_checkpointing(mode)

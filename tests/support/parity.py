@@ -26,7 +26,7 @@ import dimr_kernels as dk
 from dimr_kernels.dispatch import unavailable_reason
 
 # Two units in the last place at the largest magnitude: one for the order of float32 sums, one because Triton's
-# interpreter truncates bfloat16 stores where hardware rounds.
+# interpreter truncates bfloat16 stores where hardware rounds (tests/dimr_kernels/test_interpreter.py).
 ULPS = 2.0
 ROUNDED_RUNS = 3
 

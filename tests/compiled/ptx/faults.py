@@ -1,4 +1,4 @@
-"""What ends a run."""
+"""Faults, which end a run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 
 
 class Kind(enum.Enum):
-    """What a kernel did that it must not do."""
+    """An act of a kernel that is not allowed."""
 
     OUT_OF_BOUNDS = "out of bounds"
     MISALIGNED = "misaligned"

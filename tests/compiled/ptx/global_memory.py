@@ -29,7 +29,7 @@ NOBODY, SEVERAL = 0, -1
 
 @dataclass(frozen=True)
 class Span:
-    """Where a tensor lies."""
+    """Place of a tensor in memory."""
 
     name: str
     address: int

@@ -59,9 +59,9 @@ class Machine:
         self.lane = np.arange(self.lanes)
         self.thread = (self.lane % self.threads).astype(np.int32)
         self.block_index = self.lane // self.threads
-        """Of each lane, among the blocks here."""
+        """Number of each lane's block, among the blocks here."""
         self.block = blocks[self.block_index].astype(np.int32)
-        """Of each lane, in the grid."""
+        """Number of each lane's block, in the grid."""
         self.global_memory = global_memory
         self.shared = SharedMemory(self, shared_bytes)
         self.registers: list[Array] = [UNSET[width] for width in self.program.widths]

@@ -122,7 +122,7 @@ class Program:
     labels: dict[str, int] = field(default_factory=dict)
     """Label -> index of the instruction behind it."""
     widths: list[int] = field(default_factory=list)
-    """Of every register, in bits."""
+    """Width of every register, in bits."""
     text: str = ""
 
     @property

@@ -16,7 +16,7 @@ class Products:
         self._open: set[int] = set()
         """Registers of products that no group holds yet."""
         self._groups: list[set[int]] = []
-        """Of the groups that were not waited for, the oldest first."""
+        """Groups that were not waited for, the oldest first."""
         self._fence_step = -1
         self._written_by_product: dict[int, int] = {}
         self._registers: dict[int, frozenset[int]] = {}

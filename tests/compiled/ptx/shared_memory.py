@@ -35,7 +35,7 @@ class _Copies:
     """[lanes, cells of one access]"""
     lanes: Array
     groups: Array
-    """Of each lane."""
+    """Group of each lane's copy."""
 
     def of(self, chosen: Array) -> _Copies:
         return _Copies(self.cells[chosen], self.lanes[chosen], self.groups[chosen])
@@ -89,7 +89,7 @@ class SharedMemory:
         self._warp_phase[lanes[:, 0] // WARP] += 1
 
     def proxy_fence(self, lanes: Array) -> None:
-        """What was written before is seen by matrix products from here on."""
+        """Show matrix products, from here on, what was written before."""
         self._fence_step[np.unique(self._machine.block_index[lanes])] = self._machine.steps
 
     # Accesses

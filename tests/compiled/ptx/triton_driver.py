@@ -35,7 +35,7 @@ class Launched:
 
 @dataclass
 class Executor:
-    """What the launches of a block did, and how they run."""
+    """Record of the launches of a block, and how they run."""
 
     architecture: int = 80
     approximation: Approximation = field(default_factory=Approximation)
@@ -69,7 +69,7 @@ def _keep_ptx(backend: Any, text: str, *rest: Any) -> bytes:
 
 
 class _Driver:
-    """What Triton's runtime asks of a driver."""
+    """The part of a driver that Triton's runtime asks for."""
 
     def __init__(self, executor: Executor) -> None:
         self._executor = executor

@@ -1,4 +1,4 @@
-"""What every opcode does, by family. Importing this package registers all of them."""
+"""Actions of every opcode, by family. Importing this package registers all of them."""
 
 from . import arithmetic, barriers, conversion, copies, integers, matrices, memory, warps, wgmma
 from .registry import build

@@ -159,7 +159,7 @@ def build_count(one: Instruction) -> Action:
 
 
 def _compare(name: str, a: Array, b: Array) -> Array:
-    """Of floats: false where one is NaN, but for the forms that end in u."""
+    """Compare floats: false where one is NaN, but for the forms that end in u."""
     if name in ("num", "nan"):
         return (np.isnan(a) | np.isnan(b)) ^ (name == "num")
     if len(name) == 3:

@@ -20,7 +20,7 @@ MATRICES = {"x1": 1, "x2": 2, "x4": 4}
 
 
 def _form(one: Instruction) -> tuple[int, bool]:
-    """How many matrices, and if they are transposed."""
+    """Read the number of matrices, and if they are transposed."""
     one.require({"sync", "aligned", "m8n8", "x1", "x2", "x4", "trans", "shared", "shared::cta", "b16"})
     return next(n for name, n in MATRICES.items() if name in one.modifiers), "trans" in one.modifiers
 

@@ -27,7 +27,7 @@ def members(operand: Operand) -> tuple[Operand, ...]:
 
 
 def full_addresses(machine: Machine, operand: Operand, lanes: Array, shared: bool) -> Array:
-    """Of these lanes."""
+    """Compute the addresses that these lanes access."""
     return machine.full(machine.addresses(operand, "u32" if shared else "u64"))[lanes]
 
 

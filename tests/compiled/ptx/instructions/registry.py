@@ -1,4 +1,4 @@
-"""Which function builds the action of an opcode."""
+"""Functions that build the actions of opcodes."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ FORM = re.compile(r"m64n(\d+)k16")
 
 @dataclass
 class Descriptor:
-    """Of matrices in shared memory, one for each warp group."""
+    """Description of matrices in shared memory, one for each warp group."""
 
     start: Array
     leading: Array
