@@ -28,6 +28,12 @@ def depthwise_conv2d_definition(x: Tensor, weight: Tensor, bias: Tensor | None, 
     return out if residual is None else out + residual
 
 
+def _is_compiled_with_gradients() -> bool:
+    """Return True under torch.compile, but not in torch.export, whose programs keep the definition as it is."""
+    compiler = torch.compiler
+    return compiler.is_dynamo_compiling() and not compiler.is_exporting() and torch.is_grad_enabled()
+
+
 def _recomputed_definition(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
     """Compute the definition so that compiled code saves x for the backward and not the permuted view of it.
 
@@ -106,7 +112,7 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, resi
     checks.check_same_dtype(operator, x=x, residual=residual)
     form = choose(operator, x)
     if form == "eager":
-        if torch.compiler.is_dynamo_compiling() and torch.is_grad_enabled():
+        if _is_compiled_with_gradients():
             return _recomputed_definition(x, weight, bias, residual)
         return depthwise_conv2d_definition(x, weight, bias, residual)
     return depthwise_conv2d_ops[form](x, weight, bias, None if residual_is_x else residual, residual_is_x)

@@ -16,7 +16,7 @@ from dimr.distributed import STRATEGIES, Processes, full_tensor, joined_processe
 from dimr.training.loop import Trainer, TrainingSettings
 from tests.support.processes import end_here
 from tests.support.small_models import TINY, perturbed_model
-from tests.support.training_runs import free_port, newest_state, write_recipe
+from tests.support.training_runs import finished, free_port, newest_state, start_run, write_recipe
 
 BATCH = 8
 SETTINGS = TrainingSettings(steps=4, batch_size=BATCH, learning_rate=1e-3, warmup_steps=1, ema_decay=0.5)
@@ -184,3 +184,16 @@ def test_under_torchrun(tmp_path):
     first, second = newest_state(one), newest_state(two)
     torch.testing.assert_close(first["losses"], second["losses"], rtol=1e-4, atol=1e-4)
     assert first["data"] == second["data"]
+
+
+@pytest.mark.slow
+def test_two_processes_start_from_the_same_weights_as_one(tmp_path):
+    recipe, old = write_recipe(tmp_path, steps=4, device_batch=4), tmp_path / "old"
+    assert main(["train", str(recipe), "--output", str(old), "--device", "cpu", "--set", "model.num_classes=6"]) == 0
+    options = [str(recipe), "--init", str(old), "--set", "run.strategy=fsdp"]
+    printed = finished(start_run([*options, "--output", tmp_path / "two"], world_size=2))
+    assert printed.count("the class embedding is new for 3 classes (it had 6)") == 1
+    assert main(["train", *options, "--output", str(tmp_path / "one"), "--device", "cpu"]) == 0
+    first, second = newest_state(tmp_path / "one"), newest_state(tmp_path / "two")
+    torch.testing.assert_close(first["losses"], second["losses"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(first["ema"], second["ema"], rtol=1e-3, atol=1e-4)
