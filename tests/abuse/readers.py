@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 import dimr
 from dimr.analysis.distortion import read_samples
 from dimr.checkpoints import CheckpointError, to_official_state_dict
-from dimr.checkpoints.weights import model_of
+from dimr.checkpoints.weights import model_of, write_about
 from dimr.data.encoding import EncodingSettings
 from dimr.data.errors import DataError, SampleError
 from dimr.data.importing import Importer, open_latent_files
@@ -39,7 +39,7 @@ from dimr.training.checkpoint import load_training_state, save_training_state
 from dimr.training.history import read_history
 from dimr.training.loop import Trainer, TrainingSettings
 from dimr.training.recipe import RecipeError, load_recipe
-from dimr.training.saved import read_weights, write_about
+from dimr.training.saved import read_weights
 from tests.support.pictures import encoded, pixels, shards
 from tests.support.small_models import perturbed_model
 from tests.support.training_runs import RECIPE
