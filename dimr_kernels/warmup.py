@@ -163,7 +163,9 @@ def _recorded_calls(model: nn.Module) -> Iterator[list[Call]]:
     def record(module: nn.Module, inputs: tuple[Any, ...], named_inputs: dict[str, Any]) -> None:
         calls.append((module, *_mapped((inputs, named_inputs), abstract)))
 
-    fused = [module for module in model.modules() if isinstance(module, FUSED_MODULES)]
+    # A hook on the norm inside an upsampling would take its kernel away; it runs with the upsampling.
+    inside = {id(module.norm_out) for module in model.modules() if isinstance(module, PixelShuffleUpsample)}
+    fused = [m for m in model.modules() if isinstance(m, FUSED_MODULES) and id(m) not in inside]
     handles = [module.register_forward_pre_hook(record, with_kwargs=True) for module in fused]
     try:
         yield calls
