@@ -130,6 +130,8 @@ class Run:
         self.verdicts: dict[str, Verdict] = {}
 
     def run(self, steps: Sequence[Step]) -> None:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a script's background, and the steps would inherit it
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             for step in steps:
                 if step.after in self._beside:

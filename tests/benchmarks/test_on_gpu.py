@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import tarfile
 from pathlib import Path
@@ -47,12 +48,17 @@ def test_a_step_that_overruns_is_cut_and_the_others_run(tmp_path, monkeypatch):
     assert "no-such-program" in run.verdicts["missing"].last_line
 
 
-def test_an_interrupted_step_may_still_write_its_results(tmp_path):
+@pytest.mark.parametrize("inherited", [signal.SIG_DFL, signal.SIG_IGN])  # ignored: in the background of a script
+def test_an_interrupted_step_may_still_write_its_results(tmp_path, inherited):
     code = (
         "import time, sys\nprint('begun', flush=True)\n"
         f"try: time.sleep(60)\nexcept KeyboardInterrupt: open({str(tmp_path / 'late.json')!r}, 'w').write('{{}}')"
     )
-    Run(tmp_path, 60).run([python("measures", code, seconds=2)])
+    before = signal.signal(signal.SIGINT, inherited)
+    try:
+        Run(tmp_path, 60).run([python("measures", code, seconds=2)])
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "late.json" in packed(tmp_path)
 
 
