@@ -130,7 +130,8 @@ class Run:
         self.verdicts: dict[str, Verdict] = {}
 
     def run(self, steps: Sequence[Step]) -> None:
-        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a script's background, and the steps would inherit it
+        # In the background of a script interrupts are ignored, and the steps would inherit that.
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             for step in steps:
