@@ -97,7 +97,7 @@ def _backend_for(operator: str, form: str) -> str:
 @needs_inductor
 @pytest.mark.parametrize(
     ("form", "dynamic"),  # None: static at the first size, dynamic from the second on
-    [("eager", None), ("cpp", None), ("cpp", True), ("triton", None), ("triton", True)],
+    [("eager", None), ("eager", True), ("cpp", None), ("cpp", True), ("triton", None), ("triton", True)],
 )
 def test_three_sizes_in_turn(form: str, dynamic: bool | None) -> None:
     """All operators by Inductor, in one graph, since one compilation for each would take several times as long."""
