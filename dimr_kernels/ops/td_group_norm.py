@@ -16,8 +16,9 @@ from .time_gate import (
     GateParameters,
     as_timesteps,
     check_gates,
+    computed_gradients,
     current_timestep,
-    fake_gradients,
+    fake_backward,
     scale_and_shift,
     scatter_gradients,
 )
@@ -182,16 +183,11 @@ def _backward(grad: Tensor, x: Tensor, stats: Tensor, t: Tensor, num_groups: int
     from . import td_group_norm_triton as kernels
 
     *gates, (needs_x, needs_t, *needs_gates) = rest
-    dx, dt, dgates = kernels.backward(
+    gradients = kernels.backward(
         grad, x, stats, t, num_groups, GateParameters.from_schema(gates), needs_x, needs_t,
         GateParameters.from_schema(needs_gates),
     )  # fmt: skip
-    return [g for g in (dx, dt, *dgates.in_schema_order()) if g is not None]
-
-
-def _fake_backward(grad: Tensor, x: Tensor, stats: Tensor, t: Tensor, num_groups: int, *rest: Any) -> list[Tensor]:
-    *gates, needs = rest
-    return fake_gradients((x, t, *gates), needs)
+    return computed_gradients(*gradients)
 
 
 _td_group_norm_cpp = cpp_kernel("td_group_norm_cpp")
@@ -210,7 +206,7 @@ td_group_norm_backward_ops = define_forms(
     f"td_group_norm_backward(Tensor grad, Tensor x, Tensor stats, Tensor t, int num_groups, {GATES_SCHEMA}, "
     "bool[] needs) -> Tensor[]",
     kernels={"triton": _backward, "cpp": cpp_kernel("td_group_norm_cpp_backward")},
-    fake=_fake_backward,
+    fake=fake_backward,
 )
 
 

@@ -17,6 +17,7 @@ from .time_gate import (
     GateParameters,
     as_timesteps,
     check_gates,
+    computed_gradients,
     current_timestep,
     fake_gradients,
     scale_and_shift,
@@ -424,11 +425,11 @@ def _backward(
     from . import td_norm_triton as kernels
 
     *gates, eps, rms, (needs_x, needs_t, *needs_gates) = rest
-    dx, dt, dgates = kernels.backward(
+    gradients = kernels.backward(
         dy, dtotal, x, stats, t, GateParameters.from_schema(gates), eps, rms, needs_x, needs_t,
         GateParameters.from_schema(needs_gates),
     )  # fmt: skip
-    return [g for g in (dx, dt, *dgates.in_schema_order()) if g is not None]
+    return computed_gradients(*gradients)
 
 
 def _fake_backward(

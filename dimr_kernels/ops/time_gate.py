@@ -189,6 +189,17 @@ def fake_gradients(tensors: Sequence[Tensor], needs: Sequence[bool]) -> list[Ten
     return [v.new_empty(v.shape) for v, need in zip(tensors, needs, strict=True) if need]
 
 
+def fake_backward(grad: Tensor, x: Tensor, stats: Tensor, t: Tensor, _: int, *rest: Any) -> list[Tensor]:
+    """Return empty gradients for the backward of an operator with one integer before its gates."""
+    *gates, needs = rest
+    return fake_gradients((x, t, *gates), needs)
+
+
+def computed_gradients(dx: Tensor | None, dt: Tensor | None, dgates: GateParameters) -> list[Tensor]:
+    """List the gradients that were computed, in the order in which :func:`scatter_gradients` takes them."""
+    return [g for g in (dx, dt, *dgates.in_schema_order()) if g is not None]
+
+
 def scatter_gradients(needs: Sequence[bool], found: Iterable[Tensor]) -> list[Tensor | None]:
     """Put each gradient that was computed in the place of its tensor, and None for the others."""
     remaining = iter(found)

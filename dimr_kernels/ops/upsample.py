@@ -19,8 +19,9 @@ from .time_gate import (
     GateParameters,
     as_timesteps,
     check_gates,
+    computed_gradients,
     current_timestep,
-    fake_gradients,
+    fake_backward,
     scatter_gradients,
 )
 
@@ -176,16 +177,11 @@ def _backward(grad: Tensor, x: Tensor, stats: Tensor, t: Tensor, upscale_factor:
     from . import upsample_triton as kernels
 
     *gates, (needs_x, needs_t, *needs_gates) = rest
-    dx, dt, dgates = kernels.backward(
+    gradients = kernels.backward(
         grad, x, stats, t, upscale_factor, GateParameters.from_schema(gates), needs_x, needs_t,
         GateParameters.from_schema(needs_gates),
     )  # fmt: skip
-    return [g for g in (dx, dt, *dgates.in_schema_order()) if g is not None]
-
-
-def _fake_backward(grad: Tensor, x: Tensor, stats: Tensor, t: Tensor, upscale_factor: int, *rest: Any) -> list[Tensor]:
-    *gates, needs = rest
-    return fake_gradients((x, t, *gates), needs)
+    return computed_gradients(*gradients)
 
 
 def _forward_in_place(x: Tensor, y: Tensor, t: Tensor, upscale_factor: int, *rest: Any) -> None:
@@ -218,7 +214,7 @@ shuffle_norm_add_backward_ops = define_forms(
     f"shuffle_norm_add_backward(Tensor grad, Tensor x, Tensor stats, Tensor t, int upscale_factor, {GATES_SCHEMA}, "
     "bool[] needs) -> Tensor[]",
     kernels={"triton": _backward, "cpp": cpp_kernel("shuffle_norm_add_cpp_backward")},
-    fake=_fake_backward,
+    fake=fake_backward,
 )
 shuffle_norm_add_in_place_ops = define_forms(
     f"shuffle_norm_add_(Tensor x, Tensor(a!) y, Tensor t, int upscale_factor, {GATES_SCHEMA}, float eps) -> ()",
