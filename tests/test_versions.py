@@ -21,7 +21,7 @@ def test_every_recorded_cell_is_defined_and_was_asked_for():
     for name, result in RECORDED.items():
         cell, found = CELLS[name], result["versions"]
         assert found["python"].startswith(cell.python + ".")
-        for pin in cell.pins:
+        for pin in (*cell.pins, *cell.overrides):
             library, _, version = pin.partition("==")
             assert not version or found[library].partition("+")[0] == version, name
 
