@@ -74,6 +74,12 @@ def constant_when_traced(function: AnyFunction) -> AnyFunction:
     return function
 
 
+@constant_when_traced
+def is_exporting() -> bool:
+    """Return True in ``torch.export``. Dynamo before torch 2.12 takes torch's for True under torch.compile as well."""
+    return torch.compiler.is_exporting()
+
+
 class ScopedValue(Generic[T]):
     """A value with a default that ``with scoped.set_to(v):`` changes for the block, also in traced code.
 
@@ -230,7 +236,7 @@ def _is_worth_cpp(operator: str, x: torch.Tensor) -> bool:
     if smallest is None:
         return True
     if torch.compiler.is_compiling():
-        return not torch.compiler.is_exporting() and x.numel() >= smallest.compiled
+        return not is_exporting() and x.numel() >= smallest.compiled
     return x.numel() >= smallest.eager
 
 

@@ -115,6 +115,19 @@ def test_auto_under_compile(operator, compiled):
     assert chosen == [compiled]
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_export_is_told_from_a_compilation(strict):
+    class Module(torch.nn.Module):
+        def forward(self, x):
+            return x + 1 if dispatch.is_exporting() else x - 1
+
+    zeros = torch.zeros(2)
+    compiled = torch.compile(Module(), backend="eager", fullgraph=True)
+    assert compiled(zeros).tolist() == [-1, -1]
+    assert torch.export.export(Module(), (zeros,), strict=strict).module()(zeros).tolist() == [1, 1]
+    assert Module()(zeros).tolist() == [-1, -1]
+
+
 @pytest.mark.skipif(not TRITON_INTERPRETS, reason="needs a process that interprets Triton on CPU tensors")
 def test_auto_never_takes_the_interpreter():
     from unittest import mock
