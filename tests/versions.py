@@ -30,7 +30,7 @@ BEGIN, END = "<!-- versions: begin -->\n", "<!-- versions: end -->"
 EXTRAS = ("demo", "test", "train", "models")
 LIBRARIES = (
     "torch", "triton", "numpy", "diffusers", "safetensors", "timm", "peft", "accelerate", "datasets", "torchvision",
-    "scipy", "setuptools", "pybind11", "cmake",
+    "scipy", "setuptools", "pybind11", "cmake", "pillow", "matplotlib", "scikit-learn", "hypothesis", "pytest", "webdataset",
 )  # fmt: skip
 LIMIT = 1200  # seconds for one step of a cell
 
@@ -44,12 +44,15 @@ class Cell:
     overrides: tuple[str, ...] = ()  # requirements that replace this project's own
     built_with: str | None = None  # the torch that the extension is built with, if another than it runs with
     cuda: str = "off"  # DIMR_KERNELS_CUDA
+    resolution: str = "highest"  # of what this project names; "lowest-direct" takes the oldest release it admits
 
 
 CELLS = {
     "pinned torch": Cell(),
     # peft brings the newest transformers, which diffusers 0.31 does not import with.
-    "oldest": Cell("3.10", ("torch==2.10.0", "diffusers==0.31.0", "transformers<5"), cuda="auto"),
+    "oldest": Cell(
+        "3.10", ("torch==2.10.0", "peft>=0.17", "transformers>=4.56,<5"), cuda="auto", resolution="lowest-direct"
+    ),
     "torch 2.11": Cell(pins=("torch==2.11.0",)),
     "torch 2.12": Cell(pins=("torch==2.12.1",)),
     "torch 2.14": Cell(pins=("torch==2.14.1",)),
@@ -130,8 +133,9 @@ class Environment:
         extras = [part for extra in EXTRAS for part in ("--extra", extra)]
         install = (self.uv, "pip", "install", "--quiet")
         self.run(
-            "install", *install, *self.cell.pins, "-r", "pyproject.toml", *extras, "peft", "--override", str(overrides)
-        )
+            "install", *install, "--resolution", self.cell.resolution, *self.cell.pins, "-r", "pyproject.toml", *extras,
+            "peft", "--override", str(overrides),
+        )  # fmt: skip
         if self.cell.built_with:
             self.run("install", *install, "--no-deps", f"torch=={self.cell.built_with}")
         self.run("build", *install, "--no-build-isolation", "--no-deps", "-e", ".")

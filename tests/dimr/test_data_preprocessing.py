@@ -74,7 +74,11 @@ def saved(picture, kind, **more) -> bytes:
     ],
 )
 def test_greyscale_of_more_bits_is_scaled(values, kind):
-    decoded = np.asarray(decode_picture(saved(Image.fromarray(values), kind), "a"))
+    if kind == "ppm":  # Pillow before 11 reads it and does not write it
+        picture = b"P5 4 1 65535\n" + values.astype(">u2").tobytes()
+    else:
+        picture = saved(Image.fromarray(values), kind)
+    decoded = np.asarray(decode_picture(picture, "a"))
     assert decoded.tolist() == [[[v] * 3 for v in (0, 1, 128, 255)]]
 
 
