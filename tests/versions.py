@@ -30,7 +30,8 @@ BEGIN, END = "<!-- versions: begin -->\n", "<!-- versions: end -->"
 EXTRAS = ("demo", "test", "train", "models")
 LIBRARIES = (
     "torch", "triton", "numpy", "diffusers", "safetensors", "timm", "peft", "accelerate", "datasets", "torchvision",
-    "scipy", "setuptools", "pybind11", "cmake", "pillow", "matplotlib", "scikit-learn", "hypothesis", "pytest", "webdataset",
+    "scipy", "setuptools", "pybind11", "cmake", "pillow", "matplotlib", "scikit-learn", "hypothesis", "pytest",
+    "webdataset",
 )  # fmt: skip
 LIMIT = 1200  # seconds for one step of a cell
 
