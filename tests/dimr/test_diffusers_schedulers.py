@@ -94,7 +94,8 @@ def test_first_timestep_that_comes_twice(name):
     pipeline, x0 = with_oracle(scheduler(name, use_lu_lambdas=False, use_beta_sigmas=True))
     found = pipeline(LABELS, generator=seeded(), num_inference_steps=50, output_type="latent").images
     steps = pipeline.transformer.steps
-    assert len(steps) == 50 and steps[0] == steps[1]
+    assert len(steps) == 50
+    assert steps[0] == steps[1]
     torch.testing.assert_close(found, x0.expand(2, -1, -1, -1), rtol=0, atol=0.1 if name in END_AT_STEP_1 else 1e-3)
 
 
