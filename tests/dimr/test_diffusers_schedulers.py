@@ -99,6 +99,18 @@ def test_first_timestep_that_comes_twice(name):
     torch.testing.assert_close(found, x0.expand(2, -1, -1, -1), rtol=0, atol=0.1 if name in END_AT_STEP_1 else 1e-3)
 
 
+@pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler", "UniPCMultistepScheduler"])
+def test_numbers_of_steps_that_diffusers_miscounts(name):
+    """Rounding errors of ``numpy.arange`` add a timestep of -1, at which DDIM takes the noise level of 999."""
+    pipeline, _ = with_oracle(scheduler(name, use_lu_lambdas=False))
+    with pytest.raises(ValueError, match=f"{name} makes 62 timesteps of 61 steps, the last -1: take one more or less"):
+        pipeline(LABELS, generator=seeded(), num_inference_steps=61, output_type="latent")
+    for steps in (60, 62):
+        pipeline.transformer.steps.clear()
+        pipeline(LABELS, generator=seeded(), num_inference_steps=steps, output_type="latent")
+        assert len(pipeline.transformer.steps) == steps
+
+
 @pytest.mark.parametrize("name", RANDOM)
 def test_schedulers_that_add_noise(name):
     pipeline, x0 = with_oracle(scheduler(name))
