@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import torch
 
+from dimr.utils import keep_freed_memory
+
 from . import timing
 from .measurement import Case, Machine, cases
 from .measurement import measure as measure_case
@@ -23,6 +25,8 @@ from .shapes import SCOPES
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
+if DEVICE.type == "cpu":
+    keep_freed_memory()  # else the times of results above 32 MB are mostly those of mapping pages, in every form
 MACHINE = Machine(DEVICE, DTYPE)
 
 

@@ -192,9 +192,8 @@ struct NormBackward {
   float eps;
   bool rms, shift;
 
-  static constexpr int64_t kRows = 2;  // that are worked on together
   DIMR_INLINED int64_t units() const { return groups * chunks; }
-  DIMR_INLINED int64_t scratch() const { return (3 * kRows + 1) * (D + 16); }
+  DIMR_INLINED int64_t scratch() const { return 3 * (D + 16); }
 };
 DIMR_KERNEL(norm_backward, NormBackward)
 

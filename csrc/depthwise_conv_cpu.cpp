@@ -111,9 +111,13 @@ DIMR_ALWAYS_INLINE void convolve(const Rows<K>& rows, int64_t at, const float* t
   }
 }
 
-// sums[k] += the products of TILE gradients with the inputs k columns on.
+// Sums of a tap's gradient that grow side by side, as the registers allow: one alone would wait for each addition.
+template <int K>
+constexpr int kChains = 2 * K + kWidest < (kLanes == 16 ? 32 : 16) ? 2 : 1;
+
+// sums[..][k] += the products of TILE gradients with the inputs k columns on.
 template <int K, int TILE>
-DIMR_ALWAYS_INLINE void correlate(const float* x, const float* grad, Vec (&sums)[K]) {
+DIMR_ALWAYS_INLINE void correlate(const float* x, const float* grad, Vec (&sums)[kChains<K>][K]) {
   Vec g[TILE];
   DIMR_UNROLL_WHOLE
   for (int i = 0; i < TILE; ++i) g[i] = load(grad + i * kChannelBlock);
@@ -122,7 +126,7 @@ DIMR_ALWAYS_INLINE void correlate(const float* x, const float* grad, Vec (&sums)
     const Vec in = load(x + j * kChannelBlock);
     DIMR_UNROLL_WHOLE
     for (int i = 0; i < TILE; ++i) {
-      if (j - i >= 0 && j - i < K) sums[j - i] += in * g[i];
+      if (j - i >= 0 && j - i < K) sums[i % kChains<K>][j - i] += in * g[i];
     }
   }
 }
@@ -219,14 +223,19 @@ __attribute__((noinline)) void gather_row(
   for (int v = 0; v < kVectors; ++v) {
     const int64_t first = v * kLanes;
     for (int kh = 0; kh < K; ++kh) {
-      Vec sums[K] = {};  // of this row alone, which keeps the error of long sums small
+      Vec sums[kChains<K>][K] = {};  // of this row alone, which keeps the error of long sums small
       for_tiles(s.W, [&](int64_t w, auto tile) {
         const int64_t at = w * kChannelBlock + first;
         correlate<K, decltype(tile)::value>(inputs[kh] + at, grad + at, sums);
       });
       float* to = partial + kh * K * kChannelBlock + first;
       DIMR_UNROLL_WHOLE
-      for (int k = 0; k < K; ++k) store(to + k * kChannelBlock, load(to + k * kChannelBlock) + sums[k]);
+      for (int k = 0; k < K; ++k) {
+        Vec sum = load(to + k * kChannelBlock);
+        DIMR_UNROLL_WHOLE
+        for (int chain = 0; chain < kChains<K>; ++chain) sum += sums[chain][k];
+        store(to + k * kChannelBlock, sum);
+      }
     }
     Vec sum = {};
     for (int64_t w = 0; w < s.W; ++w) sum += load(grad + w * kChannelBlock + first);

@@ -11,10 +11,6 @@ namespace dimr {
 namespace DIMR_SET {
 namespace {
 
-DIMR_ALWAYS_INLINE void prefetch_group(const float* p, int64_t elements) {
-  prefetch_at(p, elements * static_cast<int64_t>(sizeof(float)));
-}
-
 struct RowPlace {
   int64_t sample, row;  // row of the sample
 };
@@ -141,49 +137,30 @@ void write_row(
   });
 }
 
-// ROWS rows of one timestep, as float32.
-template <int ROWS>
-struct RowGroup {
-  const float *x[ROWS], *dy[ROWS];
-  Vec mean[ROWS], factor[ROWS];
-  float along_xhat[ROWS], plain[ROWS];  // sums over a row of gamma * dy * xhat and gamma * dy
+// A row of the backward, as float32, and what its gradient needs.
+struct BackwardRow {
+  const float *x, *dy;
+  float mean, factor;
+  float along_xhat, plain;  // sums over the row of gamma * dy * xhat and gamma * dy
 };
 
-// The sums over each row, and what the rows add to the gradients of gamma and beta; in blocks of columns, whose sums
-// are joined in double.
-template <int ROWS, bool RMS, bool PARTIAL, bool SHIFT>
-void gather(RowGroup<ROWS>& rows, const float* gamma, float* dgamma, float* dbeta, int64_t D) {
-  double joined_along[ROWS] = {}, joined_plain[ROWS] = {};
-  for (int64_t start = 0; start < D; start += kSumBlock) {
-    Vec along[ROWS] = {}, plain[ROWS] = {};
-    for_vectors(D - start < kSumBlock ? D - start : kSumBlock, [&](int64_t offset, auto lanes) {
-      const int64_t i = start + offset;
-      const Vec scale = load(gamma + i, lanes);
-      Vec gamma_sum = {}, beta_sum = {};
-      DIMR_UNROLL_WHOLE
-      for (int r = 0; r < ROWS; ++r) {
-        prefetch_group(rows.x[r] + i, ROWS * D);
-        prefetch_group(rows.dy[r] + i, ROWS * D);
-        const Vec dy = load(rows.dy[r] + i, lanes), x = load(rows.x[r] + i, lanes);
-        const Vec xhat = RMS ? x * rows.factor[r] : (x - rows.mean[r]) * rows.factor[r];
-        const Vec product = dy * xhat;
-        if constexpr (PARTIAL) gamma_sum += product;
-        if constexpr (PARTIAL && SHIFT) beta_sum += dy;
-        along[r] += product * scale;
-        if constexpr (!RMS) plain[r] += dy * scale;
-      }
-      if constexpr (PARTIAL) store(dgamma + i, load(dgamma + i, lanes) + gamma_sum, lanes);
-      if constexpr (PARTIAL && SHIFT) store(dbeta + i, load(dbeta + i, lanes) + beta_sum, lanes);
-    });
-    for (int r = 0; r < ROWS; ++r) {
-      joined_along[r] += total(along[r]);
-      if constexpr (!RMS) joined_plain[r] += total(plain[r]);
-    }
-  }
-  for (int r = 0; r < ROWS; ++r) {
-    rows.along_xhat[r] = static_cast<float>(joined_along[r]);
-    rows.plain[r] = static_cast<float>(joined_plain[r]);
-  }
+// The sums over the row, and what it adds to the gradients of gamma and beta. One row at a time: several at once would
+// load those gradients less often, but the hardware prefetches two long streams, not many short ones.
+template <bool RMS, bool PARTIAL, bool SHIFT>
+void gather(BackwardRow& row, const float* gamma, float* dgamma, float* dbeta, int64_t D) {
+  float sums[RMS ? 1 : 2];
+  sum_vectors(D, sums, [&](int64_t i, auto lanes, Vec* sum) {
+    prefetch_ahead(row.x + i);
+    prefetch_ahead(row.dy + i);
+    const Vec dy = load(row.dy + i, lanes), x = load(row.x + i, lanes), scale = load(gamma + i, lanes);
+    const Vec product = dy * (RMS ? x * row.factor : (x - row.mean) * row.factor);
+    if constexpr (PARTIAL) store(dgamma + i, load(dgamma + i, lanes) + product, lanes);
+    if constexpr (PARTIAL && SHIFT) store(dbeta + i, load(dbeta + i, lanes) + dy, lanes);
+    sum[0] += product * scale;
+    if constexpr (!RMS) sum[1] += dy * scale;
+  });
+  row.along_xhat = sums[0];
+  row.plain = RMS ? 0.f : sums[RMS ? 0 : 1];
 }
 
 template <class X, bool TOTAL>
@@ -199,53 +176,42 @@ void write_dx(
   });
 }
 
-template <int ROWS>
-DIMR_ALWAYS_INLINE void gather_rows(
-    const NormBackward& task, RowGroup<ROWS>& rows, const float* gamma, float* dgamma, float* dbeta) {
-  const auto run = [&](auto kernel) { kernel(rows, gamma, dgamma, dbeta, task.D); };
+DIMR_ALWAYS_INLINE void gather_row(
+    const NormBackward& task, BackwardRow& row, const float* gamma, float* dgamma, float* dbeta) {
+  const auto run = [&](auto kernel) { kernel(row, gamma, dgamma, dbeta, task.D); };
   if (task.rms) {
-    if (dgamma == nullptr) return run(gather<ROWS, true, false, false>);
-    return dbeta == nullptr ? run(gather<ROWS, true, true, false>) : run(gather<ROWS, true, true, true>);
+    if (dgamma == nullptr) return run(gather<true, false, false>);
+    return dbeta == nullptr ? run(gather<true, true, false>) : run(gather<true, true, true>);
   }
-  if (dgamma == nullptr) return run(gather<ROWS, false, false, false>);
-  dbeta == nullptr ? run(gather<ROWS, false, true, false>) : run(gather<ROWS, false, true, true>);
+  if (dgamma == nullptr) return run(gather<false, false, false>);
+  dbeta == nullptr ? run(gather<false, true, false>) : run(gather<false, true, true>);
 }
 
-// Rows first .. first + ROWS, counted over all samples.
-template <int ROWS>
-void backward_rows(
-    const NormBackward& task, int64_t first, const float* gamma, float* dgamma, float* dbeta, float* scratch) {
+// Row `index`, counted over all samples.
+void backward_row(
+    const NormBackward& task, int64_t index, const float* gamma, float* dgamma, float* dbeta, float* scratch) {
   const int64_t D = task.D, buffer = D + 16, count = task.B * task.N;
-  RowGroup<ROWS> rows;
-  RowPlace at[ROWS];
-  float mean[ROWS], scale[ROWS], factor[ROWS];
-  for (int r = 0; r < ROWS; ++r) {
-    const int64_t row = first + r;
-    at[r] = {row / task.N, row % task.N};
-    rows.x[r] = as_floats(task.x, offset_of(task.x, at[r], task.shuffle, D), scratch + 2 * r * buffer, D);
-    rows.dy[r] = as_floats(task.dy, offset_of(task.dy, at[r]), scratch + (2 * r + 1) * buffer, D);
-    mean[r] = task.rms ? 0.f : task.stats[row];
-    scale[r] = task.stats[task.rms ? row : count + row];
-    factor[r] = factor_of(scale[r], task.eps, task.rms);
-    rows.mean[r] = splat(mean[r]);
-    rows.factor[r] = splat(factor[r]);
-  }
-  gather_rows(task, rows, gamma, dgamma, dbeta);
+  const RowPlace at{index / task.N, index % task.N};
+  const float scale = task.stats[task.rms ? index : count + index];
+  BackwardRow row;
+  row.x = as_floats(task.x, offset_of(task.x, at, task.shuffle, D), scratch, D);
+  row.dy = as_floats(task.dy, offset_of(task.dy, at), scratch + buffer, D);
+  row.mean = task.rms ? 0.f : task.stats[index];
+  row.factor = factor_of(scale, task.eps, task.rms);
+  gather_row(task, row, gamma, dgamma, dbeta);
   if (task.dx.data == nullptr) return;
-  for (int r = 0; r < ROWS; ++r) {
-    float c = rows.along_xhat[r] / static_cast<float>(D);
-    if (task.rms && scale[r] > 0.f) c /= scale[r] * factor[r];  // the derivative of a zero row's norm is taken as zero
-    const float average = task.rms ? 0.f : rows.plain[r] / static_cast<float>(D);
-    const float* dtotal = task.dtotal.data == nullptr
-        ? nullptr
-        : as_floats(task.dtotal, offset_of(task.dtotal, at[r]), scratch + 2 * ROWS * buffer, D);
-    with_type(task.dx.type, [&](auto type) {
-      using X = decltype(type);
-      X* dx = static_cast<X*>(task.dx.data) + offset_of(task.dx, at[r], task.shuffle, D);
-      const auto write = dtotal == nullptr ? write_dx<X, false> : write_dx<X, true>;
-      write(rows.x[r], rows.dy[r], gamma, dtotal, mean[r], factor[r], c, average, dx, D);
-    });
-  }
+  float c = row.along_xhat / static_cast<float>(D);
+  if (task.rms && scale > 0.f) c /= scale * row.factor;  // the derivative of a zero row's norm is taken as zero
+  const float average = row.plain / static_cast<float>(D);
+  const float* dtotal = task.dtotal.data == nullptr
+      ? nullptr
+      : as_floats(task.dtotal, offset_of(task.dtotal, at), scratch + 2 * buffer, D);
+  with_type(task.dx.type, [&](auto type) {
+    using X = decltype(type);
+    X* dx = static_cast<X*>(task.dx.data) + offset_of(task.dx, at, task.shuffle, D);
+    const auto write = dtotal == nullptr ? write_dx<X, false> : write_dx<X, true>;
+    write(row.x, row.dy, gamma, dtotal, row.mean, row.factor, c, average, dx, D);
+  });
 }
 
 }  // namespace
@@ -291,11 +257,7 @@ void norm_backward(const NormBackward& task, int64_t begin, int64_t end, float* 
     }
     const float* gamma = task.table + group * task.table_stride;
     const int64_t first = group * group_rows + from;
-    int64_t r = 0;
-    for (; r + NormBackward::kRows <= rows; r += NormBackward::kRows) {
-      backward_rows<NormBackward::kRows>(task, first + r, gamma, dgamma, dbeta, scratch);
-    }
-    for (; r < rows; ++r) backward_rows<1>(task, first + r, gamma, dgamma, dbeta, scratch);
+    for (int64_t r = 0; r < rows; ++r) backward_row(task, first + r, gamma, dgamma, dbeta, scratch);
   }
 }
 

@@ -12,7 +12,7 @@ from typing import Any
 import dimr_kernels as dk
 
 from .commands.arguments import INTERRUPTED
-from .utils import UserError, first_line, is_out_of_memory
+from .utils import UserError, first_line, is_out_of_memory, keep_freed_memory
 
 # Each command is a module of dimr.commands with ``add_arguments(parser)`` and ``run(arguments)``, imported only when
 # it is the one to run.
@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = build_parser(only=arguments[0] if arguments else "").parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("dimr").setLevel(logging.INFO)
+    keep_freed_memory()
     try:
         return _command(parsed.command).run(parsed)
     except USER_ERRORS as error:

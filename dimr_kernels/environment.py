@@ -24,6 +24,7 @@ from .dispatch import (
     unavailable_reason,
 )
 from .ops import attention_backends
+from .ops.attention import MOST_SCORES_ON_CPU
 
 # Public operators; those of ``inference`` run as these do.
 OPERATORS = (*(name for name in FUSED_FORMS if "." not in name), "attention")
@@ -155,9 +156,11 @@ def _implementations() -> Iterator[str]:
     for row in rows:
         yield "".join([row[0].ljust(28), *(cell.ljust(16) for cell in row[1:])]).rstrip()
     yield ""
-    if current_backend() == "auto" and extension_status().loaded:
+    if current_backend() == "auto":
         small = [f"{name} below {limits.eager:,} elements" for name, limits in SMALLEST_FOR_CPP.items() if limits.eager]
-        yield f"eager on cpu, where that is faster: {', '.join(small)}"
+        shown = small if extension_status().loaded else []
+        shown.append(f"attention up to {MOST_SCORES_ON_CPU:,} scores (in float32)")
+        yield f"eager on cpu, where that is faster: {', '.join(shown)}"
     for (where, chosen, why), operators in reasons.items():
         yield f"{chosen} on {where} for {', '.join(operators)}: {why}"
 

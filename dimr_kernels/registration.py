@@ -26,7 +26,8 @@ from .flops import Formula, register_flops
 NAMESPACE = "dimr_kernels"
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
-_PLAIN_TYPES = frozenset((Tensor, torch.nn.Parameter, type(None), bool, int, float, str, list, torch.dtype))
+_TENSORS = (Tensor, torch.nn.Parameter)
+_PLAIN_TYPES = frozenset((*_TENSORS, type(None), bool, int, float, str, list, torch.dtype))
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,8 @@ class Operator:
             return self._inference(*arguments)
         if self._function is None or _private.is_key_excluded(_private.autograd_key):  # type: ignore[union-attr]
             return self.overload(*arguments)
+        if not any([x.requires_grad for x in arguments if type(x) in _TENSORS]):
+            return self._inference(*arguments)
         return self._function.apply(*arguments)
 
     def _dispatched(self, arguments: tuple[Any, ...]) -> Any:

@@ -22,6 +22,10 @@ from .linear import apply_linear
 
 BACKENDS = ("auto", *attention_backends.RULES, "eager")
 
+# Scores (batch x heads x queries x keys) up to which "auto" multiplies whole matrices on a CPU, as measured
+# (docs/performance.md): 4 MB of them stay in the caches, and torch's flash attention multiplies many small blocks.
+MOST_SCORES_ON_CPU = 2**20
+
 
 def attention_definition(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """Attention in plain PyTorch (Vaswani et al. 2017, eq. 1), without mask and dropout.
@@ -33,6 +37,20 @@ def attention_definition(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tenso
     return scores.softmax(dim=-1).to(v.dtype) @ v
 
 
+def _products_are_faster(q: Tensor, k: Tensor) -> bool:
+    if q.device.type != "cpu" or torch.compiler.is_exporting():  # an exported program takes any batch size
+        return False
+    B, heads, L, _ = q.shape
+    return B * heads * L * k.shape[2] <= MOST_SCORES_ON_CPU
+
+
+def _attention_by_products(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Compute the definition in float32 (float64 in float64), as torch's fused kernels do with 16-bit tensors."""
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    with torch.autocast(q.device.type, enabled=False):
+        return attention_definition(q.to(dtype), k.to(dtype), v.to(dtype), scale).to(q.dtype)
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto", scale: float | None = None) -> Tensor:
     """Scaled dot-product attention without mask: ``softmax(q k^T * scale) v`` (Vaswani et al. 2017, eq. 1).
 
@@ -42,8 +60,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto", scale: flo
         k: ``[B, heads, S, head_dim]``.
         v: ``[B, heads, S, value_dim]``.
         backend: "auto" takes flash-attn where it is installed and the input suits it, else the best kernel of torch's
-            scaled_dot_product_attention; "flash_attn", "flash", "cudnn", "efficient" and "math" are binding;
-            "eager" is the definition in plain PyTorch.
+            scaled_dot_product_attention, or on a CPU for few scores plain products in float32; "flash_attn", "flash",
+            "cudnn", "efficient" and "math" are binding; "eager" is the definition in plain PyTorch.
         scale: None is ``1/sqrt(head_dim)``.
 
     ``use_backend("eager")`` turns "auto" into "eager". ``use_backend("triton")`` and ``use_backend("cuda")`` leave
@@ -79,8 +97,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto", scale: flo
     checks.check_same_dtype("attention", q=q, k=k, v=v)
     if backend == "auto" and current_backend() == "eager":
         backend = "eager"
-    if backend == "eager":
-        return attention_definition(q, k, v, q.shape[3] ** -0.5 if scale is None else scale)
+    by_products = backend == "auto" and _products_are_faster(q, k)
+    if backend == "eager" or by_products:
+        function = _attention_by_products if by_products else attention_definition
+        return function(q, k, v, q.shape[3] ** -0.5 if scale is None else scale)
     # None stays None: computed from a symbolic head dim it would be a constant of compiled code, which torch's cache of
     # compiled graphs (2.13) returns for another head dim as well.
     return attention_backends.attention(q, k, v, backend, scale)

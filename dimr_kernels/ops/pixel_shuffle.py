@@ -77,7 +77,7 @@ def pixel_shuffle_add(x: Tensor, y: Tensor | None, upscale_factor: int, layout: 
     operator = "pixel_shuffle_add"
     r = checks.check_shuffle(operator, x, "upscale_factor", upscale_factor, layout)
     checks.check_shuffled(operator, x, y, r, layout)
-    if y is not None:
+    if y is not None and y.dtype != x.dtype:
         dtype = torch.promote_types(x.dtype, y.dtype)
         x, y = x.to(dtype), y.to(dtype)
     if choose(operator, x) == "eager":

@@ -23,6 +23,12 @@ def remembered_launches() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def torch_attention_at_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep attention's fused form apart from the eager one, whose products few scores would take as well on a CPU."""
+    monkeypatch.setattr("dimr_kernels.ops.attention.MOST_SCORES_ON_CPU", -1)
+
+
+@pytest.fixture(autouse=True)
 def form_that_runs(request: pytest.FixtureRequest) -> None:
     if "cell" in request.fixturenames:
         problem = request.getfixturevalue("cell").missing_reason()

@@ -17,6 +17,20 @@ from tests.support.parity import assert_parity, results_of, strided
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SDPA = "torch.nn.functional.scaled_dot_product_attention"
+MOST_SCORES = "dimr_kernels.ops.attention.MOST_SCORES_ON_CPU"
+
+
+@pytest.fixture
+def sdpa_for_any_size():
+    """Let "auto" take torch's attention on a CPU also where products are faster."""
+    with mock.patch(MOST_SCORES, -1):
+        yield
+
+
+@pytest.fixture(params=["chosen by size", "torch's"])
+def either_form(request):
+    if request.param == "torch's":
+        request.getfixturevalue("sdpa_for_any_size")
 
 
 def qkv(shape, dtype, device):
@@ -42,7 +56,7 @@ def test_eager_is_the_definition():
 
 @pytest.mark.parametrize("shape", [(2, 3, 17, 64), (1, 2, 33, 60), (3, 1, 7, 72), (1, 1, 1, 1), (2, 2, 65, 20)])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_auto_matches_eager(shape, dtype, device):
+def test_auto_matches_eager(shape, dtype, device, either_form):
     assert_parity(attention, qkv(shape, dtype, device), backend="auto", ulps=4)
 
 
@@ -66,12 +80,12 @@ def test_gpu_backends_match_eager(backend, head_dim, device):
     assert_parity(lambda q, k, v: attention(q, k, v, backend), inputs, backend="auto", ulps=4)
 
 
-def test_unequal_value_width(device):
+def test_unequal_value_width(device, either_form):
     q, k, v = (torch.randn(2, 2, 5, width, device=device, requires_grad=True) for width in (8, 8, 6))
     assert_parity(attention, {"q": q, "k": k, "v": v}, backend="auto")
 
 
-def test_views_of_a_packed_projection_are_not_copied(device):
+def test_views_of_a_packed_projection_are_not_copied(device, sdpa_for_any_size):
     views = views_of_packed(2, 9, 3, 16, torch.float32, device)
     assert not any(view.is_contiguous() for view in views)
     with mock.patch(SDPA, side_effect=torch.nn.functional.scaled_dot_product_attention) as sdpa:
@@ -81,7 +95,7 @@ def test_views_of_a_packed_projection_are_not_copied(device):
         assert taken.stride() == given.stride()
 
 
-def test_strided_inputs(device):
+def test_strided_inputs(device, either_form):
     inputs = {name: strided(x) for name, x in qkv((2, 2, 5, 16), torch.float32, device).items()}
     assert inputs["q"].stride(-1) == 2
     assert_parity(attention, inputs, backend="auto")
@@ -90,7 +104,7 @@ def test_strided_inputs(device):
 
 
 @pytest.mark.parametrize("backend", ["auto", "math", "eager"])
-def test_empty_batch(backend, device):
+def test_empty_batch(backend, device, either_form):
     q, k, v = (torch.randn(0, 2, 5, 8, device=device, requires_grad=True) for _ in range(3))
     out = attention(q, k, v, backend)
     out.sum().backward()
@@ -98,7 +112,7 @@ def test_empty_batch(backend, device):
 
 
 @pytest.mark.parametrize("needs", ["q", "k", "v"])
-def test_gradient_of_one_input(needs, device):
+def test_gradient_of_one_input(needs, device, either_form):
     inputs = qkv((1, 2, 5, 8), torch.float32, device)
     inputs = {name: x.detach().requires_grad_(name == needs) for name, x in inputs.items()}
     assert_parity(attention, inputs, backend="auto")
@@ -107,7 +121,7 @@ def test_gradient_of_one_input(needs, device):
 @pytest.mark.parametrize(
     "backend", ["auto", "flash", *(pytest.param(b, marks=pytest.mark.slow) for b in ("math", "eager"))]
 )
-def test_compiles_whole(backend, device):
+def test_compiles_whole(backend, device, either_form):
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     inputs = qkv((2, 2, 9, 16), dtype, device)
 
@@ -146,7 +160,7 @@ def test_described_calls_compile_whole(device):
 
 
 @pytest.mark.parametrize("backend", ["auto", "eager"])
-def test_autocast(backend, device):
+def test_autocast(backend, device, either_form):
     inputs = {name: x.detach() for name, x in qkv((2, 2, 5, 16), torch.float32, device).items()}
     inputs["v"] = inputs["v"].bfloat16()
     with torch.autocast(device.type, torch.bfloat16):
@@ -156,7 +170,7 @@ def test_autocast(backend, device):
     torch.testing.assert_close(out, attention(**rounded, backend=backend))
 
 
-def test_use_backend():
+def test_use_backend(sdpa_for_any_size):
     inputs = {name: x.detach() for name, x in qkv((1, 1, 4, 8), torch.float32, "cpu").items()}
     with mock.patch(SDPA, side_effect=torch.nn.functional.scaled_dot_product_attention) as sdpa:
         for name, calls in (("eager", 0), ("auto", 1), ("triton", 2), ("cuda", 3)):
@@ -166,6 +180,53 @@ def test_use_backend():
         with dk.use_backend("eager"):
             attention(**inputs, backend="math")  # the nearer choice is binding
         assert sdpa.call_count == 4
+
+
+@pytest.mark.parametrize(("scores", "calls"), [(2 * 3 * 5 * 7, 0), (2 * 3 * 5 * 7 - 1, 1)])
+def test_products_up_to_so_many_scores_on_a_cpu(scores, calls):
+    q, k = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 7, 8)
+    with mock.patch(MOST_SCORES, scores), mock.patch(SDPA, return_value=q) as sdpa:
+        attention(q, k, k)
+        assert sdpa.call_count == calls
+        attention(q.to("meta"), k.to("meta"), k.to("meta"))
+        assert sdpa.call_count == calls + 1  # the measurements are those of CPUs
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_products_of_16_bits_are_float32(dtype, autocast):
+    """Round the result once: it is off by half a unit in the last place, and by what float32 is off."""
+    q, k, v = (torch.randn(2, 3, 33, 16).to(dtype) for _ in range(3))
+    exact = attention(q.double(), k.double(), v.double(), "eager")
+
+    def errors(backend):
+        with torch.autocast("cpu", dtype, enabled=autocast):
+            found = attention(*((x.float() if autocast else x) for x in (q, k, v)), backend)
+        assert found.dtype == dtype
+        return ((found.double() - exact).abs() / (exact.abs() + 1e-3)).max() / torch.finfo(dtype).eps
+
+    assert errors("auto") <= 0.6
+    assert errors("eager") > 0.6
+
+
+def test_exported_programs_take_any_size():
+    class Attend(torch.nn.Module):
+        def forward(self, q):
+            return attention(q, q, q)
+
+    with mock.patch(MOST_SCORES, 2 * 3 * 8 * 8):
+        batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
+        program = torch.export.export(Attend(), (torch.randn(2, 3, 8, 8),), dynamic_shapes=({0: batch, 2: length},))
+    q = torch.randn(7, 3, 19, 8)
+    torch.testing.assert_close(program.module()(q), attention(q, q, q, "eager"))
+
+
+def test_compiled_sizes_on_both_sides_of_the_limit():
+    compiled = torch.compile(attention, fullgraph=True, dynamic=True, backend="aot_eager")
+    with mock.patch(MOST_SCORES, 2 * 3 * 8 * 8):
+        for length in (5, 8, 9, 16, 7):
+            q, k, v = torch.randn(3, 2, 3, length, 8)
+            torch.testing.assert_close(compiled(q, k, v), attention(q, k, v, "eager"))
 
 
 @pytest.mark.parametrize("backend", ["flash_attn", "cudnn", "efficient"])

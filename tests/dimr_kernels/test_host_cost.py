@@ -67,6 +67,20 @@ def test_few_calls(name, recorded):
     assert found <= bound, f"{name}: {found} calls, {bound} allowed"
 
 
+@pytest.mark.parametrize("name", FUSED)
+def test_nothing_to_differentiate_costs_no_graph(name):
+    """Inputs without ``requires_grad`` cost what they do under ``no_grad``, but for a look at each of them."""
+    from benchmarks.stubs import stubbed_launches
+
+    inputs = EXAMPLES[name].make_inputs(torch.device("cpu"), torch.bfloat16)
+    inputs = {key: x.detach() if isinstance(x, Tensor) else x for key, x in inputs.items()}
+    with stubbed_launches():
+        found = calls_of(lambda: EXAMPLES[name].function(**inputs))
+        with torch.no_grad():
+            expected = calls_of(lambda: EXAMPLES[name].function(**inputs))
+    assert found <= expected + 3
+
+
 class Dispatched(list):
     """Names of the operators that reach torch's dispatcher; ``around`` notes them while a block runs."""
 
