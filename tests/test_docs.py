@@ -196,7 +196,7 @@ def test_map_shows_the_files():
     ] == []
 
 
-FOLDERS = ("benchmarks", "csrc", "dimr", "dimr_kernels", "docs", "examples", "tests")
+FOLDERS = ("benchmarks", "csrc", "dimr", "dimr_kernels", "docs", "examples", "findings", "tests")
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "benchmarks" / "NOTES.md"], ids=lambda page: page.name)

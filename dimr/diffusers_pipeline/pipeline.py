@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..checkpoints import load_model, load_official_checkpoint
 from ..diffusion.sample import Guidance, guided
-from ..diffusion.samplers import scheduler_step, step_options
+from ..diffusion.samplers import scheduler_step, set_timesteps, step_options
 from ..diffusion.schedule import NoiseSchedule
 from ..images import SHOWN_CHANNELS
 from ..inference import InferenceEngine
@@ -219,9 +219,8 @@ class DiMRPipeline(DiffusionPipeline):
     ) -> Tensor:  # fmt: skip
         """Run the scheduler; like in dimr.sample, the state is float32 and timesteps stay on the CPU."""
         denoise = guided(Predictor(self.transformer, x.device), class_labels, guidance)
-        self.scheduler.set_timesteps(steps, device="cpu")
+        timesteps = set_timesteps(self.scheduler, steps)
         options = step_options(self.scheduler, **options)
-        timesteps = self.scheduler.timesteps
         self._num_timesteps = len(timesteps)
         x = x * self.scheduler.init_noise_sigma
         for i, step in enumerate(self.progress_bar(timesteps)):

@@ -18,9 +18,9 @@ def make_scheduler(schedule: NoiseSchedule | None = None) -> Any:
     ``DDIMScheduler.from_config(make_scheduler().config)`` and so on fit the models as well.
     """
     scheduler = multistep_scheduler(schedule or NoiseSchedule())
-    # Both settings are for schedulers made from this config and do not change its own steps. DDIM and DDPM compute the
-    # previous timestep correctly with this spacing, which starts at the noisiest step. They would also clip the data to
-    # [-1, 1], which latents exceed.
+    # Both settings are for schedulers made from this config and do not change its own steps. DDIM computes the previous
+    # timestep correctly with this spacing, which starts at the noisiest step, if the number of steps divides 1000; DDPM
+    # does for any. They would also clip the data to [-1, 1], which latents exceed.
     scheduler = type(scheduler).from_config(scheduler.config, timestep_spacing="trailing")
     scheduler.register_to_config(clip_sample=False)
     return scheduler

@@ -111,12 +111,33 @@ def sample_with_scheduler(
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    scheduler.set_timesteps(steps, device="cpu")  # on the CPU, where reading a timestep does not synchronise
+    timesteps = set_timesteps(scheduler, steps)
     x = x * scheduler.init_noise_sigma
     options = step_options(scheduler, generator=generator)
-    for step in scheduler.timesteps:
+    for step in timesteps:
         x = scheduler_step(denoise, x, scheduler, step, options)
     return x
+
+
+def set_timesteps(scheduler: Any, steps: int) -> Tensor:
+    """Set a scheduler to the start of ``steps`` steps, and return its timesteps.
+
+    They are on the CPU, where reading one does not synchronise.
+
+    Raises:
+        ValueError: the scheduler cannot take that many steps.
+    """
+    scheduler.set_timesteps(steps, device="cpu")
+    timesteps: Tensor = scheduler.timesteps
+    if timesteps[-1] < 0:  # so does diffusers' "trailing" spacing for 61 steps, by rounding
+        raise ValueError(
+            f"{type(scheduler).__name__} makes {len(timesteps)} timesteps of {steps} steps, the last "
+            f"{float(timesteps[-1]):g}: take one more or less"
+        )
+    if hasattr(scheduler, "set_begin_index"):
+        # Otherwise it looks the first timestep up, and takes the second level of noise where two have one timestep.
+        scheduler.set_begin_index(0)
+    return timesteps
 
 
 def scheduler_step(denoise: Denoise, x: Tensor, scheduler: Any, step: Tensor, options: dict[str, Any]) -> Tensor:

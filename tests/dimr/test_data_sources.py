@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
+import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -168,6 +171,46 @@ def test_unusable_tar_files(tmp_path):
     fails("/1: a label without a picture", path)
     write_tar(path, {"0.png": picture, "0.jpg": picture})
     fails("0.jpg: a second picture of 0.png", path)
+
+
+@pytest.mark.parametrize("prefix", ["", "./"])
+def test_links_in_tar_files(tmp_path, prefix):
+    """GNU tar stores a second name of the same file as a link without content."""
+    picture = pixels(1)[0]
+    write_tar(tmp_path / "a.tar", {f"{prefix}ant/0.png": encoded(picture)})
+    with tarfile.open(tmp_path / "a.tar", "a") as archive:
+        for name, kind, target in (
+            ("ant/1.png", tarfile.LNKTYPE, f"{prefix}ant/0.png"),
+            ("bee/2.png", tarfile.SYMTYPE, "../ant/0.png"),
+            ("bee/3.png", tarfile.SYMTYPE, "2.png"),
+        ):
+            member = tarfile.TarInfo(f"{prefix}{name}")
+            member.type, member.linkname = kind, target
+            archive.addfile(member)
+    dataset = opened(tmp_path / "a.tar")
+    assert dataset.labels.tolist() == [0, 0, 1, 1]
+    assert np.array_equal(loaded(dataset), np.stack([picture] * 4))
+
+
+@pytest.mark.parametrize("target", ["../elsewhere.png", "0.png", "/0.png"])
+def test_links_out_of_tar_files(tmp_path, target):
+    picture, path = encoded(pixels(1)[0]), tmp_path / "a.tar"
+    write_tar(path, {"1.png": picture})
+    with tarfile.open(path, "a") as archive:
+        member = tarfile.TarInfo("0.png")
+        member.type, member.linkname = tarfile.SYMTYPE, target
+        archive.addfile(member)
+    fails(f"a.tar: 0.png: a link to {target}, which is not a file in it", path)
+
+
+@pytest.mark.skipif(shutil.which("tar") is None, reason="needs tar")
+def test_sparse_files_in_tar_files(tmp_path):
+    (tmp_path / "0.bmp").write_bytes(encoded(np.zeros((1024, 1024, 3), np.uint8), "BMP"))
+    os.truncate(tmp_path / "0.bmp", 2**22)  # pictures may have anything after their end
+    packed = subprocess.run(["tar", "--sparse", "-cf", "a.tar", "0.bmp"], cwd=tmp_path, capture_output=True)
+    if packed.returncode or (tmp_path / "a.tar").stat().st_size > 2**22:
+        pytest.skip("this tar stores no sparse files")
+    fails("a.tar: 0.bmp: stored without its zeros, .*tar's option --sparse", tmp_path / "a.tar")
 
 
 def test_a_damaged_tar_file_loses_nothing_silently(tmp_path):

@@ -84,6 +84,23 @@ def test_dtype_of_torchs_norms(row, autocast, every_warning):
         assert result_of(lambda: F.rms_norm(x, (D,), weight)) == row[4]
 
 
+@pytest.mark.parametrize("t", [0.3, torch.linspace(-1, 1, 2)], ids=["one timestep", "two"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+@pytest.mark.parametrize("name", OURS)
+def test_gradients_are_summed_in_float32(name, backend, dtype, t):
+    """In bfloat16, 256 + 1 is 256, and in float16 2,048 + 1 is 2,048; torch's layer norm sums so on a CPU."""
+    x = (1 + torch.rand(2, 4096, D) / 2).to(dtype)
+    norm = OURS[name]().to(dtype)
+    exact = OURS[name]().double()
+    with dk.use_backend(backend):
+        norm(x, t).sum().backward()
+        exact(x.double(), t).sum().backward()
+    for (key, found), wanted in zip(norm.named_parameters(), exact.parameters(), strict=True):
+        error = (found.grad.double() - wanted.grad).abs().max()
+        assert error <= 2 * torch.finfo(dtype).eps * wanted.grad.abs().max() + 1e-3, key
+
+
 def test_no_row_is_missing():
     dtypes = ("float32", "bfloat16", "float16")
     assert {(row[0], row[1]) for row in ROWS} >= {(x, weight) for x in dtypes for weight in dtypes}

@@ -10,6 +10,7 @@ import glob
 import json
 import logging
 import os
+import posixpath
 import re
 import tarfile
 from pathlib import Path
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
 MAX_FILES = 1_000_000
+MAX_LINKS = 40  # from one to the next, as Linux follows them
 
 
 class _Entry(NamedTuple):
@@ -35,14 +37,19 @@ class _Entry(NamedTuple):
     label: Any
 
 
+class _Picture(NamedTuple):
+    name: str
+    content: tarfile.TarInfo  # another member if the picture is a link
+
+
 class TarSource(ImageSource):
     """A tar file, a folder of them, or a pattern such as ``train-{0000..0146}.tar`` or ``train-*.tar``.
 
     Members whose paths are equal up to the first dot of the file name belong to one sample: a picture, and its label
     in ``.cls`` or ``.cls.txt`` (an id or a name in text) or in ``.json`` (``{"label": 3}``), or in a file for all of
     them (``dataset.json``, ``metadata.jsonl`` or ``.csv``, see :mod:`.labels`). Without any of these, the folders that
-    the members are in are classes. A missing or damaged file is an error; if not ``strict``, it is listed
-    in ``missing``.
+    the members are in are classes. Links to other members are followed. A missing or damaged file is an error; if not
+    ``strict``, it is listed in ``missing``.
     """
 
     def __init__(self, path: str | os.PathLike[str], strict: bool = True, decoding: Decoding | None = None) -> None:
@@ -137,20 +144,26 @@ def _read_shard(shard: Path) -> tuple[list[_Entry], list[Skipped], list[str]]:
 
 def _read_members(shard: Path, archive: tarfile.TarFile) -> tuple[list[_Entry], list[Skipped], list[str]]:
     problems, others = [], []
-    pictures: dict[str, tarfile.TarInfo] = {}
+    pictures: dict[str, _Picture] = {}
     labels: dict[str, Any] = {}
     json_files: dict[str, tuple[str, bytes]] = {}  # name and text
     label_files: dict[str, bytes] = {}  # text by name
+    members = {posixpath.normpath(member.name): member for member in archive}
     for member in archive:
         folder, _, file = member.name.rpartition("/")
-        if not member.isfile() or file.startswith("."):  # macOS adds a ._name to every name
+        is_file = member.isfile() or member.islnk() or member.issym()
+        if not is_file or file.startswith("."):  # macOS adds a ._name to every name
             continue
         stem, _, extension = file.partition(".")
         key, extension = f"{folder}/{stem}", extension.lower()
         if f".{extension}".endswith(PICTURES):
-            if key in pictures:
+            content = _content(member, members)
+            if isinstance(content, str):
+                problems.append(Skipped(f"{shard}: {member.name}", content))
+            elif key in pictures:
                 problems.append(Skipped(f"{shard}: {member.name}", f"a second picture of {pictures[key].name}"))
-            pictures.setdefault(key, member)
+            else:
+                pictures[key] = _Picture(member.name, content)
         elif file in LABEL_FILES:
             label_files[member.name] = _read(archive, member)
         elif extension in ("cls", "cls.txt"):
@@ -158,21 +171,37 @@ def _read_members(shard: Path, archive: tarfile.TarFile) -> tuple[list[_Entry], 
             labels[key] = int(label) if label.isdecimal() and len(label) < 19 else label
         elif extension == "json":
             json_files[key] = member.name, _read(archive, member)
-        else:
+        elif member.isfile():
             others.append(member.name)
     for key, (name, text) in json_files.items():
         if key not in labels and (value := _json_label(f"{shard}: {name}", text)) is not None:
             labels[key] = value
     for name, text in label_files.items():
         _add_labels(labels, pictures, f"{shard}: {name}", name, text)
-    entries = [_Entry(one.name, one.offset_data, one.size, labels.get(key)) for key, one in pictures.items()]
+    entries = [_Entry(name, file.offset_data, file.size, labels.get(key)) for key, (name, file) in pictures.items()]
     problems += [Skipped(f"{shard}: {key}", "a label without a picture") for key in labels if key not in pictures]
     return entries, problems, others
 
 
-def _add_labels(
-    labels: dict[str, Any], pictures: dict[str, tarfile.TarInfo], place: str, name: str, text: bytes
-) -> None:
+def _content(member: tarfile.TarInfo, members: dict[str, tarfile.TarInfo]) -> tarfile.TarInfo | str:
+    """Follow links to the member whose bytes are the file's, or say why there is none."""
+    target = member
+    for _ in range(MAX_LINKS):
+        if target.issparse():
+            return (
+                "stored without its zeros, which cannot be read by random access: pack it without tar's option --sparse"
+            )
+        if target.isfile():
+            return target
+        folder = posixpath.dirname(target.name) if target.issym() else ""  # a hard link has the path in the archive
+        found = members.get(posixpath.normpath(posixpath.join(folder, target.linkname)))
+        if found is None or not (found.isfile() or found.islnk() or found.issym()):
+            break
+        target = found
+    return f"a link to {member.linkname}, which is not a file in it"
+
+
+def _add_labels(labels: dict[str, Any], pictures: dict[str, _Picture], place: str, name: str, text: bytes) -> None:
     """Add the labels of pictures that have none yet from a file for all pictures in its folder."""
     by_name = labels_by_name(text, place)
     if by_name is None:
