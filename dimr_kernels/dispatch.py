@@ -74,6 +74,12 @@ def constant_when_traced(function: AnyFunction) -> AnyFunction:
     return function
 
 
+@constant_when_traced
+def is_exporting() -> bool:
+    """Return True in ``torch.export``. Dynamo before torch 2.12 takes torch's for True under torch.compile as well."""
+    return torch.compiler.is_exporting()
+
+
 class ScopedValue(Generic[T]):
     """A value with a default that ``with scoped.set_to(v):`` changes for the block, also in traced code.
 
@@ -175,24 +181,23 @@ def current_backend() -> str:
 class Smallest(NamedTuple):
     """Elements of the main input from which "auto" takes the C++ form on a CPU."""
 
-    eager: float
-    compiled: float
+    eager: int
+    compiled: int
     """Under torch.compile, where an opaque operator costs some 30 us and keeps Inductor from fusing it."""
 
 
-# As measured on a Zen 3 core (docs/performance.md). The C++ forms were faster than plain PyTorch at every size but for
-# GeGLU's, which competes with two cheap calls. Inductor's norms came out even, forward and backward together, and fuse
-# with what is around them; its GeGLU, group norm and depthwise convolution were slower, the last two by far.
-# geglu_linear's input is several times smaller than what it gates. Operators that are not listed always take it.
-_NEVER = float("inf")
+# As measured (docs/performance.md). The C++ forms were faster than plain PyTorch at every size but for GeGLU's, which
+# competes with two cheap calls. Inductor's smaller norms were even or faster, and fuse with what is around them; its
+# GeGLU, group norm and depthwise convolution were slower, the last two by far. geglu_linear's input is several times
+# smaller than what it gates. Operators that are not listed always take it.
 SMALLEST_FOR_CPP = {
     "depthwise_conv2d": Smallest(0, 0),
     "geglu": Smallest(2**14, 2**18),
     "geglu_linear": Smallest(2**12, 2**16),
-    "pixel_shuffle_td_norm_add": Smallest(0, _NEVER),
+    "pixel_shuffle_td_norm_add": Smallest(0, 2**21),
     "td_group_norm": Smallest(0, 2**15),
-    "td_layer_norm": Smallest(0, _NEVER),
-    "td_rms_norm": Smallest(0, _NEVER),
+    "td_layer_norm": Smallest(0, 2**21),
+    "td_rms_norm": Smallest(0, 2**21),
 }
 
 
@@ -230,7 +235,7 @@ def _is_worth_cpp(operator: str, x: torch.Tensor) -> bool:
     if smallest is None:
         return True
     if torch.compiler.is_compiling():
-        return not torch.compiler.is_exporting() and x.numel() >= smallest.compiled
+        return not is_exporting() and x.numel() >= smallest.compiled
     return x.numel() >= smallest.eager
 
 

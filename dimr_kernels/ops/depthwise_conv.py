@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import checks
-from ..dispatch import choose
+from ..dispatch import choose, is_exporting
 from ..registration import Operator, cpp_kernel, define_forms, define_gradients
 
 
@@ -30,8 +30,7 @@ def depthwise_conv2d_definition(x: Tensor, weight: Tensor, bias: Tensor | None, 
 
 def _is_compiled_with_gradients() -> bool:
     """Return True under torch.compile, but not in torch.export, whose programs keep the definition as it is."""
-    compiler = torch.compiler
-    return compiler.is_dynamo_compiling() and not compiler.is_exporting() and torch.is_grad_enabled()
+    return torch.compiler.is_dynamo_compiling() and not is_exporting() and torch.is_grad_enabled()
 
 
 def _recomputed_definition(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:

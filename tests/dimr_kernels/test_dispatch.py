@@ -96,23 +96,42 @@ def test_cpp_takes_cpu_tensors():
 
 
 @needs_extension
-@pytest.mark.parametrize(("operator", "compiled"), [("td_layer_norm", "eager"), ("depthwise_conv2d", "cpp")])
-def test_auto_under_compile(operator, compiled):
-    """Norms are left to Inductor, which fuses them with what is around; it is slow at convolutions."""
+@pytest.mark.parametrize(
+    ("operator", "rows", "compiled"),
+    [
+        ("td_layer_norm", 6, "eager"),
+        ("td_layer_norm", SMALLEST_FOR_CPP["td_layer_norm"].compiled // 8, "cpp"),
+        ("depthwise_conv2d", 16, "cpp"),
+    ],
+)
+def test_auto_under_compile(operator, rows, compiled):
+    """Small norms are left to Inductor, which fuses them with what is around; it is slow at convolutions."""
     chosen = []
 
     def record(graph, inputs):
         chosen.append("cpp" if "_cpp" in str(graph.graph) else "eager")
         return graph
 
-    one = torch.ones(8)
+    one, x = torch.ones(8), torch.randn(2, rows // 2, 8)
     if operator == "td_layer_norm":
-        function, x = lambda x: dk.functional.td_layer_norm(x, 0.5, *[one] * 8), torch.randn(2, 3, 8)
+        function = lambda x: dk.functional.td_layer_norm(x, 0.5, *[one] * 8)  # noqa: E731
     else:
-        function, x = lambda x: dk.functional.depthwise_conv2d(x, one.expand(9, 8).T.reshape(8, 1, 3, 3)), None
-        x = torch.randn(1, 4, 4, 8)
+        function, x = lambda x: dk.functional.depthwise_conv2d(x, one.expand(9, 8).T.reshape(8, 1, 3, 3)), x[:, None]
     torch.testing.assert_close(torch.compile(function, backend=record, fullgraph=True)(x), function(x))
     assert chosen == [compiled]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_export_is_told_from_a_compilation(strict):
+    class Module(torch.nn.Module):
+        def forward(self, x):
+            return x + 1 if dispatch.is_exporting() else x - 1
+
+    zeros = torch.zeros(2)
+    compiled = torch.compile(Module(), backend="eager", fullgraph=True)
+    assert compiled(zeros).tolist() == [-1, -1]
+    assert torch.export.export(Module(), (zeros,), strict=strict).module()(zeros).tolist() == [1, 1]
+    assert Module()(zeros).tolist() == [-1, -1]
 
 
 @pytest.mark.skipif(not TRITON_INTERPRETS, reason="needs a process that interprets Triton on CPU tensors")
