@@ -62,7 +62,7 @@ CELLS = {
 
 OPERATORS = (
     "extension", "registration", "dispatch", "td_norm", "td_group_norm", "norm_dtypes", "geglu", "geglu_linear",
-    "depthwise_conv", "pixel_shuffle", "upsample",
+    "depthwise_conv", "pixel_shuffle", "upsample", "attention",
 )  # fmt: skip
 MODELS = (
     "dimr_kernels/adoption", "dimr/test_diffusers_model.py", "dimr/test_diffusers_schedulers.py",

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import checks
-from ..dispatch import current_backend
+from ..dispatch import current_backend, is_exporting
 from . import attention_backends
 from .linear import apply_linear
 
@@ -38,7 +38,7 @@ def attention_definition(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tenso
 
 
 def _products_are_faster(q: Tensor, k: Tensor) -> bool:
-    if q.device.type != "cpu" or torch.compiler.is_exporting():  # an exported program takes any batch size
+    if q.device.type != "cpu" or is_exporting():  # an exported program takes any batch size
         return False
     B, heads, L, _ = q.shape
     return B * heads * L * k.shape[2] <= MOST_SCORES_ON_CPU
