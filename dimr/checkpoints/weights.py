@@ -311,6 +311,8 @@ def _read_torch(path: Path) -> object:
         foreign = re.search(r"GLOBAL (\S+)", str(error))
         if foreign:
             reason = f"it holds {foreign[1]}"
+        elif "load DTensors" in str(error):
+            reason = "it holds shards of tensors (DTensor): save whole ones"
         elif "Weights only" in str(error):  # torch's message, which advises to load the file unsafely
             reason = "it is something else"
         else:
@@ -319,9 +321,9 @@ def _read_torch(path: Path) -> object:
 
 
 def check_weights(state: Mapping[str, object], source: str) -> None:
-    """Raise a :class:`CheckpointError` for a value that is not a dense floating-point tensor."""
+    """Raise a :class:`CheckpointError` for a value that is not a plain, dense floating-point tensor."""
     for name, value in state.items():
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) or not is_plain_tensor(value):
             raise CheckpointError(f"{source}: {name} must be a floating-point tensor, got {type(value).__name__}")
         if not value.is_floating_point() or value.layout != torch.strided or value.is_meta:
             found = f"a {value.dtype} tensor ({value.layout}, {value.device})"

@@ -21,6 +21,7 @@ PICTURES = (
     ".pbm", ".pgm", ".ppm", ".pnm",
 )  # fmt: skip
 EXIF_ORIENTATION = 0x0112  # the tag
+TIFF_PHOTOMETRIC, WHITE_IS_ZERO = 0x0106, 0  # a tag and a value of it
 MAX_LONGER_SIDE = 2**16  # in pixels, once the shorter side has been scaled
 # Errors that Pillow has been seen to raise over damaged files.
 PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error)
@@ -63,24 +64,41 @@ def decode_picture(file: bytes | Path, name: str, decoding: Decoding | None = No
     decoding = decoding or Decoding()
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as picture:
-            turned = _turn_upright(picture) if decoding.exif_orientation else picture
+            turned = _oriented(picture, decoding.exif_orientation)
+            if _is_negative(picture):
+                turned = Image.fromarray(65535 - np.asarray(turned))
             return _as_rgb(turned, decoding.background)
     except (*PILLOW_ERRORS, Image.DecompressionBombError) as error:
         raise SampleError(name, _reason(error)) from error
 
 
-def _turn_upright(picture: Any) -> Any:
-    """Turn or mirror the picture as its EXIF orientation says."""
+def _is_negative(picture: Any) -> bool:
+    """Tell whether 0 is white; Pillow inverts such TIFF files of 8 bits and fewer, but not of 16."""
+    tags = getattr(picture, "tag_v2", {})
+    return picture.mode == "I;16" and tags.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO
+
+
+def _oriented(picture: Any, upright: bool) -> Any:
+    """Turn or mirror the picture as its EXIF orientation says, or else give it as it is in the file."""
     Transpose = require_pillow().Transpose
     methods = {
         2: Transpose.FLIP_LEFT_RIGHT, 3: Transpose.ROTATE_180, 4: Transpose.FLIP_TOP_BOTTOM, 5: Transpose.TRANSPOSE,
         6: Transpose.ROTATE_270, 7: Transpose.TRANSVERSE, 8: Transpose.ROTATE_90,
     }  # fmt: skip
+    stated = _orientation(picture)
+    picture.load()
+    left = _orientation(picture)  # none of a TIFF file, which Pillow has turned by now
+    if upright:
+        return picture.transpose(methods[left]) if left in methods else picture
+    back = {**methods, 6: Transpose.ROTATE_90, 8: Transpose.ROTATE_270}
+    return picture.transpose(back[stated]) if stated in back and left != stated else picture
+
+
+def _orientation(picture: Any) -> Any:
     try:
-        orientation = picture.getexif().get(EXIF_ORIENTATION)
+        return picture.getexif().get(EXIF_ORIENTATION)
     except Exception:  # Pillow raises many types over damaged EXIF data, which does not make the pixels unreadable
-        return picture
-    return picture.transpose(methods[orientation]) if orientation in methods else picture
+        return None
 
 
 def _as_rgb(picture: Any, background: str) -> Any:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import dimr
 from dimr.checkpoints import CheckpointError, official, to_official_state_dict
 from dimr.checkpoints.official import entries
+from dimr.checkpoints.weights import model_of, read_state_dict
 from tests.support.official import CONFIGS, official_model, released_shapes, state_dict_path
 from tests.support.small_models import TINY, inputs, perturbed_model
 
@@ -216,3 +219,26 @@ def test_weights_of_another_configuration(tmp_path):
 def test_unknown_name():
     with pytest.raises(ValueError, match="no model is called 'dimr-xs'"):
         dimr.load_official_checkpoint({}, "dimr-xs")
+
+
+def test_shards_of_tensors(tmp_path):
+    """A file of a sharded model cannot be read before ``torch.distributed.tensor`` is imported, and not used after."""
+    distributed = pytest.importorskip("torch.distributed")
+    if not distributed.is_available():
+        pytest.skip("torch is built without torch.distributed")
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = distributed.device_mesh.init_device_mesh("cpu", (1,))
+        state = {
+            name: distribute_tensor(value, mesh, [Shard(0)]) for name, value in dimr.DiMR(TINY).state_dict().items()
+        }
+        torch.save(state, tmp_path / "a.pth")
+        with pytest.raises(CheckpointError, match=r"a.pth: .* must be a floating-point tensor, got DTensor"):
+            model_of(read_state_dict(tmp_path / "a.pth"), TINY, "a.pth")
+    finally:
+        distributed.destroy_process_group()
+    program = f"from dimr.checkpoints.weights import read_state_dict; read_state_dict({str(tmp_path / 'a.pth')!r})"
+    read = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "it holds shards of tensors (DTensor): save whole ones" in read.stderr

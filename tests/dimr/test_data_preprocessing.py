@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import struct
 
 import pytest
 import torch
@@ -88,14 +89,25 @@ def test_grey_values_of_no_known_range(values):
         decode_picture(saved(Image.fromarray(np.array(values, np.float32)), "tiff"), "a")
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+def test_white_may_be_zero_in_tiff_files(bits):
+    values = np.array([[0, 51, 255]], f"<u{bits // 8}") * (1 if bits == 8 else 257)
+    tags = {256: 3, 257: 1, 258: bits, 259: 1, 262: 0, 273: 8, 277: 1, 278: 1, 279: values.nbytes}
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    start = struct.pack("<2sHI", b"II", 42, 8 + values.nbytes)
+    data = start + values.tobytes() + struct.pack("<H", len(tags)) + directory + bytes(4)
+    assert np.asarray(decode_picture(data, "a"))[0, :, 0].tolist() == [255, 204, 0]
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff"])  # Pillow turns a TIFF file itself while it reads the pixels
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation(orientation):
+def test_exif_orientation(orientation, kind):
     ops = pytest.importorskip("PIL.ImageOps")
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8))
     exif = Image.Exif()
     exif[EXIF_ORIENTATION] = orientation
-    data = saved(picture, "png", exif=exif)
-    wanted = ops.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    data = saved(picture, kind, exif=exif)
+    wanted = ops.exif_transpose(Image.open(io.BytesIO(saved(picture, "png", exif=exif)))).convert("RGB")
     assert np.array_equal(decode_picture(data, "a"), wanted)
     assert np.array_equal(decode_picture(data, "a", Decoding(exif_orientation=False)), picture)
     assert wanted.size == ((6, 4) if orientation < 5 else (4, 6))
