@@ -38,7 +38,9 @@ def attention_definition(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tenso
 
 
 def _products_are_faster(q: Tensor, k: Tensor) -> bool:
-    if q.device.type != "cpu" or is_exporting():  # an exported program takes any batch size
+    if q.device.type != "cpu" or current_backend() not in ("auto", "cpp"):
+        return False
+    if is_exporting():  # a program takes any batch size
         return False
     B, heads, L, _ = q.shape
     return B * heads * L * k.shape[2] <= MOST_SCORES_ON_CPU
@@ -65,7 +67,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto", scale: flo
         scale: None is ``1/sqrt(head_dim)``.
 
     ``use_backend("eager")`` turns "auto" into "eager". ``use_backend("triton")`` and ``use_backend("cuda")`` leave
-    attention alone: its fused forms are torch's and flash-attn's, not this package's.
+    attention to torch's and flash-attn's kernels, for this package has none.
 
     Returns:
         ``[B, heads, L, value_dim]`` in q's dtype, or autocast's.

@@ -32,7 +32,8 @@ def attention_flops(config: dimr.DiMRConfig) -> int:
 def expected(config: dimr.DiMRConfig, form: str) -> int:
     """Twice ``count_macs``, less attention where torch's own computes it: all but plain products."""
     scores = config.num_heads * (1 + config.resolutions[0] ** 2) ** 2
-    counted = COUNTS_ATTENTION or form == "eager" or scores <= MOST_SCORES_ON_CPU
+    by_products = form == "eager" or (form != "triton" and scores <= MOST_SCORES_ON_CPU)
+    counted = COUNTS_ATTENTION or by_products
     return 2 * dimr.count_macs(config) - (0 if counted else attention_flops(config))
 
 

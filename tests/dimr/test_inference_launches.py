@@ -36,10 +36,9 @@ class Launches(TorchDispatchMode):
 
 
 @pytest.fixture(autouse=True)
-def as_on_a_gpu(monkeypatch):
-    """Arguments' values are not checked, and attention is always one launch."""
+def values_are_out_of_reach(monkeypatch):
+    """As on a GPU, where arguments' values are not checked."""
     monkeypatch.setattr(checks_of_inputs, "can_read_values", lambda tensor: False)
-    monkeypatch.setattr("dimr_kernels.ops.attention.MOST_SCORES_ON_CPU", -1)
 
 
 def expected(config: dimr.DiMRConfig, geglu: Counter[str]) -> Counter[str]:

@@ -270,7 +270,7 @@ class TestDivergence:
         return train
 
     def test_a_state_whose_next_step_diverges_is_not_kept(self, train, tmp_path, capsys, caplog):
-        hot = {"steps": 100, "warmup_steps": 100, "learning_rate": "3e3"}
+        hot = {"steps": 100, "warmup_steps": 100, "learning_rate": "3e6"}
         assert train("--set", "run.save_every=2", **hot) == 2
         folder = tmp_path / "run" / "checkpoints"
         message = (
@@ -292,7 +292,7 @@ class TestDivergence:
         assert [path.name for path in folder.iterdir()] == ["step-00000001.pt"]
 
     def test_the_one_before_is_kept_even_where_only_one_is_wanted(self, train, tmp_path, capsys, caplog):
-        hot = {"steps": 100, "warmup_steps": 100, "learning_rate": "3e3"}
+        hot = {"steps": 100, "warmup_steps": 100, "learning_rate": "3e6"}
         every_step = ("--set", "run.save_every=1", "--set", "run.keep=1")
         assert train(*every_step, **hot) == 2
         good = tmp_path / "run" / "checkpoints" / "step-00000001.pt"
@@ -303,7 +303,7 @@ class TestDivergence:
         saved = load_file(tmp_path / "run" / "model" / "model.safetensors")
         assert torch.equal(flattened(saved), flattened(averages))
         assert train("--resume", *every_step, **{**hot, "learning_rate": "1e-3", "steps": 4}) == 0
-        assert "training.learning_rate = 0.001 from here on (it was 3000.0)" in caplog.text
+        assert "training.learning_rate = 0.001 from here on (it was 3000000.0)" in caplog.text
         losses = newest_state(tmp_path / "run")["losses"]
         assert losses.shape == (4, 3)
         assert losses.isfinite().all()
