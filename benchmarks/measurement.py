@@ -231,7 +231,8 @@ def time_call(benchmark: Any, calls: list[timing.Call], device: torch.device) ->
         next(rotation)()
         timing.synchronise(device)
 
-    benchmark.pedantic(target, rounds=timing.ROUNDS, warmup_rounds=len(calls))
+    timing.warm_up(target, len(calls))
+    benchmark.pedantic(target, rounds=timing.ROUNDS)
     return benchmark.stats.stats.median
 
 

@@ -25,8 +25,8 @@ class Benchmark:
         self.calls = 0
         self.stats = SimpleNamespace(stats=SimpleNamespace(median=0.001))
 
-    def pedantic(self, target: Callable[[], object], rounds: int, warmup_rounds: int) -> None:
-        for _ in range(warmup_rounds + rounds):
+    def pedantic(self, target: Callable[[], object], rounds: int) -> None:
+        for _ in range(rounds):
             target()
             self.calls += 1
 

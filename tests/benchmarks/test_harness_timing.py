@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -30,6 +31,16 @@ def test_host_time_is_taken_on_an_idle_device(monkeypatch):
     assert seconds == 1
     turn = ["wait", "clock", "{}", "clock"]
     assert events == [e.format(name) for name in "aba" for e in turn] + ["wait"]
+
+
+@pytest.mark.parametrize(
+    ("least", "pages", "calls"), [(2, [900, 900, 900, 0, 0], 4), (5, [0] * 9, 5), (1, [900] * 99, 50)]
+)
+def test_warm_up_ends_where_memory_is_there(monkeypatch, least, pages, calls):
+    mapped = []
+    monkeypatch.setattr(timing.resource, "getrusage", lambda who: SimpleNamespace(ru_minflt=sum(mapped)))
+    timing.warm_up(lambda: mapped.append(pages[len(mapped)]), least)
+    assert len(mapped) == calls
 
 
 class Graph:
