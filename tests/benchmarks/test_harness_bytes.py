@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
 
 import dimr_kernels as dk
 from benchmarks import test_attention, test_depthwise_conv, test_geglu, test_pixel_shuffle, test_shuffle_norm_add
