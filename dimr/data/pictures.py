@@ -6,6 +6,7 @@ import dataclasses
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +65,27 @@ def decode_picture(file: bytes | Path, name: str, decoding: Decoding | None = No
     decoding = decoding or Decoding()
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as picture:
+            _scale_transparent_colour(picture)
             turned = _oriented(picture, decoding.exif_orientation)
             if _is_negative(picture):
                 turned = Image.fromarray(65535 - np.asarray(turned))
             return _as_rgb(turned, decoding.background)
     except (*PILLOW_ERRORS, Image.DecompressionBombError) as error:
         raise SampleError(name, _reason(error)) from error
+
+
+# Pillow's name of a PNG's samples -> its transparent colour as Pillow scales samples, but not that colour (13.0).
+SCALED_COLOURS: dict[str, Callable[[Any], Any]] = {
+    "L;2": lambda grey: grey * 85,
+    "L;4": lambda grey: grey * 17,
+    "RGB;16B": lambda colour: tuple(sample >> 8 for sample in colour),
+}
+
+
+def _scale_transparent_colour(picture: Any) -> None:
+    samples = picture.tile[0][3] if picture.format == "PNG" and picture.tile else None
+    if samples in SCALED_COLOURS and "transparency" in picture.info:
+        picture.info["transparency"] = SCALED_COLOURS[samples](picture.info["transparency"])
 
 
 def _is_negative(picture: Any) -> bool:
@@ -105,7 +121,11 @@ def _as_rgb(picture: Any, background: str) -> Any:
     """Convert to RGB. Pillow's own conversion clips values above 255 and shows the colours of transparent pixels."""
     Image = require_pillow()
     if picture.mode == "F" or picture.mode.startswith("I"):
-        return Image.fromarray(_as_bytes(np.asarray(picture))).convert("RGB")
+        values = np.asarray(picture)
+        seen = values != picture.info.get("transparency")
+        picture = Image.fromarray(_as_bytes(values)).convert("RGB")
+        if not np.all(seen):
+            picture.putalpha(Image.fromarray(np.where(seen, 255, 0).astype(np.uint8)))
     if picture.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in picture.info:
         behind = Image.new("RGBA", picture.size, background)
         return Image.alpha_composite(behind, picture.convert("RGBA")).convert("RGB")

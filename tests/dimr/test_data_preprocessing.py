@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 
 import pytest
 import torch
@@ -111,6 +112,34 @@ def test_exif_orientation(orientation, kind):
     assert np.array_equal(decode_picture(data, "a"), wanted)
     assert np.array_equal(decode_picture(data, "a", Decoding(exif_orientation=False)), picture)
     assert wanted.size == ((6, 4) if orientation < 5 else (4, 6))
+
+
+def png_with_transparent_colour(depth, channels, transparent, other) -> bytes:
+    """Write a row of two pixels, whose samples are all equal, the first of the transparent colour (tRNS)."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    bits = "".join(format(value, f"0{depth}b") * channels for value in (transparent, other))
+    size = -(-len(bits) // 8)
+    row = int(bits.ljust(8 * size, "0"), 2).to_bytes(size, "big")
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, depth, 2 if channels == 3 else 0, 0, 0, 0))
+    colour = chunk(b"tRNS", struct.pack(f">{channels}H", *[transparent] * channels))
+    return b"\x89PNG\r\n\x1a\n" + header + colour + chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("depth", "channels", "transparent", "other", "grey"),
+    [
+        (1, 1, 1, 0, 0), (2, 1, 1, 2, 170), (4, 1, 5, 6, 102), (8, 1, 5, 6, 6), (16, 1, 1000, 1001, 4),
+        (8, 3, 5, 6, 6), (16, 3, 1000, 40000, 156),
+    ],
+)  # fmt: skip
+def test_transparent_colours_of_any_depth(depth, channels, transparent, other, grey):
+    """Pillow scales the samples of 2, 4 and 16 bits, and not the transparent colour."""
+    file = png_with_transparent_colour(depth, channels, transparent, other)
+    decoded = np.asarray(decode_picture(file, "a", Decoding(background="#0a0b0c")))
+    assert decoded.tolist() == [[[10, 11, 12], [grey] * 3]]
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
