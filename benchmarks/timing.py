@@ -7,7 +7,6 @@ so a CUDA graph can record a backward only on the stream that the forward ran on
 from __future__ import annotations
 
 import functools
-import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +17,11 @@ from typing import Any
 import torch
 
 from dimr_kernels.dispatch import extension_status
+
+try:
+    import resource
+except ModuleNotFoundError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 Call = Callable[[], Any]
 
@@ -71,12 +75,17 @@ def free_bytes(device: torch.device) -> int | None:
     return torch.cuda.mem_get_info(device)[0] + cached
 
 
+def _mapped_pages() -> int:
+    """Count the pages that the system has given this process; 0 where it does not say."""
+    return 0 if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
 def warm_up(call: Call, rounds: int) -> None:
     """Call so often, and on until a call needs no new pages from the system: its results then lie where others did."""
     for i in range(MOST_WARM_UP_ROUNDS):
-        mapped = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        mapped = _mapped_pages()
         call()
-        if i + 1 >= rounds and resource.getrusage(resource.RUSAGE_SELF).ru_minflt - mapped < FEW_PAGES:
+        if i + 1 >= rounds and _mapped_pages() - mapped < FEW_PAGES:
             return
 
 

@@ -82,7 +82,7 @@ def keep_freed_memory() -> bool:
     """Let this process keep the host memory that it frees, for its next tensors; False where that is not possible.
 
     glibc gives large blocks back to the system, which maps and clears new pages for the next tensor: a training step
-    of the demo takes a tenth longer for it, a tensor above 32 MB several times as long as a kernel needs to fill it.
+    of the demo takes 5% longer for it, a tensor above 32 MB several times as long as a kernel needs to fill it.
     Blocks of 1 GiB and more are still given back.
     """
     try:

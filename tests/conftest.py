@@ -35,6 +35,12 @@ def device() -> torch.device:
     return torch.device("cuda" if GPU else "cpu")
 
 
+@pytest.fixture
+def torch_attention_at_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let "auto" take torch's attention on a CPU also where it takes plain products."""
+    monkeypatch.setattr("dimr_kernels.ops.attention.MOST_SCORES_ON_CPU", -1)
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
     """Fill new memory with NaN, so that an output element that no kernel wrote is not taken for a correct one."""

@@ -23,6 +23,12 @@ PICTURES = (
 )  # fmt: skip
 EXIF_ORIENTATION = 0x0112  # the tag
 TIFF_PHOTOMETRIC, WHITE_IS_ZERO = 0x0106, 0  # a tag and a value of it
+# Pillow's name of a PNG's samples -> its transparent colour as Pillow scales samples, but not that colour (13.0).
+SCALED_COLOURS: dict[str, Callable[[Any], Any]] = {
+    "L;2": lambda grey: grey * 85,
+    "L;4": lambda grey: grey * 17,
+    "RGB;16B": lambda colour: tuple(sample >> 8 for sample in colour),
+}
 MAX_LONGER_SIDE = 2**16  # in pixels, once the shorter side has been scaled
 # Errors that Pillow has been seen to raise over damaged files.
 PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, zlib.error)
@@ -74,14 +80,6 @@ def decode_picture(file: bytes | Path, name: str, decoding: Decoding | None = No
         raise SampleError(name, _reason(error)) from error
 
 
-# Pillow's name of a PNG's samples -> its transparent colour as Pillow scales samples, but not that colour (13.0).
-SCALED_COLOURS: dict[str, Callable[[Any], Any]] = {
-    "L;2": lambda grey: grey * 85,
-    "L;4": lambda grey: grey * 17,
-    "RGB;16B": lambda colour: tuple(sample >> 8 for sample in colour),
-}
-
-
 def _scale_transparent_colour(picture: Any) -> None:
     samples = picture.tile[0][3] if picture.format == "PNG" and picture.tile else None
     if samples in SCALED_COLOURS and "transparency" in picture.info:
@@ -121,11 +119,10 @@ def _as_rgb(picture: Any, background: str) -> Any:
     """Convert to RGB. Pillow's own conversion clips values above 255 and shows the colours of transparent pixels."""
     Image = require_pillow()
     if picture.mode == "F" or picture.mode.startswith("I"):
-        values = np.asarray(picture)
-        seen = values != picture.info.get("transparency")
+        values, transparent = np.asarray(picture), picture.info.get("transparency")
         picture = Image.fromarray(_as_bytes(values)).convert("RGB")
-        if not np.all(seen):
-            picture.putalpha(Image.fromarray(np.where(seen, 255, 0).astype(np.uint8)))
+        if transparent is not None:
+            picture.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
     if picture.mode in ("RGBA", "RGBa", "LA", "PA") or "transparency" in picture.info:
         behind = Image.new("RGBA", picture.size, background)
         return Image.alpha_composite(behind, picture.convert("RGBA")).convert("RGB")

@@ -47,10 +47,11 @@ def _products_are_faster(q: Tensor, k: Tensor) -> bool:
 
 
 def _attention_by_products(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Compute the definition in float32 (float64 in float64), as torch's fused kernels do with 16-bit tensors."""
-    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    with torch.autocast(q.device.type, enabled=False):
-        return attention_definition(q.to(dtype), k.to(dtype), v.to(dtype), scale).to(q.dtype)
+    """Compute the definition, of 16-bit tensors in float32, as torch's fused kernels do."""
+    if q.dtype not in attention_backends.HALF_DTYPES:
+        return attention_definition(q, k, v, scale)
+    with torch.autocast(q.device.type, enabled=False):  # it would cast them back
+        return attention_definition(q.float(), k.float(), v.float(), scale).to(q.dtype)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "auto", scale: float | None = None) -> Tensor:

@@ -23,9 +23,8 @@ def remembered_launches() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def torch_attention_at_any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def fused_attention(torch_attention_at_any_size: None) -> None:
     """Keep attention's fused form apart from the eager one, whose products few scores would take as well on a CPU."""
-    monkeypatch.setattr("dimr_kernels.ops.attention.MOST_SCORES_ON_CPU", -1)
 
 
 @pytest.fixture(autouse=True)

@@ -20,17 +20,10 @@ SDPA = "torch.nn.functional.scaled_dot_product_attention"
 MOST_SCORES = "dimr_kernels.ops.attention.MOST_SCORES_ON_CPU"
 
 
-@pytest.fixture
-def sdpa_for_any_size():
-    """Let "auto" take torch's attention on a CPU also where products are faster."""
-    with mock.patch(MOST_SCORES, -1):
-        yield
-
-
 @pytest.fixture(params=["chosen by size", "torch's"])
 def either_form(request):
     if request.param == "torch's":
-        request.getfixturevalue("sdpa_for_any_size")
+        request.getfixturevalue("torch_attention_at_any_size")
 
 
 def qkv(shape, dtype, device):
@@ -85,7 +78,7 @@ def test_unequal_value_width(device, either_form):
     assert_parity(attention, {"q": q, "k": k, "v": v}, backend="auto")
 
 
-def test_views_of_a_packed_projection_are_not_copied(device, sdpa_for_any_size):
+def test_views_of_a_packed_projection_are_not_copied(device, torch_attention_at_any_size):
     views = views_of_packed(2, 9, 3, 16, torch.float32, device)
     assert not any(view.is_contiguous() for view in views)
     with mock.patch(SDPA, side_effect=torch.nn.functional.scaled_dot_product_attention) as sdpa:
@@ -170,7 +163,7 @@ def test_autocast(backend, device, either_form):
     torch.testing.assert_close(out, attention(**rounded, backend=backend))
 
 
-def test_use_backend(sdpa_for_any_size):
+def test_use_backend(torch_attention_at_any_size):
     inputs = {name: x.detach() for name, x in qkv((1, 1, 4, 8), torch.float32, "cpu").items()}
     with mock.patch(SDPA, side_effect=torch.nn.functional.scaled_dot_product_attention) as sdpa:
         for name, calls in (("eager", 0), ("auto", 1), ("triton", 2), ("cuda", 3)):
